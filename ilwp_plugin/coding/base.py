@@ -1,0 +1,105 @@
+"""What every coder offers, and the registry of coders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilwp_plugin.errors import FormatError
+from ilwp_plugin.registry import Registry
+from ilwp_plugin.stream import ByteReader
+
+__all__ = ["CODERS", "Coder", "Histogram", "Symbols", "coder_of_id"]
+
+Symbols = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often each symbol occurs.
+
+    Attributes:
+        low: the smallest symbol.
+        counts: (span,) int64; occurrences of low, low + 1, ...; the first and the last are not 0.
+    """
+
+    low: int
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, symbols: NDArray[Any]) -> Histogram:
+        """The histogram of one or more integer symbols, of any shape."""
+        flat = np.asarray(symbols, dtype=np.int64).ravel()
+        low = int(flat.min())
+        return cls(low, np.bincount(flat - low).astype(np.int64))
+
+    def __add__(self, other: Histogram) -> Histogram:
+        low = min(self.low, other.low)
+        high = max(self.low + len(self.counts), other.low + len(other.counts))
+        counts = np.zeros(high - low, dtype=np.int64)
+        for part in (self, other):
+            start = part.low - low
+            counts[start : start + len(part.counts)] += part.counts
+        return Histogram(low, counts)
+
+    @property
+    def entropy(self) -> float:
+        """Order-0 entropy in bits a symbol."""
+        p = self.counts[self.counts > 0] / self.counts.sum()
+        return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+class Coder(ABC):
+    """A coder with a stored model: fit it to a histogram, store its table once, code any number of symbols with it.
+
+    `Model` below is whatever the coder needs to encode and decode; the section that holds the symbols stores the
+    table, the number of symbols and the length of the payload.
+    """
+
+    id: int
+    """Number in the file format; never reused."""
+
+    @abstractmethod
+    def fit(self, histogram: Histogram) -> Any:
+        """The model that codes symbols of this histogram in the fewest bits."""
+
+    @abstractmethod
+    def table(self, model: Any) -> bytes:
+        """The stored form of a model, self-delimiting."""
+
+    @abstractmethod
+    def read_table(self, reader: ByteReader) -> Any:
+        """The inverse of `table`. Raises FormatError where no encoder could have written these bytes."""
+
+    @abstractmethod
+    def bits(self, model: Any, histogram: Histogram) -> int:
+        """Exact number of payload bits, before padding to whole bytes, of symbols of this histogram."""
+
+    @abstractmethod
+    def encode(self, model: Any, symbols: Symbols) -> bytes:
+        """Payload of a 1-D array of symbols that the model knows."""
+
+    @abstractmethod
+    def decode(self, model: Any, payload: memoryview, count: int, reader: ByteReader) -> Symbols:
+        """The inverse of `encode`. Errors are raised as `reader.fail` has them.
+
+        Implementations bound `count` by the payload before they allocate.
+        """
+
+
+CODERS: Registry[Coder] = Registry("coder")
+
+
+def coder_of_id(number: int) -> Coder:
+    """The coder that a file names by number."""
+    for coder in CODERS.values():
+        if coder.id == number:
+            return coder
+    raise FormatError(
+        f"unknown coder {number}; known: {sorted(coder.id for coder in CODERS.values())}. "
+        "The file may come from a newer version of ilwp-plugin."
+    )

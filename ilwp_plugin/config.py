@@ -1,0 +1,155 @@
+"""The one configuration model, for Python, JSON files, the command line and the toolkits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from ilwp_plugin import strict_json
+from ilwp_plugin.coding import CODERS
+from ilwp_plugin.errors import ConfigError, FileError, IlwpError, nearest
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.quantization import BITS, STEP_RULES
+from ilwp_plugin.registry import Registry
+
+__all__ = ["Anchor", "IlwpConfig"]
+
+Anchor = Literal["fp32", "fp16", "quantized"]
+
+Bits = Annotated[int, Field(strict=True, ge=BITS[0], le=BITS[-1])]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
+
+
+def _name(registry: Registry[Any]) -> dict[str, Any]:
+    """The schema of a name in a registry; validation looks it up when it is used, so plugins may register late."""
+    return {"enum": sorted(registry)}
+
+
+class IlwpConfig(BaseModel):
+    """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
+
+    Each part works alone: `bits=None` trains with the loss and quantizes nothing, `loss_weight=0` quantizes a model as
+    it is, and `estimate` tells the sizes of any model under any configuration.
+
+    Raises:
+        ConfigError: on any invalid field, with its path and the nearest valid name.
+
+    >>> IlwpConfig(mode="collocated", bits=5).bits
+    5
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP configuration")
+
+    mode: str = Field("collocated", description="Prediction mode.", json_schema_extra=_name(PREDICTORS))
+    bits: Bits | None = Field(8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
+    loss_weight: Weight | Literal["auto"] = Field(
+        "auto",
+        description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
+        "the length of the training run.",
+    )
+    scope: Literal["depthwise", "conv"] = Field(
+        "depthwise",
+        description="Which convolutions: the depthwise ones, or every one with kernels larger than 1x1, each slice of "
+        "its weight counting as a kernel.",
+    )
+    anchor: Anchor = Field(
+        "fp32",
+        description="How the first layer of a chain is stored. Weights of 16 bits are stored as they are under 'fp32'.",
+    )
+    range: str = Field(
+        "max",
+        description="How the quantizer sets its step from the residuals of a layer: 'max' clips nothing, 'percentile' "
+        "clips above the 99.9th, 'mse' minimises the squared error.",
+        json_schema_extra=_name(STEP_RULES),
+    )
+    target_scopes: Names = Field(
+        (),
+        description="Layers to take, by name, by the name of a module that holds them, or by '{re}regular expression'; "
+        "empty takes all.",
+    )
+    ignored_scopes: Names = Field((), description="Layers to leave out, named likewise.")
+    layers: Names | None = Field(
+        None,
+        description="The layers in the order in which they predict each other, instead of a traced order.",
+    )
+    coder: str = Field("huffman", description="Entropy coder of the residuals.", json_schema_extra=_name(CODERS))
+
+    @field_validator("mode", "range", "coder", mode="before")
+    @classmethod
+    def _registered(cls, value: object, info: Any) -> object:
+        registry: Registry[Any] = {"mode": PREDICTORS, "range": STEP_RULES, "coder": CODERS}[info.field_name]
+        if not isinstance(value, str) or value not in registry:
+            raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), registry)}")
+        return value
+
+    @field_validator("target_scopes", "ignored_scopes", "layers", mode="before")
+    @classmethod
+    def _listed(cls, value: object, info: Any) -> object:
+        if isinstance(value, str):
+            raise ConfigError(f"{info.field_name}: expected a list of names, got the string {value!r}")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _translate_errors(cls, data: Any, handler: Callable[[Any], IlwpConfig]) -> IlwpConfig:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            messages = dict.fromkeys(_message(detail) for detail in error.errors())
+            raise ConfigError("; ".join(messages)) from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IlwpConfig:
+        """From a dictionary, as JSON has it."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"expected an object with the fields of IlwpConfig, got {type(values).__name__}")
+        return cls.model_validate(dict(values))
+
+    @classmethod
+    def from_json(cls, text: str) -> IlwpConfig:
+        """From JSON text; duplicate keys and NaN are refused."""
+        try:
+            values = strict_json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"not JSON: {error}") from None
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> IlwpConfig:
+        """From a JSON file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{os.fspath(path)}: not UTF-8: {error}") from None
+        try:
+            return cls.from_json(text)
+        except IlwpError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from None
+
+    def replace(self, **changes: Any) -> IlwpConfig:
+        """A copy with some fields changed, validated like a new one."""
+        return IlwpConfig.from_dict({**self.model_dump(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; `from_dict` restores it without loss."""
+        return self.model_dump(mode="json")
+
+
+def _message(detail: ErrorDetails) -> str:
+    """One pydantic error as a sentence: the path of the field, what was expected, what was found."""
+    # pydantic names the members of a union in the path; a user knows only fields and positions.
+    fields = IlwpConfig.model_fields
+    path = ".".join(str(part) for i, part in enumerate(detail["loc"]) if i == 0 or isinstance(part, int))
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {path!r}; {nearest(path, fields)}"
+    if path == "loss_weight":  # pydantic reports each member of the union
+        return f"loss_weight: expected a finite number >= 0, or 'auto', got {detail['input']!r}"
+    return f"{path}: {detail['msg']}, got {detail['input']!r}"

@@ -1,0 +1,77 @@
+"""Every error that the package raises on purpose, under one root.
+
+A message says what is wrong, where, what was expected, what was found and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ChainError",
+    "ConfigError",
+    "DataError",
+    "FileError",
+    "FormatError",
+    "IlwpError",
+    "LimitError",
+    "MissingDependencyError",
+    "RegistryError",
+    "TensorError",
+    "TrainingError",
+    "nearest",
+]
+
+
+class IlwpError(Exception):
+    """Root of all errors of the package."""
+
+
+class ConfigError(IlwpError):
+    """A configuration is not valid: an unknown key, a wrong type, a value out of range."""
+
+
+class RegistryError(IlwpError):
+    """A name is registered twice, or is not registered."""
+
+
+class ChainError(IlwpError):
+    """No chain of convolutions can be built from a model, or its order cannot be found."""
+
+
+class TensorError(IlwpError):
+    """A tensor cannot be compressed, or does not fit the model it is given to."""
+
+
+class FormatError(IlwpError):
+    """A file is not a valid `.ilwp` file: truncated, damaged, hostile or of a newer version."""
+
+
+class FileError(IlwpError):
+    """A file cannot be read or written: absent, no permission, no space."""
+
+
+class LimitError(FormatError):
+    """A file is valid so far, but restoring it would exceed the limit that the caller has set."""
+
+
+class TrainingError(IlwpError):
+    """A training helper was set up in a way that cannot work."""
+
+
+class DataError(IlwpError):
+    """A data set is missing or its files are not what they should be."""
+
+
+class MissingDependencyError(IlwpError):
+    """An optional library is needed and not installed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists the known names and suggests the nearest one, for error messages."""
+    names = list(known)
+    match = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {match[0]!r}?" if match else ""
+    shown = ", ".join(repr(n) for n in names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"known: {shown or 'none'}{hint}"

@@ -1,0 +1,323 @@
+"""Which layers predict each other: convolutions in execution order, one chain for each kernel size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from ilwp_plugin.errors import ChainError, nearest
+
+__all__ = ["Chain", "Chains", "Scope", "find_chains", "find_chains_by_name", "unwrap"]
+
+Scope = Literal["depthwise", "conv"]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers with one kernel size that predict each other, in execution order; the first one is the anchor.
+
+    Attributes:
+        kernel_size: height and width of the kernels.
+        layers: module names.
+    """
+
+    kernel_size: tuple[int, int]
+    layers: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The layers' weights in the state dict."""
+        return tuple(f"{layer}.weight" for layer in self.layers)
+
+    @property
+    def taps(self) -> int:
+        """Weights of one kernel."""
+        return self.kernel_size[0] * self.kernel_size[1]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """All chains of a model, and why each other convolution is in none.
+
+    Attributes:
+        chains: by kernel size, smallest first.
+        excluded: reason by name of the convolution.
+    """
+
+    chains: tuple[Chain, ...]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Chain]:
+        return iter(self.chains)
+
+    def __len__(self) -> int:
+        return len(self.chains)
+
+    def check_predicted(self, names: Iterable[str]) -> None:
+        """Raises ChainError unless each name is a layer that another one predicts (no anchor)."""
+        predicted = [layer for chain in self.chains for layer in chain.layers[1:]]
+        for name in names:
+            if name not in predicted:
+                raise ChainError(f"references: {name!r} is no predicted layer; {nearest(name, predicted)}")
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A candidate. `refusal` says why it can be in no chain, whatever the configuration."""
+
+    name: str
+    shape: tuple[int, ...]
+    depthwise: bool
+    refusal: str | None = None
+
+
+def find_chains(
+    model: nn.Module,
+    *,
+    scope: Scope = "depthwise",
+    target_scopes: Sequence[str] = (),
+    ignored_scopes: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
+    example_inputs: Any = None,
+) -> Chains:
+    """Find the chains of a model.
+
+    The execution order comes from a forward pass where `example_inputs` are given, else from a symbolic trace; with
+    `layers` no trace is needed. A module that is called several times stands where it is called first.
+
+    Args:
+        model: the model. Wrappers (DistributedDataParallel, torch.compile) are looked through.
+        scope: "depthwise", or "conv" for every convolution with kernels larger than 1x1.
+        target_scopes: names of layers or of modules that hold them; only these are taken. A name that begins with
+            `{re}` is a regular expression that has to match the whole layer name.
+        ignored_scopes: likewise; these are left out.
+        layers: the layer names in the order in which they are to predict each other, instead of a trace.
+        example_inputs: a tensor, or a tuple or dict of arguments, for one forward pass in eval mode.
+
+    Raises:
+        ChainError: the order cannot be traced, a name matches nothing, or no chain of two layers or more is found; the
+            last lists every convolution with the reason why it was left out.
+    """
+    model = unwrap(model)
+    names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, _CONVOLUTIONS)}
+    if layers is not None:
+        order = _explicit(layers, convolutions)
+    elif not convolutions:
+        order = []
+    else:
+        executed = (
+            _trace_by_running(model, example_inputs) if example_inputs is not None else _trace_symbolically(model)
+        )
+        order = [names[id(module)] for module in executed]
+    position = {name: i for i, name in enumerate(order)}
+    owners: dict[int, str] = {}
+    candidates = []
+    for name in [*order, *(name for name in convolutions if name not in position)]:
+        module = convolutions[name]
+        refusal = None
+        if not isinstance(module, nn.Conv2d) or isinstance(module, nn.ConvTranspose2d):
+            refusal = f"a {type(module).__name__}, not a Conv2d"
+        elif isinstance(module.weight, nn.parameter.UninitializedParameter):
+            refusal = "a lazy layer whose shape is not known yet"
+        elif name not in position:
+            refusal = "not named in `layers`" if layers is not None else "never executed"
+        elif id(module.weight) in owners:
+            refusal = f"shares its weight with {owners[id(module.weight)]!r}"
+        if refusal is None:
+            owners[id(module.weight)] = name
+        shape = () if refusal and refusal.startswith("a lazy") else tuple(module.weight.shape)
+        depthwise = module.groups == module.in_channels and module.in_channels > 1
+        candidates.append(_Convolution(name, shape, depthwise, refusal))
+    return _select(candidates, scope, target_scopes, ignored_scopes)
+
+
+def find_chains_by_name(
+    state_dict: Mapping[str, Tensor],
+    *,
+    scope: Scope = "depthwise",
+    target_scopes: Sequence[str] = (),
+    ignored_scopes: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
+) -> Chains:
+    """Find the chains of a state dict, where no model is given: its order stands for the execution order.
+
+    Every 4-D floating-point tensor called `<layer>.weight` counts as a convolution's, and one of shape (C, 1, h, w)
+    as depthwise. The first convolution is the exception where dense ones follow: nothing before it could give it more
+    than one channel, so it is the stem of a network for one-channel images (name it in `layers` to include it).
+
+    Arguments and errors are those of `find_chains`.
+    """
+    found: dict[str, Tensor] = {
+        key.removesuffix(".weight"): tensor
+        for key, tensor in state_dict.items()
+        if isinstance(tensor, Tensor) and tensor.dim() == 4 and key.endswith(".weight") and tensor.is_floating_point()
+    }
+    order = list(found) if layers is None else _explicit(layers, found)
+    has_dense = any(tensor.shape[1] != 1 for tensor in found.values())
+    owners: dict[tuple[int, int, torch.Size], str] = {}
+    candidates = []
+    for name in [*order, *(name for name in found if name not in set(order))]:
+        tensor = found[name]
+        place = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape)
+        refusal = None
+        if name not in order:
+            refusal = "not named in `layers`"
+        elif tensor.numel() and place in owners:
+            refusal = f"shares its weight with {owners[place]!r}"
+        elif (
+            layers is None
+            and scope == "depthwise"
+            and has_dense
+            and not candidates
+            and tensor.shape[1] == 1
+            and tensor.shape[2:].numel() > 1
+        ):
+            refusal = "the first convolution: its one input channel is the image's, so it is not depthwise"
+        if refusal is None:
+            owners[place] = name
+        candidates.append(_Convolution(name, tuple(tensor.shape), tensor.shape[1] == 1, refusal))
+    return _select(candidates, scope, target_scopes, ignored_scopes)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+            model = original
+        else:
+            return model
+
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+class _ConvolutionTracer(fx.Tracer):
+    """A symbolic trace that stops at convolutions, also at user-defined subclasses of them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace_symbolically(model: nn.Module) -> list[nn.Module]:
+    try:
+        graph = _ConvolutionTracer().trace(model)
+    except Exception as error:  # a symbolic trace runs the user's forward and can fail in any way
+        raise ChainError(
+            f"the execution order of {type(model).__name__} cannot be traced without inputs "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "
+            "pass example_inputs=, or name the layers in order in the configuration's `layers`"
+        ) from error
+    called = [model.get_submodule(cast(str, node.target)) for node in graph.nodes if node.op == "call_module"]
+    return _first_calls(called)
+
+
+def _trace_by_running(model: nn.Module, example_inputs: Any) -> list[nn.Module]:
+    called: list[nn.Module] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.append(module))
+        for module in model.modules()
+        if isinstance(module, _CONVOLUTIONS)
+    ]
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()  # batch norm statistics and dropout must not notice the trace
+        with torch.no_grad():
+            if isinstance(example_inputs, Mapping):
+                model(**example_inputs)
+            elif isinstance(example_inputs, (tuple, list)):
+                model(*example_inputs)
+            else:
+                model(example_inputs)
+    except Exception as error:  # the user's forward can fail in any way
+        raise ChainError(
+            f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return _first_calls(called)
+
+
+def _first_calls(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({id(module): module for module in modules if isinstance(module, _CONVOLUTIONS)}.values())
+
+
+def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+    for name in layers:
+        if name not in found:
+            raise ChainError(f"`layers` names {name!r}, which is no convolution; {nearest(name, found)}")
+    if len(set(layers)) != len(layers):
+        twice = sorted({name for name in layers if list(layers).count(name) > 1})
+        raise ChainError(f"`layers` names {', '.join(map(repr, twice))} more than once")
+    return list(layers)
+
+
+def _matcher(patterns: Sequence[str], names: Sequence[str], option: str) -> Callable[[str], bool]:
+    def matches(pattern: str, name: str) -> bool:
+        if pattern.startswith("{re}"):
+            return re.fullmatch(pattern.removeprefix("{re}"), name) is not None
+        return name == pattern or name.startswith(pattern + ".")
+
+    for pattern in patterns:
+        try:
+            used = any(matches(pattern, name) for name in names)
+        except re.error as error:
+            raise ChainError(f"`{option}`: {pattern!r} is not a regular expression: {error}") from None
+        if not used:
+            raise ChainError(f"`{option}`: {pattern!r} matches no convolution; {nearest(pattern, names)}")
+    return lambda name: any(matches(pattern, name) for pattern in patterns)
+
+
+def _select(
+    candidates: Sequence[_Convolution],
+    scope: Scope,
+    target_scopes: Sequence[str],
+    ignored_scopes: Sequence[str],
+) -> Chains:
+    names = [c.name for c in candidates]
+    targeted = _matcher(target_scopes, names, "target_scopes")
+    ignored = _matcher(ignored_scopes, names, "ignored_scopes")
+    excluded: dict[str, str] = {}
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for c in candidates:
+        if c.refusal is not None:
+            excluded[c.name] = c.refusal
+        elif ignored(c.name):
+            excluded[c.name] = "named by `ignored_scopes`"
+        elif target_scopes and not targeted(c.name):
+            excluded[c.name] = "not named by `target_scopes`"
+        elif c.shape[2] * c.shape[3] == 1:
+            excluded[c.name] = "1x1 kernels"
+        elif scope == "depthwise" and not c.depthwise:
+            excluded[c.name] = "not depthwise, and the scope is 'depthwise'"
+        elif 0 in c.shape:
+            excluded[c.name] = "holds no weights"
+        else:
+            by_size.setdefault((c.shape[2], c.shape[3]), []).append(c.name)
+    chains = []
+    for size, members in sorted(by_size.items()):
+        if len(members) > 1:
+            chains.append(Chain(size, tuple(members)))
+        else:
+            excluded[members[0]] = f"the only layer with {size[0]}x{size[1]} kernels: nothing could predict it"
+    if not chains:
+        raise ChainError(_no_chain(excluded, scope))
+    return Chains(tuple(chains), excluded)
+
+
+def _no_chain(excluded: Mapping[str, str], scope: Scope) -> str:
+    if not excluded:
+        return "no chain: the model holds no convolution"
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
+    mend = "" if scope == "conv" else "; scope='conv' takes every kernel larger than 1x1"
+    return f"no chain of two layers or more among {len(excluded)} convolutions ({reasons}){mend}"

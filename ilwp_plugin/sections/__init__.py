@@ -1,0 +1,15 @@
+"""What the sections of a file hold. Encode and decode of each kind stand side by side in one module."""
+
+from ilwp_plugin.sections.chain import ChainSection, CodedLayer
+from ilwp_plugin.sections.metadata import decode_metadata, encode_metadata
+from ilwp_plugin.sections.raw import decode_raw, encode_raw, raw_bytes
+
+__all__ = [
+    "ChainSection",
+    "CodedLayer",
+    "decode_metadata",
+    "decode_raw",
+    "encode_metadata",
+    "encode_raw",
+    "raw_bytes",
+]

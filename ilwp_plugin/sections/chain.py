@@ -1,0 +1,325 @@
+"""The chain section: the anchor, the residual codes, steps and references of one chain."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ilwp_plugin.coding import CODERS, Histogram, coder_of_id, read_indices, write_indices
+from ilwp_plugin.coding.base import Coder
+from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
+from ilwp_plugin.ledger import split_bits
+from ilwp_plugin.method.prediction import collocated_references
+from ilwp_plugin.method.quantization import BITS, QuantizedLayer, largest_code, reconstruct
+from ilwp_plugin.sections.raw import raw_bytes
+from ilwp_plugin.stream import Account, ByteReader, ByteWriter
+
+__all__ = ["ANCHOR_DTYPES", "ChainSection", "CodedLayer", "Mode"]
+
+Mode = Literal["none", "collocated", "local", "full"]
+_MODES: tuple[Mode, ...] = ("none", "collocated", "local", "full")
+"""How a layer's references are stored; the position is the number in the file."""
+
+ANCHOR_DTYPES: tuple[torch.dtype | None, ...] = (None, torch.float32, torch.float16, torch.bfloat16)
+"""How the anchor is stored; None: quantized like the other layers."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodedLayer:
+    """A layer of the chain.
+
+    Attributes:
+        info: its tensor in the directory.
+        quantized: codes, step and references; None for an anchor that is not quantized.
+        mode: how its references are stored, which may be cheaper than the mode that chose them.
+    """
+
+    info: TensorInfo
+    quantized: QuantizedLayer | None
+    mode: Mode
+
+    @property
+    def kernels(self) -> int:
+        return self.info.shape[0] * self.info.shape[1]
+
+
+def storage_mode(references: Tensor, earlier: Sequence[int]) -> Mode:
+    """The cheapest way to store references.
+
+    Args:
+        references: (kernels,) int64 kernel numbers in the chain, or -1.
+        earlier: number of kernels of each earlier layer.
+    """
+    if bool((references < 0).all()):
+        return "none"
+    if torch.equal(references, collocated_references(len(references), earlier)):
+        return "collocated"
+    return "local" if bool((references >= sum(earlier[:-1])).all()) else "full"
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSection:
+    """One chain, quantized.
+
+    Attributes:
+        kernel_size: height and width.
+        anchor: (kernels, taps) in one of ANCHOR_DTYPES; None where the first layer is quantized too.
+        layers: all layers in order, the anchor first.
+        coder: name of the coder of the residuals.
+    """
+
+    kernel_size: tuple[int, int]
+    anchor: Tensor | None
+    layers: tuple[CodedLayer, ...]
+    coder: str
+
+    @property
+    def taps(self) -> int:
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The restored weights by name, in their own shapes and dtypes."""
+        restored: list[Tensor] = []
+        for layer in self.layers:
+            if layer.quantized is not None:
+                restored.append(reconstruct(layer.quantized, restored))
+            else:
+                assert self.anchor is not None
+                restored.append(self.anchor.float())
+        return {
+            layer.info.name: kernels.to(layer.info.dtype).reshape(layer.info.shape)
+            for layer, kernels in zip(self.layers, restored, strict=True)
+        }
+
+    def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
+        """The section's bytes, each charged."""
+        position = {info.name: i for i, info in enumerate(directory)}
+        coder = CODERS[self.coder]
+        writer = ByteWriter()
+        writer.varint(self.kernel_size[0])
+        writer.varint(self.kernel_size[1])
+        writer.u8(ANCHOR_DTYPES.index(None if self.anchor is None else self.anchor.dtype))
+        writer.varint(len(self.layers))
+        for layer in self.layers:
+            with writer.charge("header", layer.info.name):
+                writer.varint(position[layer.info.name])
+                if layer.quantized is not None:
+                    writer.u8(_MODES.index(layer.mode) << 4 | layer.quantized.bits)
+                    writer.f32(layer.quantized.step)
+        if self.anchor is not None:
+            with writer.charge("anchor", self.layers[0].info.name):
+                writer.raw(bytes(raw_bytes(self.anchor)))
+        coded = [layer for layer in self.layers if layer.quantized is not None]
+        codes = [_codes(layer) for layer in coded]
+        start = 0
+        for count in _group([Histogram.of(c) for c in codes], coder):
+            group = slice(start, start + count)
+            self._encode_group(writer, coder, coded[group], codes[group])
+            start += count
+        earlier = [] if self.anchor is None else [self.layers[0].kernels]
+        for layer in coded:
+            with writer.charge("non_texture", layer.info.name):
+                _write_references(writer, layer, earlier)
+            earlier.append(layer.kernels)
+        return SectionBytes(SectionKind.CHAIN, [writer.getvalue()], writer.ledger)
+
+    def _accounts(self, layers: Sequence[CodedLayer]) -> list[Account]:
+        anchor = self.layers[0]
+        return [("anchor" if layer is anchor else "texture", layer.info.name) for layer in layers]
+
+    def _encode_group(
+        self,
+        writer: ByteWriter,
+        coder: Coder,
+        layers: Sequence[CodedLayer],
+        codes: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Layers that share one code table and one bitstream."""
+        histograms = [Histogram.of(c) for c in codes]
+        model = coder.fit(_sum(histograms))
+        payload = coder.encode(model, np.concatenate(codes))
+        with writer.charge("table", layers[0].info.name):
+            writer.varint(len(layers))
+            writer.u8(coder.id)
+            writer.raw(coder.table(model))
+            writer.varint(len(payload))
+        bits = [coder.bits(model, histogram) for histogram in histograms]
+        writer.shared(payload, self._accounts(layers), split_bits(bits, len(payload)))
+
+    @classmethod
+    def decode(cls, reader: ByteReader, directory: Sequence[TensorInfo]) -> ChainSection:
+        """The inverse of `encode`. Raises FormatError."""
+        size = (reader.varint(), reader.varint())
+        anchor_number = reader.u8()
+        if anchor_number >= len(ANCHOR_DTYPES):
+            raise reader.fail(f"unknown storage {anchor_number} of the anchor")
+        anchor_dtype = ANCHOR_DTYPES[anchor_number]
+        count = reader.varint()
+        if not 1 <= count <= len(directory):
+            raise reader.fail(f"a chain of {count} layers, the file has {len(directory)} tensors")
+        heads: list[tuple[TensorInfo, tuple[Mode, int, float] | None]] = []
+        for number in range(count):
+            with reader.charge_later() as entry:
+                info = _tensor(reader, directory, size)
+                entry.account = ("header", info.name)
+                coded = number > 0 or anchor_dtype is None
+                heads.append((info, _read_head(reader, info, number == 0) if coded else None))
+        taps = size[0] * size[1]
+        anchor = None
+        if anchor_dtype is not None:
+            info = heads[0][0]
+            with reader.charge("anchor", info.name):
+                piece = reader.raw(info.numel * anchor_dtype.itemsize)
+            anchor = torch.frombuffer(bytearray(piece), dtype=anchor_dtype).reshape(-1, taps)
+            if not bool(anchor.isfinite().all()):
+                raise reader.fail(f"{info.name}: the anchor holds values that are not finite")
+        todo = [(info, head) for info, head in heads if head is not None]
+        codes, coder_name = cls._decode_codes(reader, todo, heads[0][0])
+        layers, earlier = [], []
+        if anchor is not None:
+            layers.append(CodedLayer(heads[0][0], None, "none"))
+            earlier.append(layers[0].kernels)
+        for (info, (mode, bits, step)), layer_codes in zip(todo, codes, strict=True):
+            _check_codes(reader, info, layer_codes, bits, step)
+            kernels = info.shape[0] * info.shape[1]
+            with reader.charge("non_texture", info.name):
+                references = _read_references(reader, mode, kernels, earlier)
+            values = torch.from_numpy(layer_codes.astype(np.int16)).reshape(kernels, taps)
+            layers.append(CodedLayer(info, QuantizedLayer(values, step, bits, references), mode))
+            earlier.append(kernels)
+        reader.finish()
+        section = cls(size, anchor, tuple(layers), coder_name)
+        for name, tensor in section.tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise reader.fail(f"{name}: restores to values that are not finite")
+        return section
+
+    @staticmethod
+    def _decode_codes(
+        reader: ByteReader, todo: Sequence[tuple[TensorInfo, object]], first: TensorInfo
+    ) -> tuple[list[NDArray[np.int64]], str]:
+        codes: list[NDArray[np.int64]] = []
+        names = set()
+        while len(codes) < len(todo):
+            with reader.charge("table", todo[len(codes)][0].name):
+                count = reader.varint()
+                group = [info for info, _ in todo[len(codes) : len(codes) + count]]
+                if not 1 <= count == len(group):
+                    raise reader.fail(f"a group of {count} layers where {len(todo) - len(codes)} are left")
+                coder = coder_of_id(reader.u8())
+                model = coder.read_table(reader)
+                length = reader.varint()
+            payload = reader.shared(length)
+            symbols = coder.decode(model, payload, sum(info.numel for info in group), reader)
+            pieces = np.split(symbols, np.cumsum([info.numel for info in group])[:-1])
+            bits = [coder.bits(model, Histogram.of(piece)) for piece in pieces]
+            accounts: list[Account] = [("anchor" if info is first else "texture", info.name) for info in group]
+            reader.charge_shares(accounts, split_bits(bits, length))
+            codes += pieces
+            names.add(next(name for name in CODERS if CODERS[name] is coder))
+        if len(names) > 1:
+            raise reader.fail(f"one chain with several coders: {sorted(names)}")
+        return codes, next(iter(names), "huffman")
+
+
+def _codes(layer: CodedLayer) -> NDArray[np.int64]:
+    assert layer.quantized is not None
+    return layer.quantized.codes.numpy().astype(np.int64).ravel()
+
+
+def _sum(histograms: Sequence[Histogram]) -> Histogram:
+    total = histograms[0]
+    for histogram in histograms[1:]:
+        total = total + histogram
+    return total
+
+
+def _group(histograms: Sequence[Histogram], coder: Coder) -> list[int]:
+    """Lengths of the runs of layers that share a code table: runs are merged greedily while that saves bytes.
+
+    A table costs some 60 bytes at 8 bits, which small layers cannot afford one each.
+    """
+
+    def cost(histogram: Histogram) -> int:
+        model = coder.fit(histogram)
+        return len(coder.table(model)) + 3 + (coder.bits(model, histogram) + 7) // 8
+
+    runs = [(1, histogram, cost(histogram)) for histogram in histograms]
+    pairs = [cost(a[1] + b[1]) - a[2] - b[2] for a, b in zip(runs, runs[1:], strict=False)]
+    while pairs and min(pairs) < 0:
+        at = pairs.index(min(pairs))
+        a, b = runs[at], runs[at + 1]
+        runs[at : at + 2] = [(a[0] + b[0], a[1] + b[1], a[2] + b[2] + pairs[at])]
+        del pairs[at]
+        for i in (at - 1, at):
+            if 0 <= i < len(pairs):
+                pairs[i] = cost(runs[i][1] + runs[i + 1][1]) - runs[i][2] - runs[i + 1][2]
+    return [length for length, _, _ in runs]
+
+
+def _write_references(writer: ByteWriter, layer: CodedLayer, earlier: Sequence[int]) -> None:
+    assert layer.quantized is not None
+    references = layer.quantized.references.numpy()
+    if layer.mode == "local":
+        write_indices(writer, references - sum(earlier[:-1]), earlier[-1])
+    elif layer.mode == "full":
+        starts = np.concatenate([[0], np.cumsum(earlier)])
+        u = np.searchsorted(starts, references, side="right")  # 0: none; n: the n-th layer of the chain
+        write_indices(writer, u, len(earlier) + 1)
+        write_indices(writer, np.where(u > 0, references - starts[u - 1], 0), max(earlier))
+
+
+def _read_references(reader: ByteReader, mode: Mode, kernels: int, earlier: Sequence[int]) -> Tensor:
+    if mode == "none":
+        return torch.full((kernels,), -1, dtype=torch.int64)
+    if mode == "collocated":
+        return collocated_references(kernels, earlier)
+    if mode == "local":
+        return torch.from_numpy(read_indices(reader, kernels, earlier[-1]) + sum(earlier[:-1]))
+    u = read_indices(reader, kernels, len(earlier) + 1)
+    v = read_indices(reader, kernels, max(earlier))
+    sizes = np.array([1, *earlier])  # of a kernel without reference v is 0
+    if bool((v >= sizes[u]).any()):
+        raise reader.fail("a reference to a kernel that its layer does not have")
+    starts = np.concatenate([[-1], np.cumsum([0, *earlier[:-1]])])
+    return torch.from_numpy(starts[u] + v)
+
+
+def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int, int]) -> TensorInfo:
+    number = reader.varint()
+    if number >= len(directory):
+        raise reader.fail(f"a chain refers to tensor {number}, the file has {len(directory)}")
+    info = directory[number]
+    if info.storage != "coded" or not info.dtype.is_floating_point or info.dtype.itemsize == 1:
+        raise reader.fail(f"{info.name}: a chain holds a tensor that is {info.storage}, {info.dtype}")
+    if len(info.shape) != 4 or info.shape[2:] != size or info.numel == 0:
+        raise reader.fail(f"{info.name}: shape {info.shape} in a chain of {size[0]}x{size[1]} kernels")
+    return info
+
+
+def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> tuple[Mode, int, float]:
+    code, step = reader.u8(), reader.f32()
+    mode_number, bits = code >> 4, code & 0x0F
+    if mode_number >= len(_MODES) or bits not in BITS:
+        raise reader.fail(f"{info.name}: unknown mode {mode_number} or bit width {bits}")
+    if not math.isfinite(step) or step < 0 or struct.pack("<f", step) == struct.pack("<f", -0.0):
+        raise reader.fail(f"{info.name}: step {step}, expected a finite number >= 0")
+    if first and mode_number != 0:
+        raise reader.fail(f"{info.name}: the first layer of a chain has no reference")
+    return _MODES[mode_number], bits, step
+
+
+def _check_codes(reader: ByteReader, info: TensorInfo, codes: NDArray[np.int64], bits: int, step: float) -> None:
+    largest = int(np.abs(codes).max())
+    if largest > (largest_code(bits) if step > 0 else 0):
+        raise reader.fail(f"{info.name}: a code of magnitude {largest} at {bits} bits, step {step}")

@@ -1,0 +1,155 @@
+"""Quantization-aware training: every layer of a chain computes with what the file will restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ilwp_plugin.compression import chains_of
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import ConfigError, TrainingError
+from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.quantization import (
+    STEP_RULES,
+    as_kernels,
+    quantize_chain,
+    stored_anchor,
+    straight_through,
+)
+from ilwp_plugin.training.inter_layer_loss import chain_modules
+
+__all__ = ["ResidualFakeQuantizer"]
+
+
+class _ChainState:
+    """The reconstruction of one chain, computed once for each state of its weights."""
+
+    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig) -> None:
+        self.modules = list(modules)
+        self.config = config
+        self.enabled = True
+        self._versions: list[tuple[int, int]] = []
+        self._restored: list[Tensor] = []
+
+    def forget(self, *_: Any) -> None:
+        """Weights changed behind the version counter (`.data`) are noticed at the next forward of the model."""
+        self._versions = []
+
+    def restored(self, number: int) -> Tensor:
+        weights = [_raw_weight(module) for module in self.modules]
+        versions = [(weight.data_ptr(), weight._version) for weight in weights]
+        if versions != self._versions:
+            self._restored = self._reconstruct(weights)
+            self._versions = versions
+        return self._restored[number]
+
+    @torch.no_grad()
+    def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        config = self.config
+        assert config.bits is not None
+        taps = weights[0].shape[-2] * weights[0].shape[-1]
+        kernels = [as_kernels(weight, taps) for weight in weights]
+        anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
+        predictor = PREDICTORS[config.mode]
+        _, restored = quantize_chain(
+            kernels,
+            None if anchor is None else anchor.float(),
+            lambda _, layer, earlier: predictor.references(layer, earlier),
+            config.bits,
+            STEP_RULES[config.range],
+        )
+        return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
+
+
+class _Reconstructed(nn.Module):
+    """Parametrization of one layer's weight: forward the reconstruction, backward straight through."""
+
+    def __init__(self, state: _ChainState, number: int) -> None:
+        super().__init__()
+        self.state, self.number = state, number
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.state.enabled:
+            return weight
+        return straight_through(weight, self.state.restored(self.number))
+
+
+def _raw_weight(module: nn.Conv2d) -> Tensor:
+    if parametrize.is_parametrized(module, "weight"):
+        original: Tensor = module.parametrizations.weight.original  # type: ignore[union-attr,assignment]
+        return original
+    return module.weight
+
+
+class ResidualFakeQuantizer:
+    """Closed-loop residual quantization of all chains of a model, while it trains.
+
+    Each chained layer computes with the weights that the file would restore; gradients go straight through to the raw
+    weights. `remove` gives the raw weights back: compressed with the same configuration they restore, bit for bit, to
+    what the model last computed with.
+
+        quantizer = ResidualFakeQuantizer(model, config)
+        ...train...
+        quantizer.remove()
+        compress(model, config).save("model.ilwp")
+
+    Args:
+        model: the model; its convolutions get a parametrization of their weight.
+        config: IlwpConfig() if None.
+        example_inputs: see `compress`.
+
+    Raises:
+        ChainError: the model has no chain.
+        ConfigError: `config.bits` is None.
+        TrainingError: a layer's weight is parametrized already.
+    """
+
+    def __init__(self, model: nn.Module, config: IlwpConfig | None = None, *, example_inputs: Any = None) -> None:
+        config = config or IlwpConfig()
+        if config.bits is None:
+            raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
+        model = unwrap(model)
+        self.chains = chains_of(model, config, example_inputs=example_inputs)
+        modules = chain_modules(model, self.chains)
+        for chain, members in zip(self.chains, modules, strict=True):
+            for name, module in zip(chain.layers, members, strict=True):
+                if parametrize.is_parametrized(module, "weight"):
+                    raise TrainingError(f"layer {name!r}: its weight is parametrized already; remove that first")
+        self._states = [_ChainState(members, config) for members in modules]
+        self._hooks = []
+        for state in self._states:
+            for number, module in enumerate(state.modules):
+                parametrize.register_parametrization(module, "weight", _Reconstructed(state, number), unsafe=True)
+            self._hooks.append(model.register_forward_pre_hook(state.forget))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether layers compute with reconstructed weights; False trains on as if there were no quantizer."""
+        return all(state.enabled for state in self._states)
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        for state in self._states:
+            state.enabled = value
+
+    def remove(self, bake: bool = False) -> None:
+        """Take the parametrizations off.
+
+        Args:
+            bake: leave the reconstructed weights in the model, not the raw ones.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        for state in self._states:
+            weights = [state.restored(number) for number in range(len(state.modules))] if bake else []
+            for module in state.modules:
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            with torch.no_grad():
+                for module, weight in zip(state.modules, weights, strict=bake):
+                    module.weight.copy_(weight)
+        self._hooks, self._states = [], []

@@ -1,0 +1,125 @@
+"""The inter-layer loss as a module to add to any training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilwp_plugin.compression import chains_of
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.method.chains import Chains, unwrap
+from ilwp_plugin.method.loss import inter_layer_loss
+from ilwp_plugin.method.prediction import previous_layer_references
+from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight
+
+__all__ = ["InterLayerLoss", "chain_modules"]
+
+_log = logging.getLogger(__name__)
+
+
+def chain_modules(model: nn.Module, chains: Chains) -> list[list[nn.Conv2d]]:
+    """The convolutions of each chain, in its order."""
+    model = unwrap(model)
+    modules = [[model.get_submodule(layer) for layer in chain.layers] for chain in chains]
+    return [[module for module in chain if isinstance(module, nn.Conv2d)] for chain in modules]
+
+
+class InterLayerLoss(nn.Module):
+    """`loss_weight * L_inter` of a model's chains (equations 2 and 3 of the paper).
+
+    Calling it takes no arguments and returns a float32 scalar with gradient to the weights:
+
+        regularizer = InterLayerLoss(model, config, run=TrainingRun.of(optimizer, steps, scheduler))
+        loss = criterion(model(x), y) + regularizer()
+
+    The loss is always that of the collocated kernels, whatever the mode of the configuration, since it is what makes
+    them predict each other. The weights are those of the model at each call; they are not parameters of this module.
+    Under DistributedDataParallel every rank adds the same term, and averaging leaves it as it is.
+
+    Args:
+        model: the model; wrappers are looked through.
+        config: IlwpConfig() if None; `bits` plays no part.
+        run: the training to come; needed where `config.loss_weight` is "auto" (see `training.loss_weight`).
+        example_inputs: see `compress`.
+        references: index maps by layer name, see `compress`.
+
+    Attributes:
+        loss_weight: may be changed at any time, by a schedule for example.
+        chains: the layers that take part.
+        predicted_weights: Z.
+
+    Raises:
+        ChainError: the model has no chain.
+        TrainingError: an automatic weight without `run`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: IlwpConfig | None = None,
+        *,
+        run: TrainingRun | None = None,
+        example_inputs: Any = None,
+        references: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        config = config or IlwpConfig()
+        self.chains = chains_of(unwrap(model), config, example_inputs=example_inputs)
+        # A list, not a ModuleList: the model's parameters must not become this module's too.
+        self._modules_by_chain = chain_modules(model, self.chains)
+        self._indices = self._index_maps(references or {}) if references else None
+        self.predicted_weights = sum(module.weight.numel() for chain in self._modules_by_chain for module in chain[1:])
+        self.loss_weight = self._choose_weight(config, run)
+
+    def _index_maps(self, references: Mapping[str, Tensor]) -> list[list[Tensor | None]]:
+        self.chains.check_predicted(references)
+        maps: list[list[Tensor | None]] = []
+        for chain, modules in zip(self.chains, self._modules_by_chain, strict=True):
+            counts = [module.weight.numel() // chain.taps for module in modules]
+            maps.append([None])
+            for i, layer in enumerate(chain.layers[1:], start=1):
+                given = references.get(layer)
+                maps[-1].append(
+                    None if given is None else previous_layer_references(given, counts[i], [counts[i - 1]], layer)
+                )
+        return maps
+
+    def _choose_weight(self, config: IlwpConfig, run: TrainingRun | None) -> float:
+        if config.loss_weight != "auto":
+            return config.loss_weight
+        if run is None:
+            raise TrainingError(
+                "loss_weight='auto' scales the weight to the length of the training: pass run=TrainingRun.of(optimizer, "
+                "steps, scheduler), or set loss_weight to a number"
+            )
+        with torch.no_grad():
+            residual = float(self.value())
+        weight = automatic_loss_weight(run, self.predicted_weights, residual)
+        _log.info(
+            "inter-layer loss weight: %.4g (automatic; %d predicted weights, mean residual %.4g, reach of the run %.4g)",
+            weight,
+            self.predicted_weights,
+            residual,
+            run.reach,
+        )
+        return weight
+
+    def value(self) -> Tensor:
+        """The loss itself, without its weight: the mean |residual| of the predicted weights."""
+        weights = [[module.weight for module in chain] for chain in self._modules_by_chain]
+        with torch.autocast(weights[0][0].device.type, enabled=False):
+            return inter_layer_loss(weights, self._indices)
+
+    def forward(self) -> Tensor:
+        if self.loss_weight == 0:
+            return torch.zeros((), device=self._modules_by_chain[0][0].weight.device)
+        return self.loss_weight * self.value()
+
+    def extra_repr(self) -> str:
+        layers = sum(len(chain.layers) for chain in self.chains)
+        return f"loss_weight={self.loss_weight:.4g}, layers={layers}, predicted_weights={self.predicted_weights}"

@@ -1,0 +1,128 @@
+"""The weight of the inter-layer loss for a given length of training.
+
+The paper trains 200 epochs with weight 1. What matters is how far the loss can pull a weight over the whole run: a step
+of SGD moves it by `lr * weight / Z / (1 - momentum)`, Z being the number of predicted weights, so
+
+    pull = weight / Z * sum over steps of lr / (1 - momentum)        (in units of weight).
+
+The automatic weight makes the pull a fixed multiple of the mean |residual| at the start.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ilwp_plugin.errors import TrainingError
+
+__all__ = ["PULL_PER_RESIDUAL", "TrainingRun", "automatic_loss_weight", "gradient_rms"]
+
+PULL_PER_RESIDUAL = 4.0
+"""The pull of the automatic weight, as a multiple of the mean |residual| at the start."""
+
+_MAX_GRADIENT_RATIO = 3.0
+"""Of the inter-layer to the task gradient under an adaptive optimizer; beyond it, more weight moves nothing more."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How far an optimizer can move a weight over a run.
+
+    Attributes:
+        reach: sum over all steps of `lr / (1 - momentum)`, or of `lr` for an adaptive optimizer: how far a constant unit
+            gradient moves a weight.
+        gradient_rms: None for SGD. For an adaptive optimizer, whose step does not depend on the size of the gradient,
+            the root mean square of the task's gradient on the predicted weights (see `gradient_rms`).
+    """
+
+    reach: float
+    gradient_rms: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: Optimizer,
+        steps: int,
+        scheduler: LRScheduler | None = None,
+        steps_per_schedule: int = 1,
+        gradient_rms: float | None = None,
+    ) -> TrainingRun:
+        """The run that an optimizer and a learning-rate schedule are about to make.
+
+        Args:
+            optimizer: its first parameter group counts.
+            steps: optimizer steps to come.
+            scheduler: is simulated on a copy; None keeps the learning rate constant.
+            steps_per_schedule: optimizer steps for each step of the scheduler (those of an epoch for a schedule by
+                epochs).
+            gradient_rms: needed for any optimizer but SGD.
+
+        Raises:
+            TrainingError: no steps, or an adaptive optimizer without `gradient_rms`.
+        """
+        if steps < 1 or steps_per_schedule < 1:
+            raise TrainingError(
+                f"expected one step or more, got steps={steps}, steps_per_schedule={steps_per_schedule}"
+            )
+        adaptive = not isinstance(optimizer, torch.optim.SGD)
+        if adaptive and gradient_rms is None:
+            raise TrainingError(
+                f"{type(optimizer).__name__} moves weights by its learning rate whatever the gradient, so the automatic "
+                "loss weight needs gradient_rms=: that of the task's gradient, measured by training.gradient_rms after "
+                "one backward pass; or set loss_weight to a number"
+            )
+        simulated = copy.deepcopy(scheduler) if scheduler is not None else None
+        group = (optimizer if simulated is None else simulated.optimizer).param_groups[0]
+        reach = 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the copy's optimizer is not stepped, which torch warns of
+            for step in range(steps):
+                reach += float(group["lr"]) / (1.0 if adaptive else 1.0 - float(group.get("momentum", 0.0)))
+                if simulated is not None and (step + 1) % steps_per_schedule == 0 and step + 1 < steps:
+                    simulated.step()
+        return cls(reach, gradient_rms if adaptive else None)
+
+
+def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residual: float) -> float:
+    """The loss weight that pulls by `PULL_PER_RESIDUAL` times the mean residual over the run.
+
+    Args:
+        run: the run to come.
+        predicted_weights: Z, the number of predicted weights.
+        mean_residual: mean |residual| at the start, in units of weight: the inter-layer loss before training.
+
+    Returns:
+        The weight. Under an adaptive optimizer a step moves a weight by `lr * r / sqrt(1 + r^2)`, where r is the ratio
+        of the inter-layer gradient to the task's; r is capped at 3, where that is 95 % of what can be had.
+
+    Raises:
+        TrainingError: the run does not move weights.
+    """
+    if not run.reach > 0:
+        raise TrainingError(f"the sum of the learning rates of the run is {run.reach}, expected more than 0")
+    ratio = PULL_PER_RESIDUAL * mean_residual / run.reach
+    if run.gradient_rms is None:
+        return ratio * predicted_weights
+    relative = ratio / math.sqrt(1 - ratio**2) if ratio < 1 else math.inf
+    return min(relative, _MAX_GRADIENT_RATIO) * run.gradient_rms * predicted_weights
+
+
+def gradient_rms(weights: Iterable[Tensor]) -> float:
+    """Root mean square of the gradients that a backward pass of the task's loss has left on some weights.
+
+    Raises:
+        TrainingError: no gradient is there yet.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not gradients:
+        raise TrainingError("no gradients; call backward on the task's loss first")
+    squares = sum(float(gradient.double().square().sum()) for gradient in gradients)
+    return math.sqrt(squares / sum(gradient.numel() for gradient in gradients))

@@ -1,0 +1,214 @@
+"""MobileNet, MobileNetV2, ShuffleNet and ShuffleNetV2 in their usual variants for 32x32 images.
+
+Each takes a width multiplier, the stride of its first convolution, the number of input channels and of classes. With
+width 1 and stride 1 they have the layers of the networks that the paper trains on CIFAR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ilwp_plugin.errors import DataError
+from ilwp_plugin.registry import Registry
+
+__all__ = ["MODELS", "MobileNet", "MobileNetV2", "ShuffleNet", "ShuffleNetV2", "build_model"]
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+
+
+def build_model(
+    name: str, *, width: float = 1.0, stem_stride: int = 1, in_channels: int = 3, classes: int = 10
+) -> nn.Module:
+    """Build a network of the registry.
+
+    Args:
+        name: mobilenet, mobilenetv2, shufflenet or shufflenetv2.
+        width: multiplies the number of channels.
+        stem_stride: stride of the first convolution.
+        in_channels: of the images.
+        classes: outputs.
+
+    Raises:
+        RegistryError: unknown name.
+        DataError: a size that makes no network.
+    """
+    if not width > 0 or stem_stride < 1 or in_channels < 1 or classes < 1:
+        raise DataError(
+            f"no {name} with width {width}, stem stride {stem_stride}, {in_channels} input channels, {classes} classes; "
+            "expected a width > 0 and the others >= 1"
+        )
+    return MODELS[name](width=width, stem_stride=stem_stride, in_channels=in_channels, classes=classes)
+
+
+def _scale(channels: int, width: float, multiple: int = 8) -> int:
+    """The scaled number of channels, a multiple of 8 (or of the groups) and at least that."""
+    return max(multiple, round(channels * width / multiple) * multiple)
+
+
+def _conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(c_out)]
+
+
+class _Classifier(nn.Module):
+    """Features, global average pooling, linear classifier."""
+
+    def __init__(self, features: nn.Sequential, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        return logits
+
+
+@MODELS.register("mobilenet")
+class MobileNet(_Classifier):
+    """Howard et al. 2017; 13 depthwise layers of 3x3 kernels, 44,640 depthwise weights at width 1."""
+
+    _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = _scale(32, width)
+        layers = [*_conv_bn(in_channels, channels, 3, stem_stride), nn.ReLU()]
+        for c_out, stride in self._BLOCKS:
+            out = _scale(c_out, width)
+            layers.append(
+                nn.Sequential(
+                    *_conv_bn(channels, channels, 3, stride, channels),
+                    nn.ReLU(),
+                    *_conv_bn(channels, out, 1),
+                    nn.ReLU(),
+                )
+            )
+            channels = out
+        super().__init__(nn.Sequential(*layers), channels, classes)
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = c_in * expansion
+        expand = [*_conv_bn(c_in, hidden, 1), nn.ReLU6()] if expansion > 1 else []
+        self.body = nn.Sequential(
+            *expand, *_conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6(), *_conv_bn(hidden, c_out, 1)
+        )
+        self.shortcut = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return x + y if self.shortcut else y
+
+
+@MODELS.register("mobilenetv2")
+class MobileNetV2(_Classifier):
+    """Sandler et al. 2018, with the strides of CIFAR variants; 17 depthwise layers of 3x3 kernels."""
+
+    _BLOCKS = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = _scale(32, width)
+        layers = [*_conv_bn(in_channels, channels, 3, stem_stride), nn.ReLU6()]
+        for expansion, c_out, repeats, stride in self._BLOCKS:
+            out = _scale(c_out, width)
+            for i in range(repeats):
+                layers.append(_InvertedResidual(channels, out, stride if i == 0 else 1, expansion))
+                channels = out
+        last = _scale(1280, max(width, 1.0))
+        layers += [*_conv_bn(channels, last, 1), nn.ReLU6()]
+        super().__init__(nn.Sequential(*layers), last, classes)
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    return F.channel_shuffle(x, groups)
+
+
+class _ShuffleUnit(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int, groups: int, first: bool) -> None:
+        super().__init__()
+        self.stride, self.groups = stride, groups
+        branch = c_out - c_in if stride == 2 else c_out
+        hidden = max(groups, c_out // 4 // groups * groups)
+        self.reduce = nn.Sequential(*_conv_bn(c_in, hidden, 1, groups=1 if first else groups), nn.ReLU())
+        self.depthwise = nn.Sequential(*_conv_bn(hidden, hidden, 3, stride, hidden))
+        self.expand = nn.Sequential(*_conv_bn(hidden, branch, 1, groups=groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.expand(self.depthwise(_shuffle(self.reduce(x), self.groups)))
+        if self.stride == 2:
+            return F.relu(torch.cat([F.avg_pool2d(x, 3, 2, 1), y], dim=1))
+        return F.relu(x + y)
+
+
+@MODELS.register("shufflenet")
+class ShuffleNet(_Classifier):
+    """Zhang et al. 2018 with 2 groups; 16 depthwise layers of 3x3 kernels."""
+
+    _GROUPS = 2
+    _STAGES = ((200, 4), (400, 8), (800, 4))
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = _scale(24, width)
+        layers = [*_conv_bn(in_channels, channels, 3 if stem_stride > 1 else 1, stem_stride), nn.ReLU()]
+        for stage, (c_out, units) in enumerate(self._STAGES):
+            out = _scale(c_out, width)
+            for unit in range(units):
+                stride = 2 if unit == 0 else 1
+                layers.append(_ShuffleUnit(channels, out, stride, self._GROUPS, first=stage == unit == 0))
+                channels = out
+        super().__init__(nn.Sequential(*layers), channels, classes)
+
+
+class _ShuffleUnitV2(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        half = c_out // 2
+        self.split = stride == 1
+        branch_in = c_in // 2 if self.split else c_in
+        self.main = nn.Sequential(
+            *_conv_bn(branch_in, half, 1),
+            nn.ReLU(),
+            *_conv_bn(half, half, 3, stride, half),
+            *_conv_bn(half, half, 1),
+            nn.ReLU(),
+        )
+        self.side = (
+            nn.Identity()
+            if self.split
+            else nn.Sequential(*_conv_bn(c_in, c_in, 3, stride, c_in), *_conv_bn(c_in, half, 1), nn.ReLU())
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1) if self.split else (x, x)
+        return _shuffle(torch.cat([self.side(left), self.main(right)], dim=1), 2)
+
+
+@MODELS.register("shufflenetv2")
+class ShuffleNetV2(_Classifier):
+    """Ma et al. 2018, the 1x variant; 19 depthwise layers of 3x3 kernels, three of them on side branches."""
+
+    _STAGES = ((116, 4), (232, 8), (464, 4))
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = _scale(24, width)
+        layers = [*_conv_bn(in_channels, channels, 3, stem_stride), nn.ReLU()]
+        for c_out, units in self._STAGES:
+            out = _scale(c_out, width, 4)
+            for unit in range(units):
+                layers.append(_ShuffleUnitV2(channels, out, 2 if unit == 0 else 1))
+                channels = out
+        layers += [*_conv_bn(channels, 1024, 1), nn.ReLU()]
+        super().__init__(nn.Sequential(*layers), 1024, classes)

@@ -1,0 +1,86 @@
+"""A short, plain training: SGD with Nesterov momentum, one-cycle learning rate, and the inter-layer loss if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.training import InterLayerLoss, TrainingRun
+from ilwp_plugin.zoo.data import Dataset
+
+__all__ = ["Recipe", "accuracy", "train"]
+
+Report = Callable[[int, float], None]
+"""(step, loss) after each step."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The momentum, weight decay and schedule are those of the numbers in the README."""
+
+    epochs: int
+    batch: int = 256
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+
+def train(
+    model: nn.Module, data: Dataset, recipe: Recipe, config: IlwpConfig | None = None, report: Report | None = None
+) -> InterLayerLoss | None:
+    """Train a classifier in place.
+
+    Args:
+        model: the model, in its initial state.
+        data: the data set.
+        recipe: length and rates.
+        config: adds the inter-layer loss, with the weight of this configuration; None trains without it.
+        report: is told each step's loss.
+
+    Returns:
+        The inter-layer loss, with the weight it chose.
+    """
+    batch = min(recipe.batch, len(data.train_images))
+    steps_per_epoch = len(data.train_images) // batch
+    steps = recipe.epochs * steps_per_epoch
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, cycle_momentum=False)
+    regularizer = None
+    if config is not None:
+        regularizer = InterLayerLoss(model, config, run=TrainingRun.of(optimizer, steps, schedule))
+    order = torch.Generator().manual_seed(recipe.seed)
+    model.train()
+    for step in range(steps):
+        if step % steps_per_epoch == 0:
+            shuffled = torch.randperm(len(data.train_images), generator=order)
+        at = step % steps_per_epoch * batch
+        chosen = shuffled[at : at + batch]
+        loss = F.cross_entropy(model(data.train_images[chosen]), data.train_labels[chosen])
+        if regularizer is not None:
+            loss = loss + regularizer()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if report is not None:
+            report(step + 1, loss.item())
+    return regularizer
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Dataset, batch: int = 1000) -> float:
+    """Share of the test images that are classified right, in per cent."""
+    model.eval()
+    right = 0
+    for at in range(0, len(data.test_images), batch):
+        logits = model(data.test_images[at : at + batch])
+        right += int((logits.argmax(dim=1) == data.test_labels[at : at + batch]).sum())
+    return 100 * right / len(data.test_images)

@@ -42,7 +42,7 @@ from ilwp_plugin.sections.chain import Mode, storage_mode
 from ilwp_plugin.sections.raw import measure_raw
 from ilwp_plugin.stream import ByteReader
 
-__all__ = ["CompressedModel", "LayerSummary", "chains_of", "compress", "estimate", "load", "loads"]
+__all__ = ["CompressedModel", "LayerSummary", "chains_of", "compress", "estimate", "finite_kernels", "load", "loads"]
 
 Model = nn.Module | Mapping[str, Tensor]
 Progress = Callable[[str, int, int], None]
@@ -309,7 +309,7 @@ def _quantize(
     progress: _Progress,
 ) -> ChainSection:
     assert config.bits is not None
-    kernels = [_kernels(info.name, state[info.name], chain.taps) for info in infos]
+    kernels = [finite_kernels(info.name, state[info.name], chain.taps) for info in infos]
     counts = [len(layer) for layer in kernels]
     predictor = PREDICTORS[config.mode]
     progress.finished(chain.layers[0], counts[0])
@@ -340,7 +340,8 @@ def _quantize(
     return section
 
 
-def _kernels(name: str, weight: Tensor, taps: int) -> Tensor:
+def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:
+    """A weight as kernels on the CPU, see `method.quantization.as_kernels`. Raises TensorError on NaN or infinity."""
     bad = int((~weight.isfinite()).sum())
     if bad:
         raise TensorError(

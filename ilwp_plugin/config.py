@@ -31,6 +31,9 @@ def _name(registry: Registry[Any]) -> dict[str, Any]:
     return {"enum": sorted(registry)}
 
 
+_REGISTRIES: dict[str, Registry[Any]] = {"mode": PREDICTORS, "range": STEP_RULES, "coder": CODERS}
+
+
 class IlwpConfig(BaseModel):
     """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
 
@@ -46,44 +49,46 @@ class IlwpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP configuration")
 
-    mode: str = Field("collocated", description="Prediction mode.", json_schema_extra=_name(PREDICTORS))
-    bits: Bits | None = Field(8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
+    mode: str = Field(default="collocated", description="Prediction mode.", json_schema_extra=_name(PREDICTORS))
+    bits: Bits | None = Field(default=8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
     loss_weight: Weight | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
         "the length of the training run.",
     )
     scope: Literal["depthwise", "conv"] = Field(
-        "depthwise",
+        default="depthwise",
         description="Which convolutions: the depthwise ones, or every one with kernels larger than 1x1, each slice of "
         "its weight counting as a kernel.",
     )
     anchor: Anchor = Field(
-        "fp32",
+        default="fp32",
         description="How the first layer of a chain is stored. Weights of 16 bits are stored as they are under 'fp32'.",
     )
     range: str = Field(
-        "max",
+        default="max",
         description="How the quantizer sets its step from the residuals of a layer: 'max' clips nothing, 'percentile' "
         "clips above the 99.9th, 'mse' minimises the squared error.",
         json_schema_extra=_name(STEP_RULES),
     )
     target_scopes: Names = Field(
-        (),
+        default=(),
         description="Layers to take, by name, by the name of a module that holds them, or by '{re}regular expression'; "
         "empty takes all.",
     )
-    ignored_scopes: Names = Field((), description="Layers to leave out, named likewise.")
+    ignored_scopes: Names = Field(default=(), description="Layers to leave out, named likewise.")
     layers: Names | None = Field(
-        None,
+        default=None,
         description="The layers in the order in which they predict each other, instead of a traced order.",
     )
-    coder: str = Field("huffman", description="Entropy coder of the residuals.", json_schema_extra=_name(CODERS))
+    coder: str = Field(
+        default="huffman", description="Entropy coder of the residuals.", json_schema_extra=_name(CODERS)
+    )
 
     @field_validator("mode", "range", "coder", mode="before")
     @classmethod
     def _registered(cls, value: object, info: Any) -> object:
-        registry: Registry[Any] = {"mode": PREDICTORS, "range": STEP_RULES, "coder": CODERS}[info.field_name]
+        registry = _REGISTRIES[info.field_name]
         if not isinstance(value, str) or value not in registry:
             raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), registry)}")
         return value

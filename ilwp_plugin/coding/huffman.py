@@ -137,7 +137,7 @@ def _decode(code: HuffmanCode, payload: memoryview, count: int, reader: ByteRead
     if count > 8 * len(payload):  # every symbol takes a bit or more
         raise reader.fail(f"{what}: {count} symbols cannot fit in {len(payload)} bytes")
     bits = bitarray()
-    bits.frombytes(payload)
+    bits.frombytes(bytes(payload))
     try:
         symbols = np.fromiter(canonical_decode(bits, *code.canonical), dtype=np.int64, count=count)
     except ValueError as error:
@@ -183,7 +183,7 @@ class HuffmanCoder(Coder):
             raise reader.fail(f"code table: {span} symbols from {low} up are more than it can hold")
         start = reader.peek(min(reader.remaining, meta_bytes + (span * _MAX_META_LENGTH + 7) // 8))
         bits = bitarray()
-        bits.frombytes(start)
+        bits.frombytes(bytes(start))
         meta_bits = (MAX_LENGTH + 1) * _META_BITS
         if len(bits) < meta_bits:
             raise reader.fail("code table: ends too early")

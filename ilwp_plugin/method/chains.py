@@ -160,8 +160,8 @@ def find_chains_by_name(
     }
     order = list(found) if layers is None else _explicit(layers, found)
     has_dense = any(tensor.shape[1] != 1 for tensor in found.values())
-    owners: dict[tuple[int, int, torch.Size], str] = {}
-    candidates = []
+    owners: dict[tuple[Any, ...], str] = {}
+    candidates: list[_Convolution] = []
     for name in [*order, *(name for name in found if name not in set(order))]:
         tensor = found[name]
         place = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape)

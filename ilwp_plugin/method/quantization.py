@@ -203,7 +203,7 @@ class _StraightThrough(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -255,7 +256,7 @@ def _group(histograms: Sequence[Histogram], coder: Coder) -> list[int]:
         return len(coder.table(model)) + 3 + (coder.bits(model, histogram) + 7) // 8
 
     runs = [(1, histogram, cost(histogram)) for histogram in histograms]
-    pairs = [cost(a[1] + b[1]) - a[2] - b[2] for a, b in zip(runs, runs[1:], strict=False)]
+    pairs = [cost(a[1] + b[1]) - a[2] - b[2] for a, b in itertools.pairwise(runs)]
     while pairs and min(pairs) < 0:
         at = pairs.index(min(pairs))
         a, b = runs[at], runs[at + 1]

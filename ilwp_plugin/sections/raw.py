@@ -17,7 +17,7 @@ __all__ = ["decode_raw", "encode_raw", "measure_raw", "raw_bytes"]
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The values of a CPU tensor as bytes, in row-major order; no copy where the tensor is contiguous."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def measure_raw(tensors: Sequence[TensorInfo]) -> tuple[SectionKind, int, Ledger]:

@@ -94,14 +94,14 @@ class InterLayerLoss(nn.Module):
             return config.loss_weight
         if run is None:
             raise TrainingError(
-                "loss_weight='auto' scales the weight to the length of the training: pass run=TrainingRun.of(optimizer, "
-                "steps, scheduler), or set loss_weight to a number"
+                "loss_weight='auto' scales the weight to the length of the training: pass "
+                "run=TrainingRun.of(optimizer, steps, scheduler), or set loss_weight to a number"
             )
         with torch.no_grad():
             residual = float(self.value())
         weight = automatic_loss_weight(run, self.predicted_weights, residual)
         _log.info(
-            "inter-layer loss weight: %.4g (automatic; %d predicted weights, mean residual %.4g, reach of the run %.4g)",
+            "inter-layer loss weight %.4g (automatic: %d predicted weights, mean residual %.4g, reach of the run %.4g)",
             weight,
             self.predicted_weights,
             residual,

@@ -37,8 +37,8 @@ class TrainingRun:
     """How far an optimizer can move a weight over a run.
 
     Attributes:
-        reach: sum over all steps of `lr / (1 - momentum)`, or of `lr` for an adaptive optimizer: how far a constant unit
-            gradient moves a weight.
+        reach: sum over all steps of `lr / (1 - momentum)`, or of `lr` for an adaptive optimizer: how far a constant
+            unit gradient moves a weight.
         gradient_rms: None for SGD. For an adaptive optimizer, whose step does not depend on the size of the gradient,
             the root mean square of the task's gradient on the predicted weights (see `gradient_rms`).
     """
@@ -75,9 +75,9 @@ class TrainingRun:
         adaptive = not isinstance(optimizer, torch.optim.SGD)
         if adaptive and gradient_rms is None:
             raise TrainingError(
-                f"{type(optimizer).__name__} moves weights by its learning rate whatever the gradient, so the automatic "
-                "loss weight needs gradient_rms=: that of the task's gradient, measured by training.gradient_rms after "
-                "one backward pass; or set loss_weight to a number"
+                f"{type(optimizer).__name__} moves weights by its learning rate whatever the gradient; the automatic "
+                "loss weight needs gradient_rms=: that of the task's gradient, measured by training.gradient_rms "
+                "after one backward pass; or set loss_weight to a number"
             )
         simulated = copy.deepcopy(scheduler) if scheduler is not None else None
         group = (optimizer if simulated is None else simulated.optimizer).param_groups[0]

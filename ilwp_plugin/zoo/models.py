@@ -38,8 +38,8 @@ def build_model(
     """
     if not width > 0 or stem_stride < 1 or in_channels < 1 or classes < 1:
         raise DataError(
-            f"no {name} with width {width}, stem stride {stem_stride}, {in_channels} input channels, {classes} classes; "
-            "expected a width > 0 and the others >= 1"
+            f"no {name} with width {width}, stem stride {stem_stride}, {in_channels} input channels and "
+            f"{classes} classes; expected a width > 0 and the others >= 1"
         )
     return MODELS[name](width=width, stem_stride=stem_stride, in_channels=in_channels, classes=classes)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.zoo.data import Dataset
 
@@ -30,6 +31,10 @@ class Recipe:
     weight_decay: float = 5e-4
     seed: int = 0
 
+    def steps(self, data: Dataset) -> int:
+        """Optimizer steps of the whole training; an incomplete last batch of an epoch is left out."""
+        return self.epochs * (len(data.train_images) // self.batch)
+
 
 def train(
     model: nn.Module, data: Dataset, recipe: Recipe, config: IlwpConfig | None = None, report: Report | None = None
@@ -45,10 +50,16 @@ def train(
 
     Returns:
         The inter-layer loss, with the weight it chose.
+
+    Raises:
+        TrainingError: the recipe makes no step.
     """
-    batch = min(recipe.batch, len(data.train_images))
-    steps_per_epoch = len(data.train_images) // batch
-    steps = recipe.epochs * steps_per_epoch
+    steps = recipe.steps(data)
+    if steps < 1:
+        raise TrainingError(
+            f"{recipe.epochs} epochs in batches of {recipe.batch} of {len(data.train_images)} images make no step"
+        )
+    steps_per_epoch = steps // recipe.epochs
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
     )
@@ -56,14 +67,16 @@ def train(
     regularizer = None
     if config is not None:
         regularizer = InterLayerLoss(model, config, run=TrainingRun.of(optimizer, steps, schedule))
+    model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    images = data.train_images.contiguous(memory_format=torch.channels_last)
     order = torch.Generator().manual_seed(recipe.seed)
     model.train()
     for step in range(steps):
         if step % steps_per_epoch == 0:
             shuffled = torch.randperm(len(data.train_images), generator=order)
-        at = step % steps_per_epoch * batch
-        chosen = shuffled[at : at + batch]
-        loss = F.cross_entropy(model(data.train_images[chosen]), data.train_labels[chosen])
+        at = step % steps_per_epoch * recipe.batch
+        chosen = shuffled[at : at + recipe.batch]
+        loss = F.cross_entropy(model(images[chosen]), data.train_labels[chosen])
         if regularizer is not None:
             loss = loss + regularizer()
         optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,77 @@
+"""The figures of one model, or of several side by side, as PNG and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ilwp_plugin.analysis.distributions import Distribution, distributions
+from ilwp_plugin.analysis.figures import draw_distributions, draw_reference_shares
+from ilwp_plugin.analysis.references import ReferenceShares, reference_shares
+from ilwp_plugin.compression import Model, chains_of, finite_kernels
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import FileError
+from ilwp_plugin.method.chains import unwrap
+
+__all__ = ["analyze"]
+
+
+def analyze(
+    models: Mapping[str, Model],
+    folder: str | os.PathLike[str],
+    config: IlwpConfig | None = None,
+    *,
+    example_inputs: Any = None,
+) -> dict[str, Any]:
+    """Draw the heat map of best references (Fig. 2, 3) and the distributions (Fig. 7) of every chain.
+
+    Writes `references_KxK.png` and `distributions_KxK.png` for each kernel size, with a panel for each model, and
+    `analysis.json` with the numbers.
+
+    Args:
+        models: modules or state dicts, by title.
+        folder: is made if need be.
+        config: chooses the layers.
+        example_inputs: see `compress`.
+
+    Returns:
+        What `analysis.json` holds: by kernel size and title, `references` and `distributions`.
+
+    Raises:
+        FileError: the folder cannot be written.
+        ChainError, TensorError: as `compress`.
+    """
+    folder = Path(folder)
+    references: dict[str, dict[str, ReferenceShares]] = {}
+    values: dict[str, dict[str, tuple[Distribution, Distribution]]] = {}
+    for title, model in models.items():
+        state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+        for chain in chains_of(model, config or IlwpConfig(), example_inputs=example_inputs):
+            kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
+            size = f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"
+            references.setdefault(size, {})[title] = reference_shares(chain.kernel_size, chain.layers, kernels)
+            values.setdefault(size, {})[title] = distributions(kernels)
+    result = {
+        size: {
+            title: {
+                "references": references[size][title].to_dict(),
+                "distributions": [d.to_dict() for d in values[size][title]],
+            }
+            for title in references[size]
+        }
+        for size in references
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for size in references:
+            draw_reference_shares(references[size], folder / f"references_{size}.png")
+            draw_distributions(values[size], folder / f"distributions_{size}.png")
+        (folder / "analysis.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
+    return result

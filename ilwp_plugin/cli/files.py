@@ -1,0 +1,127 @@
+"""Files in and out: compress, decompress, inspect, verify."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import ilwp_plugin
+from ilwp_plugin.cli import console as ui
+from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
+from ilwp_plugin.compression import CompressedModel
+from ilwp_plugin.weights import read_state_dict, write_safetensors
+
+Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
+IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]
+MaxBytes = Annotated[int | None, typer.Option(help="Refuse a file whose tensors take more memory than this.")]
+
+
+def compress(
+    source: Input,
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .ilwp file to write.")],
+    config: ui.Config = None,
+    mode: ui.Mode = None,
+    bits: ui.Bits = None,
+    scope: ui.Scope = None,
+    anchor: ui.Anchor = None,
+    step_range: ui.Range = None,
+    coder: ui.Coder = None,
+    target_scopes: ui.Targets = None,
+    ignored_scopes: ui.Ignored = None,
+    layers: ui.Layers = None,
+    key: ui.Key = None,
+    as_json: ui.Json = False,
+) -> None:
+    """Compress a state dict into one .ilwp file that restores all of it."""
+    chosen = ui.make_config(
+        config,
+        mode=mode,
+        bits=bits,
+        scope=scope,
+        anchor=anchor,
+        range=step_range,
+        coder=coder,
+        target_scopes=target_scopes,
+        ignored_scopes=ignored_scopes,
+        layers=layers,
+    )
+    state = read_state_dict(source, key)
+    with ui.progress_bar() as report:
+        model = ilwp_plugin.compress(state, chosen, progress=lambda _, done, total: report("kernels", done, total))
+    model.save(out)
+    if as_json:
+        ui.print_json({**_report(model), "file": str(out), "source_bytes": source.stat().st_size})
+        return
+    _print(model, str(out))
+    before = source.stat().st_size
+    output.print(
+        f"{source}: {before:,} bytes -> {out}: {model.ledger.file_bytes:,} bytes "
+        f"({before / model.ledger.file_bytes:.2f} times smaller)",
+        soft_wrap=True,
+    )
+
+
+def decompress(
+    source: IlwpFile,
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Restore the state dict of an .ilwp file as .safetensors."""
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"{out} has to end in .safetensors", param_hint="--output")
+    restored = ilwp_plugin.load(source, max_bytes=max_bytes).state_dict()
+    write_safetensors(restored, out)
+    output.print(f"{out}: {len(restored)} tensors", soft_wrap=True)
+
+
+def inspect(source: IlwpFile, as_json: ui.Json = False) -> None:
+    """Show what an .ilwp file holds and what each part costs."""
+    model = ilwp_plugin.load(source)
+    if as_json:
+        ui.print_json({**_report(model), "file": str(source)})
+    else:
+        _print(model, str(source))
+
+
+def verify(source: IlwpFile, max_bytes: MaxBytes = None) -> None:
+    """Check every checksum and decode everything; exit code 1 if the file is damaged."""
+    model = ilwp_plugin.load(source, max_bytes=max_bytes)
+    output.print(f"{source}: good; {len(model.tensors)} tensors, {model.ledger.file_bytes:,} bytes", soft_wrap=True)
+
+
+def _report(model: CompressedModel) -> dict[str, Any]:
+    """The ledger, with a description of each compressed layer; `tensors` are the bytes of all the others."""
+    ledger = model.ledger
+    by_layer = ledger.layers
+    layers = {layer.name: {**asdict(layer), **by_layer[layer.name].to_dict()} for layer in model.layers}
+    tensors = {name: parts.file_bytes for name, parts in by_layer.items() if name not in layers}
+    report = {**ledger.whole.to_dict(), "layers": layers, "tensors": tensors, "metadata": model.metadata}
+    return {**report, "excluded": model.excluded} if model.excluded else report
+
+
+def _print(model: CompressedModel, title: str) -> None:
+    by_layer = model.ledger.layers
+    rows = []
+    for layer in model.layers:
+        parts = by_layer[layer.name].to_dict()
+        quantized = layer.bits is not None
+        rows.append(
+            [
+                layer.name,
+                f"{layer.kernels}x{layer.kernel_size[0]}x{layer.kernel_size[1]}",
+                layer.mode,
+                str(layer.bits) if quantized else "-",
+                f"{layer.step:.3g}" if quantized else "-",
+                f"{layer.zeros:.2f}" if quantized else "-",
+                f"{layer.entropy:.2f}" if quantized else "-",
+                f"{parts['texture_bytes']:,}",
+                f"{parts['non_texture_bytes']:,}",
+                f"{parts['total_bytes']:,}",
+            ]
+        )
+    columns = ["layer", "kernels", "mode", "bits", "step", "zeros", "entropy", "texture", "non-texture", "total"]
+    ui.table("compressed layers (entropy in bits a weight, sizes in bytes)", columns, rows)
+    ui.table("bytes", ["", *LEDGER_COLUMNS], [[title, *ledger_row(model.ledger.whole.to_dict())]])

@@ -1,0 +1,62 @@
+"""The application, and the way that errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ilwp_plugin import __version__
+from ilwp_plugin.cli import demo, files, study
+from ilwp_plugin.cli.console import errors
+from ilwp_plugin.errors import IlwpError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="ilwp",
+    help="Inter-Layer Weight Prediction: convolutional networks in a file that is really small.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ilwp-plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(files.compress)
+app.command()(files.decompress)
+app.command()(files.inspect)
+app.command()(files.verify)
+app.command()(study.estimate)
+app.command()(study.analyze)
+app.command()(study.schema)
+app.command()(demo.demo)
+
+
+def run() -> None:
+    """Entry point. Exit codes: 0, done; 1, an error of ours, one line on stderr; 2, wrong usage; 130, interrupted."""
+    try:
+        app()
+    except IlwpError as error:
+        errors.print(f"ilwp: error: {' '.join(str(error).split())}", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `ilwp ... | head` is no error
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,93 @@
+"""Without writing a model: estimate, analyze, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ilwp_plugin
+from ilwp_plugin import IlwpConfig
+from ilwp_plugin import analysis as figures
+from ilwp_plugin.cli import console as ui
+from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
+from ilwp_plugin.cli.files import Input
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.quantization import BITS
+from ilwp_plugin.weights import read_state_dict
+
+
+def estimate(
+    source: Input,
+    config: ui.Config = None,
+    scope: ui.Scope = None,
+    anchor: ui.Anchor = None,
+    step_range: ui.Range = None,
+    coder: ui.Coder = None,
+    target_scopes: ui.Targets = None,
+    ignored_scopes: ui.Ignored = None,
+    layers: ui.Layers = None,
+    key: ui.Key = None,
+    as_json: ui.Json = False,
+) -> None:
+    """Exact sizes of the file in every mode at 2 to 8 bits, without writing it."""
+    base = ui.make_config(
+        config,
+        scope=scope,
+        anchor=anchor,
+        range=step_range,
+        coder=coder,
+        target_scopes=target_scopes,
+        ignored_scopes=ignored_scopes,
+        layers=layers,
+    )
+    state = read_state_dict(source, key)
+    grid = [(mode, bits) for mode in PREDICTORS for bits in BITS]
+    sizes = []
+    with ui.progress_bar() as report:
+        for done, (mode, bits) in enumerate(grid):
+            report("estimates", done, len(grid))
+            ledger = ilwp_plugin.estimate(state, base.replace(mode=mode, bits=bits))
+            sizes.append(ledger.whole.to_dict())
+    if as_json:
+        rows = zip(grid, sizes, strict=True)
+        ui.print_json({"rows": [{"mode": mode, "bits": bits, **size} for (mode, bits), size in rows]})
+        return
+    cells = [[f"{mode} {bits}", *ledger_row(size)] for (mode, bits), size in zip(grid, sizes, strict=True)]
+    ui.table(f"{source}: bytes by mode and bits", ["mode", *LEDGER_COLUMNS], cells)
+
+
+def analyze(
+    source: Input,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for the figures.")],
+    config: ui.Config = None,
+    scope: ui.Scope = None,
+    target_scopes: ui.Targets = None,
+    ignored_scopes: ui.Ignored = None,
+    layers: ui.Layers = None,
+    key: ui.Key = None,
+    as_json: ui.Json = False,
+) -> None:
+    """Draw where the best references are (Fig. 2, 3) and how weights and residuals are distributed (Fig. 7)."""
+    chosen = ui.make_config(
+        config, scope=scope, target_scopes=target_scopes, ignored_scopes=ignored_scopes, layers=layers
+    )
+    result = figures.analyze({source.name: read_state_dict(source, key)}, out, chosen)
+    if as_json:
+        ui.print_json(result)
+        return
+    for size, models in result.items():
+        for numbers in models.values():
+            weights, residuals = (d["laplace_entropy_bits"] for d in numbers["distributions"])
+            share = numbers["references"]["previous_layer_share"]
+            output.print(
+                f"{size} kernels: {share:.0%} of the best references are in the layer before; collocated residuals "
+                f"have {residuals - weights:+.2f} bits a weight against the weights themselves (Laplace fits)"
+            )
+    output.print(f"figures and analysis.json are in {out}", soft_wrap=True)
+
+
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    ui.print_json(IlwpConfig.model_json_schema())

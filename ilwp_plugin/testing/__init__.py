@@ -1,0 +1,5 @@
+"""Contract tests for integrations; importing this needs pytest."""
+
+from ilwp_plugin.testing.contract import Adapter, IntegrationContract
+
+__all__ = ["Adapter", "IntegrationContract"]

@@ -1,0 +1,129 @@
+"""The tests that every integration has to pass. Subclass `IntegrationContract` and implement `attach`."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ilwp_plugin.compression import compress, load
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import ChainError, ConfigError
+from ilwp_plugin.training import InterLayerLoss
+from ilwp_plugin.zoo import build_model
+
+__all__ = ["Adapter", "IntegrationContract"]
+
+
+class Adapter(Protocol):
+    """A model under a toolkit, with ilwp added the toolkit's way."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to train; with a quantizer it computes with reconstructed weights."""
+        ...
+
+    def loss(self) -> Tensor:
+        """The toolkit's compression loss: the weighted inter-layer loss, a scalar."""
+        ...
+
+    def finish(self) -> nn.Module:
+        """The plain model after training, reconstructed weights baked in."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the `.ilwp` file of the finished model."""
+        ...
+
+
+class IntegrationContract(ABC):
+    """What ilwp promises under any toolkit; one test for each promise."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, config: Mapping[str, Any], example: Tensor) -> Adapter:
+        """Add ilwp to a model through the toolkit.
+
+        Args:
+            model: a float model, to be changed or copied as the toolkit does.
+            config: fields of IlwpConfig, as the toolkit's own configuration would hold them.
+            example: an input.
+        """
+
+    @pytest.fixture
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2)
+
+    @pytest.fixture
+    def example(self) -> Tensor:
+        return torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def _train(self, adapter: Adapter, example: Tensor, steps: int = 3) -> None:
+        optimizer = torch.optim.SGD([p for p in adapter.model.parameters() if p.requires_grad], 0.05)
+        adapter.model.train()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (F.cross_entropy(adapter.model(example), torch.arange(len(example))) + adapter.loss()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def test_loss_is_that_of_the_core(self, network: nn.Module, example: Tensor) -> None:
+        reference = InterLayerLoss(network, IlwpConfig(loss_weight=3.0))()
+        adapter = self.attach(copy.deepcopy(network), {"loss_weight": 3.0, "bits": None}, example)
+        torch.testing.assert_close(adapter.loss(), reference)
+
+    def test_loss_alone_quantizes_nothing(self, network: nn.Module, example: Tensor) -> None:
+        adapter = self.attach(copy.deepcopy(network), {"loss_weight": 3.0, "bits": None}, example)
+        network.eval()
+        torch.testing.assert_close(adapter.model.eval()(example), network(example), rtol=0, atol=0)
+
+    def test_loss_falls_in_training(self, network: nn.Module, example: Tensor) -> None:
+        adapter = self.attach(network, {"loss_weight": 100.0, "bits": None}, example)
+        before = float(adapter.loss())
+        self._train(adapter, example)
+        assert float(adapter.loss()) < before
+
+    def test_quantizer_alone_adds_no_loss(self, network: nn.Module, example: Tensor) -> None:
+        adapter = self.attach(network, {"loss_weight": 0, "bits": 4}, example)
+        assert float(adapter.loss()) == 0
+
+    @pytest.mark.parametrize("anchor", ["fp32", "fp16", "quantized"])
+    @pytest.mark.parametrize("mode", ["none", "collocated", "local", "full"])
+    def test_file_restores_what_training_computed_with(
+        self, network: nn.Module, example: Tensor, tmp_path: Path, mode: str, anchor: str
+    ) -> None:
+        plain = copy.deepcopy(network)
+        adapter = self.attach(network, {"loss_weight": 1.0, "bits": 4, "mode": mode, "anchor": anchor}, example)
+        self._train(adapter, example)
+        seen = adapter.model.eval()(example).detach()
+        finished = adapter.finish().eval()
+        torch.testing.assert_close(finished(example), seen, rtol=0, atol=0)
+        path = tmp_path / "model.ilwp"
+        adapter.save(path)
+        stored = load(path)
+        assert stored.ledger.file_bytes == path.stat().st_size
+        stored.apply_to(plain)
+        torch.testing.assert_close(plain.eval()(example), seen, rtol=0, atol=0)
+
+    def test_quantized_training_moves_the_weights(self, network: nn.Module, example: Tensor) -> None:
+        before = compress(network, IlwpConfig(bits=4)).state_dict()
+        adapter = self.attach(network, {"loss_weight": 0, "bits": 4}, example)
+        self._train(adapter, example)
+        after = adapter.finish().state_dict()
+        depthwise = [name for name, tensor in before.items() if tensor.dim() == 4 and tensor.shape[1] == 1][2:]
+        assert all(not torch.equal(before[name], after[name]) for name in depthwise)
+
+    def test_unknown_key_is_refused(self, network: nn.Module, example: Tensor) -> None:
+        with pytest.raises(ConfigError, match="'bits'"):
+            self.attach(network, {"bist": 4}, example)
+
+    def test_model_without_a_chain_is_refused(self, example: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten())
+        with pytest.raises(ChainError, match="not depthwise"):
+            self.attach(model, {"bits": 4}, example)

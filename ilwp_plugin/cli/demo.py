@@ -52,7 +52,7 @@ def demo(
                 f"{row['accuracy_fp32']:.2f}",
             ]
         )
-    columns = ["method", "texture", "non-texture", "total", "of none", "file", "accuracy", "fp32"]
+    columns = ["method", "texture", "non-\ntexture", "total", "ratio", "file", "accuracy", "fp32"]
     title = f"{settings.model} x{settings.width} on {data}, {settings.bits} bits; sizes in bytes, accuracy in %"
     ui.table(title, columns, rows)
     output.print(f"results.json, table.md, the .ilwp files and the figures are in {out}", soft_wrap=True)

@@ -194,9 +194,9 @@ class HuffmanCoder(Coder):
         whole = (meta_bits + used + 7) // 8
         _check_padding(reader.raw(whole), meta_bits + used, reader, "code table")
         code = HuffmanCode(low, lengths.astype(np.uint8))
+        code.check(reader, "code table")
         if lengths[0] == 0 or lengths[-1] == 0:
             raise reader.fail("code table: its first and last symbol must occur")
-        code.check(reader, "code table")
         return code
 
     def bits(self, model: HuffmanCode, histogram: Histogram) -> int:

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilwp_plugin import IlwpConfig
+from ilwp_plugin.errors import ConfigError, FileError
+
+
+def test_defaults_are_those_of_the_method() -> None:
+    config = IlwpConfig()
+    assert (config.mode, config.bits, config.loss_weight, config.scope) == ("collocated", 8, "auto", "depthwise")
+    assert (config.anchor, config.range, config.coder) == ("fp32", "max", "huffman")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bist": 4}, "unknown key 'bist'.*did you mean 'bits'"),
+        ({"bits": 1}, "bits.*greater than or equal to 2, got 1"),
+        ({"bits": 9}, "bits.*less than or equal to 8, got 9"),
+        ({"bits": True}, "bits.*integer, got True"),
+        ({"bits": "8"}, "bits.*integer, got '8'"),
+        ({"bits": 8.0}, "bits.*integer, got 8.0"),
+        ({"mode": "colocated"}, "mode.*did you mean 'collocated'"),
+        ({"mode": 3}, "mode: 3 is no prediction mode"),
+        ({"range": "maximum"}, "range.*known: 'max', 'percentile', 'mse'"),
+        ({"coder": "hufman"}, "coder.*did you mean 'huffman'"),
+        ({"scope": "all"}, "scope.*'depthwise' or 'conv', got 'all'"),
+        ({"anchor": "int8"}, "anchor.*'fp32', 'fp16' or 'quantized'"),
+        ({"loss_weight": -1}, "loss_weight: expected a finite number >= 0, or 'auto', got -1"),
+        ({"loss_weight": float("nan")}, "loss_weight.*got nan"),
+        ({"loss_weight": float("inf")}, "loss_weight.*got inf"),
+        ({"loss_weight": "automatic"}, "loss_weight.*got 'automatic'"),
+        ({"loss_weight": True}, "loss_weight.*got True"),
+        ({"layers": "conv1"}, "layers: expected a list of names"),
+        ({"layers": ["a", 3]}, r"layers\.1.*string, got 3"),
+        ({"ignored_scopes": [""]}, r"ignored_scopes\.0.*at least 1 character"),
+        ({"bits": 9, "mode": "collocated", "x": 1}, "bits.*; unknown key 'x'"),
+    ],
+)
+def test_invalid_fields_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IlwpConfig(**fields)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        IlwpConfig.from_dict(fields)
+
+
+def test_frozen_and_hashable() -> None:
+    config = IlwpConfig(bits=4)
+    with pytest.raises(ValueError, match="frozen"):
+        config.bits = 5  # type: ignore[misc]
+    assert {config: 1}[IlwpConfig(bits=4)] == 1
+
+
+@given(
+    st.builds(
+        dict,
+        mode=st.sampled_from(["none", "full", "local", "collocated"]),
+        bits=st.none() | st.integers(2, 8),
+        loss_weight=st.just("auto") | st.floats(0, 1e6),
+        target_scopes=st.lists(st.text(min_size=1, max_size=5), max_size=3),
+        layers=st.none() | st.lists(st.text(min_size=1, max_size=5), max_size=3),
+    )
+)
+def test_json_round_trip_loses_nothing(fields: dict[str, object]) -> None:
+    config = IlwpConfig.from_dict(fields)
+    assert IlwpConfig.from_json(json.dumps(config.to_dict())) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"bits": 3, "bits": 4}', "duplicate key 'bits'"),
+        ('{"loss_weight": NaN}', "NaN is no JSON number"),
+        ('{"bits": 3', "not JSON"),
+        ("[3]", "expected an object"),
+        ("[" * 100000, "nested too deeply"),
+    ],
+)
+def test_invalid_json_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IlwpConfig.from_json(text)
+
+
+def test_file(tmp_path: Path) -> None:
+    path = tmp_path / "ilwp.json"
+    path.write_text('{"bits": 5}')
+    assert IlwpConfig.from_file(path) == IlwpConfig(bits=5)
+    path.write_text('{"bits": 50}')
+    with pytest.raises(ConfigError, match=r"ilwp\.json.*bits.*50"):
+        IlwpConfig.from_file(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"ilwp\.json.*UTF-8"):
+        IlwpConfig.from_file(path)
+    with pytest.raises(FileError, match="No such file"):
+        IlwpConfig.from_file(tmp_path / "absent.json")
+
+
+def test_replace_validates() -> None:
+    assert IlwpConfig(bits=4).replace(mode="none") == IlwpConfig(bits=4, mode="none")
+    with pytest.raises(ConfigError, match="unknown key 'bit'"):
+        IlwpConfig().replace(bit=3)
+
+
+def test_schema_names_every_field_and_registry() -> None:
+    schema = IlwpConfig.model_json_schema()
+    assert set(schema["properties"]) == set(IlwpConfig.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["mode"]["enum"] == ["collocated", "full", "local", "none"]
+    assert all("description" in field for field in schema["properties"].values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ from ilwp_plugin.sections import (
     encode_raw,
 )
 from ilwp_plugin.sections.chain import Mode, storage_mode
-from ilwp_plugin.sections.raw import measure_raw
+from ilwp_plugin.sections.raw import measure_raw, raw_bytes
 from ilwp_plugin.stream import ByteReader
 
 __all__ = ["CompressedModel", "LayerSummary", "chains_of", "compress", "estimate", "finite_kernels", "load", "loads"]
@@ -402,11 +403,7 @@ def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if a.numel() == 0:
-        return True
-    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(raw_bytes(a), raw_bytes(b))
 
 
 def _few(names: Sequence[str]) -> str:

@@ -228,7 +228,7 @@ def _trace_by_running(model: nn.Module, example_inputs: Any) -> list[nn.Module]:
     ]
     training = {module: module.training for module in model.modules()}
     try:
-        model.eval()  # batch norm statistics and dropout must not notice the trace
+        model.train(False)  # batch norm statistics and dropout must not notice the trace
         with torch.no_grad():
             if isinstance(example_inputs, Mapping):
                 model(**example_inputs)

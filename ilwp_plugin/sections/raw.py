@@ -16,7 +16,9 @@ __all__ = ["decode_raw", "encode_raw", "measure_raw", "raw_bytes"]
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The values of a CPU tensor as bytes, in row-major order; no copy where the tensor is contiguous."""
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+    if flat.stride(0) != 1:  # also of one element, which torch calls contiguous whatever its stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 

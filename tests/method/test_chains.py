@@ -39,7 +39,9 @@ def layers(chains: Chains) -> list[tuple[str, ...]]:
     return [chain.layers for chain in chains]
 
 
-@pytest.mark.parametrize("inputs", [None, torch.ones(1, 4, 8, 8), (torch.ones(1, 4, 8, 8),), {"x": torch.ones(1, 4, 8, 8)}])
+@pytest.mark.parametrize(
+    "inputs", [None, torch.ones(1, 4, 8, 8), (torch.ones(1, 4, 8, 8),), {"x": torch.ones(1, 4, 8, 8)}]
+)
 def test_execution_order_not_name_order(inputs: object) -> None:
     model = Ordered(c=depthwise(4), a=depthwise(4), b=depthwise(4))
     assert layers(find_chains(model, example_inputs=inputs)) == [("c", "a", "b")]
@@ -47,7 +49,7 @@ def test_execution_order_not_name_order(inputs: object) -> None:
 
 def test_untraceable_models_need_inputs_or_layers() -> None:
     model = Branching(c=depthwise(4), a=depthwise(4))
-    with pytest.raises(ChainError, match="cannot be traced without inputs.*example_inputs"):
+    with pytest.raises(ChainError, match=r"cannot be traced without inputs.*example_inputs"):
         find_chains(model)
     assert layers(find_chains(model, example_inputs=torch.ones(1, 4, 8, 8))) == [("c", "a")]
     assert layers(find_chains(model, layers=["c", "a"])) == [("c", "a")]
@@ -96,7 +98,7 @@ def test_never_executed_layers_are_left_out() -> None:
 def test_scope_conv_takes_every_larger_kernel() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), depthwise(8), nn.Conv2d(8, 4, 3, groups=2))
     assert layers(find_chains(model, scope="conv")) == [("0", "2", "3")]
-    with pytest.raises(ChainError, match="0: not depthwise.*1: 1x1 kernels.*scope='conv'"):
+    with pytest.raises(ChainError, match=r"0: not depthwise.*1: 1x1 kernels.*scope='conv'"):
         find_chains(model)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,7 @@ def test_open_loop_would_drift() -> None:
         kernels.append(kernels[-1] + 0.3 * random(16, 9, seed=i))
     layers, restored = quantize_chain(kernels, kernels[0], choose("collocated"), 3, STEP_RULES["max"])
     drifted = kernels[0]
-    for before, layer in zip(kernels, kernels[1:], strict=False):
+    for before, layer in itertools.pairwise(kernels):
         codes, step = quantize_residual(layer - before, largest_code(3), STEP_RULES["max"])
         drifted = drifted + codes * step
     assert float((drifted - kernels[-1]).abs().max()) > 2 * float((restored[-1] - kernels[-1]).abs().max())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ilwp_plugin.testing import settle
 from ilwp_plugin.zoo import build_model
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -18,10 +19,10 @@ hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture
-def mobilenet() -> nn.Module:
-    """A small network in its initial state, three input channels."""
+def mobilenet(images: Tensor) -> nn.Module:
+    """A small network with random weights that tells images apart, three input channels."""
     torch.manual_seed(0)
-    return build_model("mobilenet", width=0.25, stem_stride=2)
+    return settle(build_model("mobilenet", width=0.25, stem_stride=2), images).train()
 
 
 @pytest.fixture

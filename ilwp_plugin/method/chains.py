@@ -9,10 +9,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from ilwp_plugin.errors import ChainError, nearest
 
-__all__ = ["Chain", "Chains", "Scope", "find_chains", "find_chains_by_name", "unwrap"]
+__all__ = ["Chain", "Chains", "Scope", "find_chains", "find_chains_by_name", "stored_weight", "unwrap"]
 
 Scope = Literal["depthwise", "conv"]
 
@@ -127,10 +128,10 @@ def find_chains(
             refusal = "a lazy layer whose shape is not known yet"
         elif name not in position:
             refusal = "not named in `layers`" if layers is not None else "never executed"
-        elif id(module.weight) in owners:
-            refusal = f"shares its weight with {owners[id(module.weight)]!r}"
+        elif id(stored_weight(module)) in owners:
+            refusal = f"shares its weight with {owners[id(stored_weight(module))]!r}"
         if refusal is None:
-            owners[id(module.weight)] = name
+            owners[id(stored_weight(module))] = name
         shape = () if refusal and refusal.startswith("a lazy") else tuple(module.weight.shape)
         depthwise = module.groups == module.in_channels and module.in_channels > 1
         candidates.append(_Convolution(name, shape, depthwise, refusal))
@@ -194,6 +195,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = original
         else:
             return model
+
+
+def stored_weight(module: nn.Module) -> Tensor | nn.Module:
+    """The parameter behind a layer's weight: under a parametrization the original, since `.weight` is made anew.
+
+    Of a parametrization with several originals (weight norm) the module itself stands for them.
+    """
+    if parametrize.is_parametrized(module, "weight"):
+        original: Tensor | None = getattr(module.parametrizations.weight, "original", None)  # type: ignore[union-attr]
+        return module if original is None else original
+    return cast(Tensor, module.weight)
 
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)

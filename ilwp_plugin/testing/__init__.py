@@ -1,5 +1,5 @@
 """Contract tests for integrations; importing this needs pytest."""
 
-from ilwp_plugin.testing.contract import Adapter, IntegrationContract
+from ilwp_plugin.testing.contract import Adapter, IntegrationContract, settle
 
-__all__ = ["Adapter", "IntegrationContract"]
+__all__ = ["Adapter", "IntegrationContract", "settle"]

@@ -19,7 +19,23 @@ from ilwp_plugin.errors import ChainError, ConfigError
 from ilwp_plugin.training import InterLayerLoss
 from ilwp_plugin.zoo import build_model
 
-__all__ = ["Adapter", "IntegrationContract"]
+__all__ = ["Adapter", "IntegrationContract", "settle"]
+
+
+@torch.no_grad()
+def settle(model: nn.Module, example: Tensor) -> nn.Module:
+    """Give batch norm layers the statistics of an input; with their initial ones a deep network outputs a constant.
+
+    The model is left in eval mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(example)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+    return model.eval()
 
 
 class Adapter(Protocol):
@@ -57,13 +73,13 @@ class IntegrationContract(ABC):
         """
 
     @pytest.fixture
-    def network(self) -> nn.Module:
-        torch.manual_seed(0)
-        return build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2)
-
-    @pytest.fixture
     def example(self) -> Tensor:
         return torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    @pytest.fixture
+    def network(self, example: Tensor) -> nn.Module:
+        torch.manual_seed(0)
+        return settle(build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2), example)
 
     def _train(self, adapter: Adapter, example: Tensor, steps: int = 3) -> None:
         optimizer = torch.optim.SGD([p for p in adapter.model.parameters() if p.requires_grad], 0.05)

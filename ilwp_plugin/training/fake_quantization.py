@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ilwp_plugin.compression import chains_of
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.chains import stored_weight, unwrap
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import (
     STEP_RULES,
@@ -41,7 +41,7 @@ class _ChainState:
         self._versions = []
 
     def restored(self, number: int) -> Tensor:
-        weights = [_raw_weight(module) for module in self.modules]
+        weights = [cast(Tensor, stored_weight(module)) for module in self.modules]
         versions = [(weight.data_ptr(), weight._version) for weight in weights]
         if versions != self._versions:
             self._restored = self._reconstruct(weights)
@@ -77,13 +77,6 @@ class _Reconstructed(nn.Module):
         if not self.state.enabled:
             return weight
         return straight_through(weight, self.state.restored(self.number))
-
-
-def _raw_weight(module: nn.Conv2d) -> Tensor:
-    if parametrize.is_parametrized(module, "weight"):
-        original: Tensor = module.parametrizations.weight.original  # type: ignore[union-attr,assignment]
-        return original
-    return module.weight
 
 
 class ResidualFakeQuantizer:

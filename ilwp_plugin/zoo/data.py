@@ -78,14 +78,15 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None) -> Datase
 
 @DATASETS.register("digits")
 def _digits(folder: Path | None) -> Arrays:
-    """1,797 handwritten digits of 8x8 pixels, doubled to 16x16; every fifth is for testing."""
+    """1,797 handwritten digits of 8x8 pixels, doubled to 16x16; a fifth of each class is for testing."""
     if folder is not None:
         raise DataError(f"digits comes inside scikit-learn and takes no folder, got {folder}")
     bunch = optional("sklearn.datasets", "report").load_digits()
     images = (bunch.images * 15).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)[:, None]
     labels = bunch.target.astype(np.int64)
-    test = np.arange(len(labels)) % 5 == 4
-    return images[~test], labels[~test], images[test], labels[test]
+    split = optional("sklearn.model_selection", "report").train_test_split
+    x, x_test, y, y_test = split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+    return x, y, x_test, y_test
 
 
 def _missing(name: str, path: Path, how: str) -> DataError:

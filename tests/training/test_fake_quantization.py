@@ -1,0 +1,148 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ilwp_plugin import IlwpConfig, compress
+from ilwp_plugin.errors import ChainError, ConfigError, TrainingError
+from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight": module.weight.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1
+    }
+
+
+def step(model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), torch.arange(len(images))).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+@pytest.mark.parametrize("rule", ["max", "percentile", "mse"])
+@pytest.mark.parametrize("mode", ["none", "collocated", "local", "full"])
+def test_layers_compute_with_what_the_file_restores(mobilenet: nn.Module, mode: str, rule: str) -> None:
+    config = IlwpConfig(mode=mode, bits=4, range=rule)
+    expected = compress(mobilenet, config).state_dict()
+    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(mobilenet).items())
+    quantizer.remove(bake=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in mobilenet.state_dict().items())
+
+
+def test_raw_weights_come_back(mobilenet: nn.Module) -> None:
+    before = copy.deepcopy(mobilenet.state_dict())
+    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=3))
+    assert set(mobilenet.state_dict()) != set(before)
+    quantizer.remove()
+    after = mobilenet.state_dict()
+    assert list(after) == list(before) or set(after) == set(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_training_moves_raw_weights_through_the_quantizer(mobilenet: nn.Module, images: Tensor) -> None:
+    before = weights(mobilenet)
+    config = IlwpConfig(bits=4)
+    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    optimizer = torch.optim.SGD(mobilenet.parameters(), 0.1)
+    for _ in range(3):
+        step(mobilenet, images, optimizer)
+    mobilenet.eval()
+    seen = mobilenet(images).detach()
+    quantizer.remove()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in list(weights(mobilenet).items())[:12])
+    compress(mobilenet, config).apply_to(mobilenet)
+    assert torch.equal(mobilenet(images), seen)
+
+
+def test_gradient_is_that_of_the_reconstructed_model(mobilenet: nn.Module, images: Tensor) -> None:
+    twin = copy.deepcopy(mobilenet)
+    config = IlwpConfig(bits=4)
+    compress(twin, config).apply_to(twin)
+    ResidualFakeQuantizer(mobilenet, config)
+    for model in (mobilenet, twin):
+        F.cross_entropy(model(images), torch.arange(4)).backward()  # type: ignore[no-untyped-call]
+    ours = {n.replace("parametrizations.weight.original", "weight"): p.grad for n, p in mobilenet.named_parameters()}
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad)
+
+
+def test_can_be_switched_off_and_on(mobilenet: nn.Module, images: Tensor) -> None:
+    mobilenet.eval()
+    raw = mobilenet(images).detach()
+    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=2))
+    assert not torch.equal(mobilenet(images), raw) and quantizer.enabled
+    quantizer.enabled = False
+    assert torch.equal(mobilenet(images), raw) and not quantizer.enabled
+
+
+def test_changes_behind_the_version_counter_are_noticed(mobilenet: nn.Module, images: Tensor) -> None:
+    mobilenet.eval()
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    before = mobilenet(images).detach()
+    for name, parameter in mobilenet.named_parameters():
+        if "original" in name:
+            parameter.data.mul_(2)
+    assert not torch.allclose(mobilenet(images), before)
+
+
+def test_chain_is_reconstructed_once_a_forward(
+    mobilenet: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ilwp_plugin.training import fake_quantization
+
+    calls = []
+    original = fake_quantization.quantize_chain
+    monkeypatch.setattr(fake_quantization, "quantize_chain", lambda *args: calls.append(1) or original(*args))
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    calls.clear()
+    mobilenet(images)
+    assert len(calls) == 1
+
+
+def test_deepcopy_is_independent(mobilenet: nn.Module, images: Tensor) -> None:
+    mobilenet.eval()
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    twin = copy.deepcopy(mobilenet)
+    before = mobilenet(images).detach()
+    for parameter in twin.parameters():
+        parameter.data.mul_(1.5)
+    assert not torch.allclose(twin(images), before)
+    assert torch.equal(mobilenet(images), before)
+
+
+def test_works_with_the_loss(mobilenet: nn.Module) -> None:
+    """The loss then acts on the reconstructed weights, its gradient on the raw ones."""
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=8))
+    loss = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0))
+    loss().backward()
+    originals = [p for n, p in mobilenet.named_parameters() if "original" in n]
+    assert len(originals) == 13 and all(p.grad is not None and bool(p.grad.any()) for p in originals)
+
+
+def test_checkpoints_resume(mobilenet: nn.Module, images: Tensor) -> None:
+    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    optimizer = torch.optim.SGD(mobilenet.parameters(), 0.1)
+    step(mobilenet, images, optimizer)
+    state = copy.deepcopy(mobilenet.state_dict())
+    step(mobilenet, images, optimizer)
+    after = copy.deepcopy(mobilenet.state_dict())
+    mobilenet.load_state_dict(state)
+    step(mobilenet, images, torch.optim.SGD(mobilenet.parameters(), 0.1))
+    assert all(torch.equal(t, after[n]) for n, t in mobilenet.state_dict().items())
+    quantizer.remove()
+
+
+def test_misuse(mobilenet: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="bits: None"):
+        ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=None))
+    with pytest.raises(ChainError, match="no chain"):
+        ResidualFakeQuantizer(nn.Linear(2, 2))
+    ResidualFakeQuantizer(mobilenet)
+    with pytest.raises(TrainingError, match="its weight is parametrized already"):
+        ResidualFakeQuantizer(mobilenet)

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.training import TrainingRun, automatic_loss_weight, gradient_rms
+from ilwp_plugin.training.loss_weight import PULL_PER_RESIDUAL
+
+
+def sgd(lr: float = 0.1, momentum: float = 0.9) -> torch.optim.SGD:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr, momentum=momentum)
+
+
+def test_reach_of_a_constant_rate() -> None:
+    assert TrainingRun.of(sgd(), 100).reach == pytest.approx(100 * 0.1 / 0.1)
+    assert TrainingRun.of(sgd(momentum=0), 100).reach == pytest.approx(10)
+
+
+def test_reach_of_a_schedule_is_its_sum() -> None:
+    optimizer = sgd()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    simulated = TrainingRun.of(optimizer, 50, schedule).reach
+    total = 0.0
+    for _ in range(50):
+        total += optimizer.param_groups[0]["lr"] / 0.1
+        optimizer.step()
+        schedule.step()
+    assert simulated == pytest.approx(total)
+
+
+def test_simulation_leaves_the_optimizer_alone() -> None:
+    optimizer = sgd()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
+    before = dict(optimizer.param_groups[0])
+    TrainingRun.of(optimizer, 20, schedule)
+    assert dict(optimizer.param_groups[0]) == before and schedule.last_epoch == 0
+
+
+def test_schedule_by_epochs() -> None:
+    optimizer = sgd()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    assert TrainingRun.of(optimizer, 20, schedule, steps_per_schedule=10).reach == pytest.approx(10 * 1 + 10 * 0.5)
+
+
+def test_pull_moves_a_weight_as_far_as_promised() -> None:
+    """One pair of weights, nothing but the loss: the pull over the run is the multiple of the residual."""
+    for momentum in (0.0, 0.9):
+        a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.full((1,), 1000.0))
+        optimizer = torch.optim.SGD([a, b], 0.1, momentum=momentum)
+        weight = automatic_loss_weight(TrainingRun.of(optimizer, 500), 1, 1000.0)
+        for _ in range(500):
+            optimizer.zero_grad()
+            (weight * (b - a).detach().sign() * (b - a)).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if float((b - a).detach()) < 0:
+                break
+        else:
+            pytest.fail("the pull has not closed the residual")
+
+
+def test_weight_grows_as_training_shrinks() -> None:
+    long, short = (automatic_loss_weight(TrainingRun.of(sgd(), steps), 1000, 0.2) for steps in (1000, 100))
+    assert short == pytest.approx(10 * long)
+    assert long == pytest.approx(PULL_PER_RESIDUAL * 0.2 * 1000 / 1000)
+
+
+def test_adaptive_optimizers_need_the_gradient() -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    adam = torch.optim.Adam([parameter], 0.01)
+    with pytest.raises(TrainingError, match="Adam moves weights by its learning rate.*gradient_rms"):
+        TrainingRun.of(adam, 100)
+    with pytest.raises(TrainingError, match="no gradients"):
+        gradient_rms([parameter])
+    parameter.grad = torch.tensor([3.0, 4.0, 0.0, 0.0])
+    assert gradient_rms([parameter]) == pytest.approx(2.5)
+    run = TrainingRun.of(adam, 100, gradient_rms=2.5)
+    assert run.reach == pytest.approx(1.0)
+    weak = automatic_loss_weight(run, 10, 0.1 / PULL_PER_RESIDUAL)
+    assert weak == pytest.approx(2.5 * 10 * 0.1, rel=0.01), "far below saturation the ratio of gradients is the pull"
+    assert automatic_loss_weight(run, 10, 100.0) == pytest.approx(3 * 2.5 * 10), "what cannot be reached is capped"
+
+
+@pytest.mark.parametrize(("steps", "every"), [(0, 1), (10, 0)])
+def test_no_steps(steps: int, every: int) -> None:
+    with pytest.raises(TrainingError, match="expected"):
+        TrainingRun.of(sgd(), steps, steps_per_schedule=every)
+    with pytest.raises(TrainingError, match="expected more than 0"):
+        automatic_loss_weight(TrainingRun(0.0), 10, 0.1)

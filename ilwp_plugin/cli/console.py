@@ -66,9 +66,9 @@ LEDGER_COLUMNS = ("texture", "non-texture", "table", "anchor", "header", "total"
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr; yields a function (what, done, total) to move it."""
+    """A progress bar on stderr, where that is a terminal; yields a function (what, done, total) to move it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
         def move(what: str, done: int, total: int) -> None:

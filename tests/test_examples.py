@@ -1,0 +1,31 @@
+"""The examples run as they are, in a process of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ilwp_plugin import IlwpConfig, load
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: object) -> str:
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_train(tmp_path: Path) -> None:
+    text = run("train.py", "--epochs", 4, "--out", tmp_path / "x.ilwp")
+    assert "accuracy of the restored model" in text
+    trained = text.splitlines()[-2].rpartition("accuracy ")[2]
+    assert text.splitlines()[-1].endswith(f"restored model {trained}"), "the file holds what training ended with"
+    assert all(layer.bits == 4 for layer in load(tmp_path / "x.ilwp").layers[1:])
+
+
+def test_compress_pretrained() -> None:
+    text = run("compress_pretrained.py")
+    assert text.startswith("efficientnet-lite0") and len(text.splitlines()) == 13
+
+
+def test_configuration_is_valid() -> None:
+    assert IlwpConfig.from_file(EXAMPLES / "ilwp.json").bits == 6

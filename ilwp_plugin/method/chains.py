@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -13,7 +14,17 @@ from torch.nn.utils import parametrize
 
 from ilwp_plugin.errors import ChainError, nearest
 
-__all__ = ["Chain", "Chains", "Scope", "find_chains", "find_chains_by_name", "stored_weight", "unwrap"]
+__all__ = [
+    "Chain",
+    "Chains",
+    "Scope",
+    "call",
+    "evaluating",
+    "find_chains",
+    "find_chains_by_name",
+    "stored_weight",
+    "unwrap",
+]
 
 Scope = Literal["depthwise", "conv"]
 
@@ -197,6 +208,25 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """Call a model on a tensor, or on a tuple or dict of arguments."""
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the `with` block, so that batch norm statistics and dropout do not notice a probe."""
+    training = {module: module.training for module in model.modules()}
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 def stored_weight(module: nn.Module) -> Tensor | nn.Module:
     """The parameter behind a layer's weight: under a parametrization the original, since `.weight` is made anew.
 
@@ -238,16 +268,9 @@ def _trace_by_running(model: nn.Module, example_inputs: Any) -> list[nn.Module]:
         for module in model.modules()
         if isinstance(module, _CONVOLUTIONS)
     ]
-    training = {module: module.training for module in model.modules()}
     try:
-        model.train(False)  # batch norm statistics and dropout must not notice the trace
-        with torch.no_grad():
-            if isinstance(example_inputs, Mapping):
-                model(**example_inputs)
-            elif isinstance(example_inputs, (tuple, list)):
-                model(*example_inputs)
-            else:
-                model(example_inputs)
+        with evaluating(model), torch.no_grad():
+            call(model, example_inputs)
     except Exception as error:  # the user's forward can fail in any way
         raise ChainError(
             f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
@@ -255,8 +278,6 @@ def _trace_by_running(model: nn.Module, example_inputs: Any) -> list[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     return _first_calls(called)
 
 

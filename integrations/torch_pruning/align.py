@@ -1,0 +1,31 @@
+"""Function-preserving alignment of a model's depthwise layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ilwp_plugin import IlwpConfig
+from ilwp_plugin.alignment import AlignmentReport, align_model
+from ilwp_plugin.method.chains import unwrap
+
+from .coupling import Coupling
+
+__all__ = ["align"]
+
+
+def align(model: nn.Module, example_inputs: Any, config: IlwpConfig | None = None) -> AlignmentReport:
+    """Permute, flip and scale channels in place so that collocated prediction fits; the function stays the same.
+
+    Then train, fine-tune or `compress` the model as it is.
+
+    Args:
+        model: a float32 model on the CPU.
+        example_inputs: a tensor, or a tuple or dict of arguments; the probe by which each layer is verified.
+        config: see `ilwp_plugin.alignment.align_model`.
+
+    Returns:
+        What was aligned and what was refused, with the reasons.
+    """
+    return align_model(unwrap(model), example_inputs, Coupling, config)

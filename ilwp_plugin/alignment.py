@@ -105,7 +105,7 @@ def align_model(
         ConfigError: a mode other than collocated, or a scope other than depthwise.
         TensorError: the outputs on the probe are not finite, or a chain holds NaN or infinity.
     """
-    config = config or IlwpConfig()
+    config = IlwpConfig.of(config)
     if config.mode != "collocated" or config.scope != "depthwise":
         raise ConfigError(
             f"alignment is for mode 'collocated' and scope 'depthwise', got {config.mode!r} and {config.scope!r}"

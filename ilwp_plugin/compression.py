@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
@@ -25,7 +27,7 @@ from ilwp_plugin.container import (
     write_file,
 )
 from ilwp_plugin.container.archive import measure
-from ilwp_plugin.container.directory import check_dtype
+from ilwp_plugin.container.directory import check_tensor
 from ilwp_plugin.errors import ConfigError, FormatError, TensorError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.chains import Chain, Chains, find_chains, find_chains_by_name, unwrap
@@ -81,7 +83,6 @@ class CompressedModel:
     Attributes:
         tensors: the directory: name, dtype, shape and storage of every tensor of the state dict.
         chains: the quantized chains.
-        metadata: the JSON object given along; empty where none was.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
     """
 
@@ -95,18 +96,28 @@ class CompressedModel:
     ) -> None:
         self.tensors = tuple(tensors)
         self.chains = tuple(chains)
-        self.metadata = dict(metadata or {})
+        self._metadata = encode_metadata(metadata) if metadata else None
         self.excluded = dict(excluded or {})
         self._raw = dict(raw)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """A copy of the JSON object given along; empty where none was."""
+        if self._metadata is None:
+            return {}
+        return decode_metadata(ByteReader(memoryview(bytes(self._metadata.chunks[0])), "metadata"))
 
     @cached_property
     def _coded_sections(self) -> list[SectionBytes]:
         sections = [chain.encode(self.tensors) for chain in self.chains]
-        return [*sections, encode_metadata(self.metadata)] if self.metadata else sections
+        return sections if self._metadata is None else [*sections, self._metadata]
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Every byte of the file, by part and layer. Exact: `file_bytes` is the size on disk."""
+        """Every byte by part and layer. Exact: `file_bytes` is the size on disk.
+
+        Of a loaded model it is that of the file as it was read; another encoder may have written it differently.
+        """
         sections = [(section.kind, len(section), section.ledger) for section in self._coded_sections]
         return measure(self.tensors, [*sections, measure_raw(self.tensors)])
 
@@ -174,6 +185,7 @@ class CompressedModel:
                     raise FormatError(f"tensor {name!r} is not restored")
 
         write_file(path, self._pack(), verify)
+        self.__dict__.pop("ledger", None)  # of a loaded model: now it is what this version writes
         return self.ledger
 
     def _pack(self) -> Any:
@@ -182,7 +194,7 @@ class CompressedModel:
 
 def compress(
     model: Model,
-    config: IlwpConfig | None = None,
+    config: IlwpConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Any = None,
     references: Mapping[str, Tensor] | None = None,
@@ -193,7 +205,7 @@ def compress(
 
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
-        config: IlwpConfig() if None.
+        config: an IlwpConfig, or its fields; IlwpConfig() if None.
         example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not.
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
             for none; instead of the configured mode, for these layers. Pruning and alignment supply these.
@@ -205,13 +217,14 @@ def compress(
         TensorError: a tensor cannot be stored, or a chain holds NaN or infinity.
         ConfigError: `config.bits` is None: nothing to quantize.
     """
-    config = config or IlwpConfig()
+    config = IlwpConfig.of(config)
     if config.bits is None:
         raise ConfigError("bits: None trains with the loss only; set bits to 2..8 to quantize")
     chains = chains_of(model, config, example_inputs=example_inputs)
     state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
-    directory, raw = _directory(state, {key for chain in chains for key in chain.keys})
-    infos = {info.name: info for info in directory}
+    directory, raw, stored_as = _directory(state, [key for chain in chains for key in chain.keys])
+    by_name = {info.name: info for info in directory}
+    infos = {key: by_name[name] for key, name in stored_as.items()}
     chains.check_predicted(references or {})
     told = _Progress(progress, sum(infos[k].numel // c.taps for c in chains for k in c.keys))
     sections = [
@@ -235,7 +248,7 @@ def chains_of(model: Model, config: IlwpConfig, *, example_inputs: Any = None) -
     return find_chains_by_name(model, **options)
 
 
-def estimate(model: Model, config: IlwpConfig | None = None, **options: Any) -> Ledger:
+def estimate(model: Model, config: IlwpConfig | Mapping[str, Any] | None = None, **options: Any) -> Ledger:
     """The exact ledger of the file that `compress` with the same arguments would write, without writing it."""
     return compress(model, config, **options).ledger
 
@@ -245,8 +258,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Compr
 
     Args:
         path: the file.
-        max_bytes: refuse a file whose tensors take more memory than this, in bytes. Without a limit they take at most
-            about 64 times the size of the file.
+        max_bytes: refuse a file whose tensors take more memory than this, in bytes; tensors that share memory count in
+            full. Without a limit they take at most about 64 times the size of the file.
 
     Raises:
         FileError: it cannot be read.
@@ -275,10 +288,10 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
         ledger.extend(reader.ledger)
     if SectionKind.RAW not in singles:
         raise FormatError(f"{where}: no raw section")
-    coded = [layer.info.name for chain in chains for layer in chain.layers]
+    coded = Counter(layer.info.name for chain in chains for layer in chain.layers)
     for info in archive.tensors:
-        if info.storage == "coded" and coded.count(info.name) != 1:
-            raise FormatError(f"{where}: tensor {info.name!r} is in {coded.count(info.name)} sections, expected 1")
+        if info.storage == "coded" and coded[info.name] != 1:
+            raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")
     model = CompressedModel(archive.tensors, chains, singles[SectionKind.RAW], singles.get(SectionKind.METADATA))
     model.ledger = ledger  # as read, not as this version would write it
     return model
@@ -317,8 +330,9 @@ def _quantize(
 
     def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         name = chain.layers[number]
-        if name in references:
-            chosen = previous_layer_references(references[name], len(layer), counts[:number], name)
+        given = references.get(name, references.get(f"{name}.weight"))
+        if given is not None:
+            chosen = previous_layer_references(given, len(layer), counts[:number], name)
         else:
             chosen = predictor.references(layer, earlier, partial(progress.searched, name))
         progress.finished(name, len(layer))
@@ -355,35 +369,55 @@ def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:
     return kernels
 
 
-def _directory(state: Mapping[str, Tensor], coded: set[str]) -> tuple[list[TensorInfo], dict[str, Tensor]]:
-    """The directory of a state dict, and its untouched tensors on the CPU. Raises TensorError."""
-    missing = coded - set(state)
+def _directory(
+    state: Mapping[str, Tensor], coded: Sequence[str]
+) -> tuple[list[TensorInfo], dict[str, Tensor], dict[str, str]]:
+    """The directory of a state dict, copies of its untouched tensors, and under which name each coded one is stored.
+
+    Of tensors that share all their memory the first is stored and the others are its aliases, so a coded tensor may be
+    stored under another name than that of its layer. Raises TensorError.
+    """
+    for name, tensor in state.items():
+        _check_tensor(name, tensor)
+    missing = set(coded) - set(state)
     if missing:
         raise TensorError(
             f"no tensor {min(missing)!r} in the state dict; a parametrization on the layer has to be removed first"
         )
+    coded_places = {_place(key, state[key]) for key in coded}
+    owners: dict[tuple[Any, ...], int] = {}
     infos: list[TensorInfo] = []
     raw: dict[str, Tensor] = {}
-    owners: dict[tuple[Any, ...], int] = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or (fault := check_name(name)):
-            raise TensorError(f"tensor name {name!r} {fault if isinstance(name, str) else 'is no string'}")
-        if not isinstance(tensor, Tensor):
-            raise TensorError(f"{name!r} is a {type(tensor).__name__}; a .ilwp file holds tensors only")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            what = "has no values (meta device)" if tensor.is_meta else "is sparse or quantized by torch"
-            raise TensorError(f"tensor {name!r} {what}; a .ilwp file holds dense tensors")
-        check_dtype(name, tensor.dtype)
-        shape = tuple(tensor.shape)
-        place = (tensor.device, tensor.data_ptr(), tensor.stride(), shape, tensor.dtype)
-        if tensor.numel() and place in owners:
+    for position, (name, tensor) in enumerate(state.items()):
+        place, shape = _place(name, tensor), tuple(tensor.shape)
+        if place in owners:
             infos.append(TensorInfo(name, tensor.dtype, shape, "alias", owners[place]))
             continue
-        owners[place] = len(infos)
-        infos.append(TensorInfo(name, tensor.dtype, shape, "coded" if name in coded else "raw"))
-        if name not in coded:
-            raw[name] = tensor.detach().cpu()
-    return infos, raw
+        owners[place] = position
+        infos.append(TensorInfo(name, tensor.dtype, shape, "coded" if place in coded_places else "raw"))
+        if place not in coded_places:
+            raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
+    return infos, raw, {key: infos[owners[_place(key, state[key])]].name for key in coded}
+
+
+def _place(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors with the same values at the same place in memory; empty ones share nothing."""
+    if tensor.numel() == 0:
+        return (name,)
+    return (tensor.device, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype, tensor.is_conj())
+
+
+def _check_tensor(name: object, tensor: object) -> None:
+    if not isinstance(name, str) or (fault := check_name(name)):
+        raise TensorError(f"tensor name {name!r} {fault if isinstance(name, str) else 'is no string'}")
+    if not isinstance(tensor, Tensor):
+        raise TensorError(f"{name!r} is a {type(tensor).__name__}; a .ilwp file holds tensors only")
+    if is_lazy(tensor):
+        raise TensorError(f"tensor {name!r} belongs to a lazy layer that has not run yet; run the model once")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        what = "has no values (meta device)" if tensor.is_meta else "is sparse or quantized by torch"
+        raise TensorError(f"tensor {name!r} {what}; a .ilwp file holds dense tensors")
+    check_tensor(name, tensor.dtype, tensor.shape)
 
 
 def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:

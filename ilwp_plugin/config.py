@@ -110,6 +110,16 @@ class IlwpConfig(BaseModel):
             raise ConfigError("; ".join(messages)) from None
 
     @classmethod
+    def of(cls, config: IlwpConfig | Mapping[str, Any] | None) -> IlwpConfig:
+        """A configuration itself, one from its fields, or the default one for None."""
+        if isinstance(config, IlwpConfig):
+            return config
+        return cls() if config is None else cls.from_dict(config)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ConfigError(f"{name}: a configuration is frozen; config.replace({name}=...) makes another one")
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IlwpConfig:
         """From a dictionary, as JSON has it."""
         if not isinstance(values, Mapping):

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ilwp_plugin._imports import optional
 from ilwp_plugin._version import __version__
 from ilwp_plugin.analysis import analyze
 from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import FileError, RegistryError, nearest
+from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
 from ilwp_plugin.zoo import Dataset, Recipe, accuracy, build_model, load_data, train
 
 __all__ = ["PRESETS", "DemoSettings", "Row", "run_demo"]
@@ -97,6 +98,7 @@ def run_demo(
         FileError: the folder cannot be written.
     """
     config = IlwpConfig(bits=settings.bits)
+    optional("matplotlib", "report")  # before hours of training, not after
     data = load_data(settings.data, data_folder)
     out = Path(out)
     try:
@@ -131,7 +133,6 @@ def run_demo(
 
     rows = [row(mode, plain, False) for mode in ("none", "local", "full")] + [row("collocated", regularized, True)]
     without = row("collocated", plain, False)
-    analyze({"without the inter-layer loss": plain, "with the inter-layer loss": regularized}, out, config)
     results = {
         "rows": [asdict(r) for r in rows],
         "collocated_without_loss": asdict(without),
@@ -152,6 +153,7 @@ def run_demo(
         (out / "table.md").write_text(_markdown(rows, without, results), encoding="utf-8")
     except OSError as error:
         raise FileError(f"cannot write to {out}: {error.strerror or error}") from error
+    analyze({"without the inter-layer loss": plain, "with the inter-layer loss": regularized}, out, config)
     return results
 
 
@@ -159,6 +161,8 @@ def _trained(
     settings: DemoSettings, data: Dataset, config: IlwpConfig | None, report: Report | None
 ) -> tuple[nn.Module, float]:
     """The same initial weights and the same batches, with or without the loss."""
+    if not 0 <= settings.seed < 1 << 63:
+        raise TrainingError(f"seed {settings.seed}: expected a number from 0 to 2^63 - 1")
     torch.manual_seed(settings.seed)
     model = build_model(
         settings.model,

@@ -50,7 +50,7 @@ def test_invalid_fields_are_refused(fields: dict[str, object], message: str) -> 
 
 def test_frozen_and_hashable() -> None:
     config = IlwpConfig(bits=4)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ConfigError, match=r"bits: a configuration is frozen; config.replace\(bits"):
         config.bits = 5  # type: ignore[misc]
     assert {config: 1}[IlwpConfig(bits=4)] == 1
 
@@ -97,6 +97,13 @@ def test_file(tmp_path: Path) -> None:
         IlwpConfig.from_file(path)
     with pytest.raises(FileError, match="No such file"):
         IlwpConfig.from_file(tmp_path / "absent.json")
+
+
+def test_of() -> None:
+    assert IlwpConfig.of(None) == IlwpConfig()
+    assert IlwpConfig.of({"bits": 4}) == IlwpConfig.of(IlwpConfig(bits=4)) == IlwpConfig(bits=4)
+    with pytest.raises(ConfigError, match="expected an object"):
+        IlwpConfig.of(4)  # type: ignore[arg-type]
 
 
 def test_replace_validates() -> None:

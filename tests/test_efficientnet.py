@@ -25,6 +25,14 @@ def estimates() -> dict[str, dict[str, int]]:
     return {row["mode"]: row for row in rows if row["bits"] == 8}
 
 
+def test_safetensors_give_the_same_chains(estimates: dict[str, dict[str, int]], tmp_path: Path) -> None:
+    """Their names come in alphabetical order, blocks before the stem."""
+    safetensors.torch.save_file(torch.load(SOURCE, weights_only=True), tmp_path / "m.safetensors")
+    report = json.loads(run("compress", tmp_path / "m.safetensors", "-o", tmp_path / "x.ilwp", "--json"))
+    assert len(report["layers"]) == 16
+    assert report["texture_bytes"] == estimates["collocated"]["texture_bytes"]
+
+
 @pytest.mark.parametrize("mode", ["none", "collocated", "local", "full"])
 def test_pretrained_network(mode: str, estimates: dict[str, dict[str, int]], tmp_path: Path) -> None:
     out = tmp_path / "x.ilwp"

@@ -55,7 +55,7 @@ def test_pickled_code_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
-@pytest.mark.parametrize("data", [b"", b"garbage" * 100])
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"a,b\n1,2\n", b"\x80\x02."])
 def test_damaged_files_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(FileError, match=rf"{name}: not a \.\w+ file of tensors only"):

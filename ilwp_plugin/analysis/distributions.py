@@ -62,7 +62,7 @@ def distributions(kernels: Sequence[Tensor]) -> tuple[Distribution, Distribution
     residuals = []
     for i in range(1, len(kernels)):
         references = collocated_references(len(kernels[i]), [len(layer) for layer in kernels[:i]])
-        residuals.append((kernels[i] - gather_references(kernels[:i], references)).flatten())
+        residuals.append((kernels[i] - gather_references(torch.cat(list(kernels[:i])), references)).flatten())
     values = {
         "weights": torch.cat([layer.flatten() for layer in kernels[1:]]).double().numpy(),
         "residuals": torch.cat(residuals).double().numpy(),

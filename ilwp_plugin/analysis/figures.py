@@ -36,7 +36,8 @@ def draw_reference_shares(panels: Mapping[str, ReferenceShares], path: Path) -> 
         axis.set_yticks(range(0, n, step), [str(i + 1) for i in range(0, n, step)])
         axis.set_xlabel("source layer")
         axis.set_ylabel("target layer")
-        axis.set_title(f"{title}\nfrom the layer before: {shares.previous_layer_share:.0%}", fontsize=10)
+        share = shares.previous_layer_share
+        axis.set_title(title if share is None else f"{title}\nfrom the layer before: {share:.0%}", fontsize=10)
     figure.colorbar(image, ax=axes, label="share of best references (least L1)", shrink=0.85)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

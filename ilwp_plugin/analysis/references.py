@@ -30,10 +30,13 @@ class ReferenceShares:
     shares: tuple[tuple[float, ...], ...]
 
     @property
-    def previous_layer_share(self) -> float:
-        """Mean share of the layer just before, over the layers that have a choice: the paper's hypothesis."""
+    def previous_layer_share(self) -> float | None:
+        """Mean share of the layer just before, over the layers that have a choice: the paper's hypothesis.
+
+        None for a chain of two layers, which has no choice.
+        """
         rows = range(2, len(self.layers))
-        return sum(self.shares[i][i - 1] for i in rows) / max(len(rows), 1)
+        return sum(self.shares[i][i - 1] for i in rows) / len(rows) if rows else None
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -51,7 +51,7 @@ def analyze(
     values: dict[str, dict[str, tuple[Distribution, Distribution]]] = {}
     for title, model in models.items():
         state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
-        for chain in chains_of(model, config or IlwpConfig(), example_inputs=example_inputs):
+        for chain in chains_of(model, IlwpConfig.of(config), example_inputs=example_inputs):
             kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
             size = f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"
             references.setdefault(size, {})[title] = reference_shares(chain.kernel_size, chain.layers, kernels)

@@ -55,4 +55,5 @@ def demo(
     columns = ["method", "texture", "non-\ntexture", "total", "ratio", "file", "accuracy", "fp32"]
     title = f"{settings.model} x{settings.width} on {data}, {settings.bits} bits; sizes in bytes, accuracy in %"
     ui.table(title, columns, rows)
+    output.print(f"weight of the inter-layer loss: {results['loss_weight']:.3g} (automatic)")
     output.print(f"results.json, table.md, the .ilwp files and the figures are in {out}", soft_wrap=True)

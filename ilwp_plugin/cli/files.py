@@ -12,6 +12,7 @@ import ilwp_plugin
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.compression import CompressedModel
+from ilwp_plugin.errors import FileError
 from ilwp_plugin.weights import read_state_dict, write_safetensors
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
@@ -49,14 +50,16 @@ def compress(
         layers=layers,
     )
     state = read_state_dict(source, key)
+    if out.exists() and out.samefile(source):
+        raise FileError(f"cannot write {out}: it is the input")
+    before = source.stat().st_size
     with ui.progress_bar() as report:
         model = ilwp_plugin.compress(state, chosen, progress=lambda _, done, total: report("kernels", done, total))
     model.save(out)
     if as_json:
-        ui.print_json({**_report(model), "file": str(out), "source_bytes": source.stat().st_size})
+        ui.print_json({**_report(model), "file": str(out), "source_bytes": before})
         return
     _print(model, str(out))
-    before = source.stat().st_size
     output.print(
         f"{source}: {before:,} bytes -> {out}: {model.ledger.file_bytes:,} bytes "
         f"({before / model.ledger.file_bytes:.2f} times smaller)",

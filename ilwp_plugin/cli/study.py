@@ -81,10 +81,13 @@ def analyze(
         for numbers in models.values():
             weights, residuals = (d["laplace_entropy_bits"] for d in numbers["distributions"])
             share = numbers["references"]["previous_layer_share"]
-            output.print(
-                f"{size} kernels: {share:.0%} of the best references are in the layer before; collocated residuals "
-                f"have {residuals - weights:+.2f} bits a weight against the weights themselves (Laplace fits)"
-            )
+            if share is not None:
+                output.print(f"{size} kernels: {share:.0%} of the best references are in the layer before")
+            if weights is not None and residuals is not None:
+                output.print(
+                    f"{size} kernels: collocated residuals have {residuals - weights:+.2f} bits a weight against the "
+                    "weights themselves (Laplace fits)"
+                )
     output.print(f"figures and analysis.json are in {out}", soft_wrap=True)
 
 

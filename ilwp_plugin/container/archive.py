@@ -125,7 +125,7 @@ def read_archive(data: bytes, where: str, max_bytes: int | None = None) -> Archi
     Args:
         data: the whole file.
         where: its name, for messages.
-        max_bytes: refuse a file whose tensors take more memory than this, in bytes.
+        max_bytes: refuse a file whose tensors take more memory than this, in bytes; aliases count in full.
 
     Raises:
         FormatError: truncated, damaged, not an .ilwp file or from a newer version.
@@ -157,7 +157,7 @@ def read_archive(data: bytes, where: str, max_bytes: int | None = None) -> Archi
 
     reader = ByteReader(view[_PREFIX.size : body - 4], f"{where}, header")
     tensors = read_directory(reader)
-    memory = sum(info.nbytes for info in tensors if info.storage != "alias")
+    memory = sum(info.nbytes for info in tensors)
     if max_bytes is not None and memory > max_bytes:
         raise LimitError(f"{where}: restoring it takes {memory:,} bytes, the limit is {max_bytes:,} (max_bytes)")
     entries = []

@@ -7,6 +7,7 @@ spelled out once and numbered from then on. That takes about 7 bytes a tensor.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ __all__ = [
     "DTYPES",
     "Storage",
     "TensorInfo",
-    "check_dtype",
+    "check_tensor",
     "check_name",
     "read_directory",
     "write_directory",
@@ -30,6 +31,9 @@ Storage = Literal["raw", "coded", "alias"]
 
 _STORAGES: tuple[Storage, ...] = ("raw", "coded", "alias")
 _SAME_SHAPE = 0x40
+_MAX_NAME = 1024
+_MAX_RANK = 64
+_MAX_PRODUCT = 1 << 62
 
 DTYPES: tuple[torch.dtype, ...] = (
     torch.float32,
@@ -78,6 +82,13 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
+def _component_length(reader: ByteReader, number: int) -> int:
+    length = reader.varint()
+    if length > _MAX_NAME:
+        raise reader.fail(f"tensor {number}: a component of its name has {length} bytes, the most are {_MAX_NAME}")
+    return length
+
+
 def check_name(name: str) -> str | None:
     """What is wrong with a tensor's name, or None.
 
@@ -87,9 +98,9 @@ def check_name(name: str) -> str | None:
         size = len(name.encode())
     except UnicodeEncodeError:
         return "is not valid Unicode"
-    if not 1 <= size <= 1024:
+    if not 1 <= size <= _MAX_NAME:
         return f"has {size} bytes, expected 1 to 1,024"
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+    if any(unicodedata.category(c) == "Cc" for c in name):
         return "holds a control character"
     if "" in name.split("."):
         return "has an empty component between its dots"
@@ -144,20 +155,24 @@ def read_directory(reader: ByteReader) -> tuple[TensorInfo, ...]:
     for number in range(count):
         with reader.charge_later() as entry:
             shared, new = reader.varint(), reader.varint()
-            if shared > len(before) or new > reader.remaining:
+            if shared > len(before) or new > min(_MAX_NAME, reader.remaining):
                 raise reader.fail(f"tensor {number}: its name shares or adds more components than there are")
             components = before[:shared]
+            length = sum(map(len, components))
             for _ in range(new):
                 token = reader.varint()
                 if token == 0:
                     try:
-                        known.append(str(reader.raw(reader.varint()), "utf-8"))
+                        known.append(str(reader.raw(_component_length(reader, number)), "utf-8"))
                     except UnicodeDecodeError:
                         raise reader.fail(f"tensor {number}: its name is not UTF-8") from None
                     token = len(known)
                 if token > len(known):
                     raise reader.fail(f"tensor {number}: its name refers to an unknown component {token}")
                 components.append(known[token - 1])
+                length += len(components[-1])
+                if length > _MAX_NAME:  # before it is put together: components repeat for free
+                    raise reader.fail(f"tensor {number}: its name has more than {_MAX_NAME} characters")
             name = ".".join(components)
             fault = check_name(name)
             if fault is not None or any("." in component for component in components):
@@ -182,17 +197,21 @@ def read_directory(reader: ByteReader) -> tuple[TensorInfo, ...]:
             else:
                 if not code & _SAME_SHAPE:
                     rank = reader.varint()
-                    if rank > reader.remaining:
-                        raise reader.fail(f"{name}: {rank} dimensions cannot be listed")
+                    if rank > _MAX_RANK:
+                        raise reader.fail(f"{name}: {rank} dimensions, expected at most {_MAX_RANK}")
                     shape = tuple(reader.varint() for _ in range(rank))
+                    if math.prod(dimension for dimension in shape if dimension) > _MAX_PRODUCT:
+                        raise reader.fail(f"{name}: shape {shape} is larger than any memory")
                 info = TensorInfo(name, DTYPES[dtype_number], shape, storage)
             entry.account = ("header" if storage == "coded" else "other", name)
         tensors.append(info)
     return tuple(tensors)
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """Raises TensorError where the format has no number for a dtype."""
+def check_tensor(name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    """Raises TensorError where the format has no number for a dtype, or no room for a shape."""
+    if len(shape) > _MAX_RANK or math.prod(dimension for dimension in shape if dimension) > _MAX_PRODUCT:
+        raise TensorError(f"tensor {name!r} has shape {tuple(shape)}, which a .ilwp file cannot hold")
     if dtype not in DTYPES:
         raise TensorError(
             f"tensor {name!r} has dtype {dtype}, which a .ilwp file cannot hold; expected one of "

@@ -23,6 +23,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the path
+        raise FileError(f"cannot read {os.fspath(path)!r}: {error}") from error
 
 
 def write_file(
@@ -46,8 +48,8 @@ def write_file(
     target = Path(path)
     temporary: Path | None = None
     try:
-        if target.is_dir():
-            raise FileError(f"cannot write {target}: it is a folder")
+        if target.exists() and not target.is_file():
+            raise FileError(f"cannot write {target}: it is no regular file")
         target = target.resolve()  # of a symbolic link the file behind it is replaced
         temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex}.tmp")
         with temporary.open("xb") as file:
@@ -64,6 +66,8 @@ def write_file(
         _sync_folder(target.parent)
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:  # a NUL in the path; a loop of symbolic links
+        raise FileError(f"cannot write {str(target)!r}: {error}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

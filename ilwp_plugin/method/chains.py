@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ilwp_plugin.errors import ChainError, nearest
@@ -74,7 +75,7 @@ class Chains:
         """Raises ChainError unless each name is a layer that another one predicts (no anchor)."""
         predicted = [layer for chain in self.chains for layer in chain.layers[1:]]
         for name in names:
-            if name not in predicted:
+            if name.removesuffix(".weight") not in predicted:
                 raise ChainError(f"references: {name!r} is no predicted layer; {nearest(name, predicted)}")
 
 
@@ -127,6 +128,11 @@ def find_chains(
             _trace_by_running(model, example_inputs) if example_inputs is not None else _trace_symbolically(model)
         )
         order = [names[id(module)] for module in executed]
+    unreached = "never executed"
+    if layers is not None:
+        unreached = "not named in `layers`"
+    elif example_inputs is None:
+        unreached = "not reached by the symbolic trace; example_inputs= traces by a forward pass"
     position = {name: i for i, name in enumerate(order)}
     owners: dict[int, str] = {}
     candidates = []
@@ -137,8 +143,10 @@ def find_chains(
             refusal = f"a {type(module).__name__}, not a Conv2d"
         elif isinstance(module.weight, nn.parameter.UninitializedParameter):
             refusal = "a lazy layer whose shape is not known yet"
+        elif not _is_real(module.weight):
+            refusal = f"its weight is {module.weight.dtype}"
         elif name not in position:
-            refusal = "not named in `layers`" if layers is not None else "never executed"
+            refusal = unreached
         elif id(stored_weight(module)) in owners:
             refusal = f"shares its weight with {owners[id(stored_weight(module))]!r}"
         if refusal is None:
@@ -160,18 +168,19 @@ def find_chains_by_name(
     """Find the chains of a state dict, where no model is given: its order stands for the execution order.
 
     Every 4-D floating-point tensor called `<layer>.weight` counts as a convolution's, and one of shape (C, 1, h, w)
-    as depthwise. The first convolution is the exception where dense ones follow: nothing before it could give it more
-    than one channel, so it is the stem of a network for one-channel images (name it in `layers` to include it).
+    as depthwise. The first convolution is the exception where all dense ones are 1x1: then no other layer can be the
+    stem, and it is that of a network for one-channel images (name it in `layers` to include it).
 
     Arguments and errors are those of `find_chains`.
     """
     found: dict[str, Tensor] = {
         key.removesuffix(".weight"): tensor
         for key, tensor in state_dict.items()
-        if isinstance(tensor, Tensor) and tensor.dim() == 4 and key.endswith(".weight") and tensor.is_floating_point()
+        if isinstance(key, str) and key.endswith(".weight") and _is_kernel(tensor)
     }
     order = list(found) if layers is None else _explicit(layers, found)
-    has_dense = any(tensor.shape[1] != 1 for tensor in found.values())
+    dense = [tensor.shape[2:].numel() for tensor in found.values() if tensor.shape[1] != 1]
+    stem_is_missing = len(dense) > 0 and max(dense) == 1
     owners: dict[tuple[Any, ...], str] = {}
     candidates: list[_Convolution] = []
     for name in [*order, *(name for name in found if name not in set(order))]:
@@ -185,7 +194,7 @@ def find_chains_by_name(
         elif (
             layers is None
             and scope == "depthwise"
-            and has_dense
+            and stem_is_missing
             and not candidates
             and tensor.shape[1] == 1
             and tensor.shape[2:].numel() > 1
@@ -285,7 +294,17 @@ def _first_calls(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return list({id(module): module for module in modules if isinstance(module, _CONVOLUTIONS)}.values())
 
 
+def _is_real(tensor: Tensor) -> bool:
+    """Of a dtype that the codec computes with; others (complex, float8) are kept as they are."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def _is_kernel(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.dim() == 4 and _is_real(tensor)
+
+
 def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+    layers = [name.removesuffix(".weight") for name in layers]
     for name in layers:
         if name not in found:
             raise ChainError(f"`layers` names {name!r}, which is no convolution; {nearest(name, found)}")
@@ -299,7 +318,8 @@ def _matcher(patterns: Sequence[str], names: Sequence[str], option: str) -> Call
     def matches(pattern: str, name: str) -> bool:
         if pattern.startswith("{re}"):
             return re.fullmatch(pattern.removeprefix("{re}"), name) is not None
-        return name == pattern or name.startswith(pattern + ".")
+        module = pattern.removesuffix(".weight")
+        return name == module or name.startswith(module + ".")
 
     for pattern in patterns:
         try:
@@ -350,7 +370,8 @@ def _select(
 
 def _no_chain(excluded: Mapping[str, str], scope: Scope) -> str:
     if not excluded:
-        return "no chain: the model holds no convolution"
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
-    mend = "" if scope == "conv" else "; scope='conv' takes every kernel larger than 1x1"
+        return "no chain: the model holds no convolution (those inside a scripted or traced module are not seen)"
+    reasons = "; ".join(f"{name or '(the model itself)'}: {reason}" for name, reason in excluded.items())
+    larger = any(reason.startswith("not depthwise") for reason in excluded.values())
+    mend = "; scope='conv' takes every kernel larger than 1x1" if larger else ""
     return f"no chain of two layers or more among {len(excluded)} convolutions ({reasons}){mend}"

@@ -23,6 +23,7 @@ def inter_layer_distance(previous: Tensor, layer: Tensor, indices: Tensor | None
         A scalar. Gradient flows into both layers.
     """
     if indices is not None:
+        indices = indices.to(layer.device)
         difference = layer - previous[indices.clamp(min=0)]
         return (difference.abs().sum(dim=1) * (indices >= 0)).sum()
     count, before = len(layer), len(previous)
@@ -66,4 +67,6 @@ def inter_layer_loss(
             index = None if indices is None else indices[number][i]
             distances.append(inter_layer_distance(kernels[i - 1], kernels[i], index))
             predicted = predicted + (kernels[i].numel() if index is None else (index >= 0).sum() * taps)
+    if isinstance(predicted, Tensor):
+        predicted = predicted.clamp(min=1).to(distances[0].device)  # nothing predicted: the loss is 0
     return torch.stack(distances).sum() / predicted

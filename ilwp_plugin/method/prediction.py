@@ -112,7 +112,10 @@ def previous_layer_references(indices: Tensor, kernels: int, earlier: Sequence[i
     Raises:
         TensorError: wrong shape or type, or an index out of range.
     """
-    indices = torch.as_tensor(indices)
+    try:
+        indices = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TensorError(f"references of layer {layer!r}: expected a tensor of integers ({error})") from None
     if indices.shape != (kernels,) or indices.is_floating_point() or indices.dtype == torch.bool:
         raise TensorError(
             f"references of layer {layer!r}: expected ({kernels},) integers, one for each kernel, "
@@ -128,23 +131,20 @@ def previous_layer_references(indices: Tensor, kernels: int, earlier: Sequence[i
     return torch.where(indices < 0, -1, indices + sum(earlier[:-1]))
 
 
-def gather_references(earlier: Sequence[Tensor], references: Tensor) -> Tensor:
+def gather_references(pool: Tensor, references: Tensor) -> Tensor:
     """The predicting kernels themselves.
 
     Args:
-        earlier: (kernels, taps) each.
+        pool: (m, taps); the kernels of all earlier layers, in order. May be empty where no kernel has a reference.
         references: (kernels,) int64, see the module's docstring.
 
     Returns:
         (kernels, taps); zero where there is no reference.
     """
-    # Most maps point into the last layer only: then a long chain is not copied once a layer.
-    before_last = sum(len(layer) for layer in earlier[:-1])
-    if bool((references >= before_last).all()):
-        return earlier[-1][(references - before_last).to(earlier[-1].device)]
-    pool = torch.cat(list(earlier))
-    found = pool[references.clamp(min=0).to(pool.device)]
-    return torch.where((references < 0).to(pool.device)[:, None], 0.0, found)
+    references = references.to(pool.device)
+    if bool((references < 0).all()):
+        return pool.new_zeros(len(references), pool.shape[1])
+    return torch.where((references < 0)[:, None], 0.0, pool[references.clamp(min=0)])
 
 
 _TREE_TAPS = 12

@@ -20,6 +20,7 @@ from ilwp_plugin.registry import Registry
 
 __all__ = [
     "BITS",
+    "KernelPool",
     "STEP_RULES",
     "QuantizedLayer",
     "as_kernels",
@@ -113,21 +114,39 @@ class QuantizedLayer:
     references: Tensor
 
 
-def reconstruct(layer: QuantizedLayer, earlier: Sequence[Tensor]) -> Tensor:
+def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
     """`Khat = codes * step + reference`.
 
     Args:
         layer: the quantized layer.
-        earlier: (kernels, taps) float32 each, the reconstructed earlier layers; may be empty where no kernel of the
-            layer has a reference.
+        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
 
     Returns:
         (kernels, taps) float32.
     """
     residual = layer.codes.float() * torch.tensor(layer.step, dtype=torch.float32)
-    if not earlier:
-        return residual
-    return residual + gather_references(earlier, layer.references)
+    return residual + gather_references(pool, layer.references)
+
+
+class KernelPool:
+    """The reconstructed kernels of a chain, as it grows: one tensor, so that long chains are not copied each time."""
+
+    def __init__(self, kernels: int, taps: int, device: torch.device | str = "cpu") -> None:
+        self._all = torch.empty(kernels, taps, device=device)
+        self._filled = 0
+        self.layers: list[Tensor] = []
+        """(kernels, taps) of each layer so far."""
+
+    @property
+    def filled(self) -> Tensor:
+        """(m, taps): the kernels of all layers so far."""
+        return self._all[: self._filled]
+
+    def append(self, layer: Tensor) -> None:
+        """Add a layer."""
+        start, self._filled = self._filled, self._filled + len(layer)
+        self._all[start : self._filled] = layer
+        self.layers.append(self._all[start : self._filled])
 
 
 def as_kernels(weight: Tensor, taps: int) -> Tensor:
@@ -178,21 +197,22 @@ def quantize_chain(
         The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
     """
     largest = largest_code(bits)
-    restored = [] if anchor is None else [anchor]
+    restored = KernelPool(sum(map(len, kernels)), kernels[0].shape[1], kernels[0].device)
+    if anchor is not None:
+        restored.append(anchor)
     layers = []
-    for number in range(len(restored), len(kernels)):
+    for number in range(len(restored.layers), len(kernels)):
         layer = kernels[number]
-        if restored:
-            references = choose(number, layer, restored)
-            residual = layer - gather_references(restored, references)
+        if restored.layers:
+            references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
-            residual = layer
+        residual = layer - gather_references(restored.filled, references)
         codes, step = quantize_residual(residual, largest, rule)
         quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
         layers.append(quantized)
-        restored.append(reconstruct(quantized, restored))
-    return layers, restored
+        restored.append(reconstruct(quantized, restored.filled))
+    return layers, restored.layers
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -20,7 +20,7 @@ from ilwp_plugin.coding.base import Coder
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.ledger import split_bits
 from ilwp_plugin.method.prediction import collocated_references
-from ilwp_plugin.method.quantization import BITS, QuantizedLayer, largest_code, reconstruct
+from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
@@ -90,16 +90,16 @@ class ChainSection:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The restored weights by name, in their own shapes and dtypes."""
-        restored: list[Tensor] = []
+        restored = KernelPool(sum(layer.kernels for layer in self.layers), self.taps)
         for layer in self.layers:
             if layer.quantized is not None:
-                restored.append(reconstruct(layer.quantized, restored))
+                restored.append(reconstruct(layer.quantized, restored.filled))
             else:
                 assert self.anchor is not None
                 restored.append(self.anchor.float())
         return {
             layer.info.name: kernels.to(layer.info.dtype).reshape(layer.info.shape)
-            for layer, kernels in zip(self.layers, restored, strict=True)
+            for layer, kernels in zip(self.layers, restored.layers, strict=True)
         }
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:

@@ -25,18 +25,32 @@ def _fault(value: Any, depth: int = 0) -> str | None:
         return f"nested deeper than {_MAX_DEPTH}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"holds {value}, which JSON has not"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 return f"has a key that is no string: {key!r}"
+            if fault := _text_fault(key):
+                return fault
             if fault := _fault(item, depth + 1):
                 return fault
     elif isinstance(value, (list, tuple)):
         for item in value:
             if fault := _fault(item, depth + 1):
                 return fault
-    elif value is not None and not isinstance(value, (str, int, float, bool)):
+    elif isinstance(value, str):
+        return _text_fault(value)
+    elif isinstance(value, int) and abs(value) >= 1 << 64:
+        return "holds an integer of more than 64 bits"
+    elif value is not None and not isinstance(value, (int, float)):
         return f"holds a {type(value).__name__}, which JSON has not"
+    return None
+
+
+def _text_fault(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which UTF-8 has not"
     return None
 
 
@@ -46,14 +60,14 @@ def encode_metadata(metadata: Mapping[str, Any]) -> SectionBytes:
     Raises:
         TensorError: not a JSON object of finite numbers, nested at most 16 deep, of at most 1 MiB.
     """
-    fault = _fault(metadata)
+    fault = _fault(metadata) if isinstance(metadata, dict) else f"is a {type(metadata).__name__}"
     text = b""
     if fault is None:
-        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode()
         if len(text) > _MAX_BYTES:
             fault = f"takes {len(text)} bytes, the most are {_MAX_BYTES}"
     if fault is not None:
-        raise TensorError(f"metadata: {fault}; expected a JSON object")
+        raise TensorError(f"metadata {fault}; expected a JSON object")
     ledger = Ledger()
     ledger.charge("other", None, len(text))
     return SectionBytes(SectionKind.METADATA, [text], ledger)
@@ -73,5 +87,5 @@ def decode_metadata(reader: ByteReader) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise reader.fail(f"metadata is a {type(metadata).__name__}, expected an object")
     if fault := _fault(metadata):
-        raise reader.fail(f"metadata: {fault}")
+        raise reader.fail(f"metadata {fault}")
     return metadata

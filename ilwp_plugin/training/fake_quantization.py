@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from ilwp_plugin.compression import chains_of
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import stored_weight, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.prediction import PREDICTORS, previous_layer_references
 from ilwp_plugin.method.quantization import (
     STEP_RULES,
     as_kernels,
@@ -21,7 +21,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.training.inter_layer_loss import chain_modules
+from ilwp_plugin.training.inter_layer_loss import chain_modules, index_maps
 
 __all__ = ["ResidualFakeQuantizer"]
 
@@ -29,9 +29,10 @@ __all__ = ["ResidualFakeQuantizer"]
 class _ChainState:
     """The reconstruction of one chain, computed once for each state of its weights."""
 
-    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig) -> None:
+    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig, references: Sequence[Tensor | None]) -> None:
         self.modules = list(modules)
         self.config = config
+        self.references = list(references)
         self.enabled = True
         self._versions: list[tuple[int, int]] = []
         self._restored: list[Tensor] = []
@@ -48,6 +49,7 @@ class _ChainState:
             self._versions = versions
         return self._restored[number]
 
+    @torch.inference_mode(False)  # what a forward in inference mode leaves in the cache has to serve training too
     @torch.no_grad()
     def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
         config = self.config
@@ -56,10 +58,17 @@ class _ChainState:
         kernels = [as_kernels(weight, taps) for weight in weights]
         anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
         predictor = PREDICTORS[config.mode]
+
+        def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+            given = self.references[number]
+            if given is None:
+                return predictor.references(layer, earlier)
+            return previous_layer_references(given, len(layer), [len(e) for e in earlier], f"number {number}")
+
         _, restored = quantize_chain(
             kernels,
             None if anchor is None else anchor.float(),
-            lambda _, layer, earlier: predictor.references(layer, earlier),
+            choose,
             config.bits,
             STEP_RULES[config.range],
         )
@@ -95,15 +104,23 @@ class ResidualFakeQuantizer:
         model: the model; its convolutions get a parametrization of their weight.
         config: IlwpConfig() if None.
         example_inputs: see `compress`.
+        references: index maps by layer name, see `compress`.
 
     Raises:
         ChainError: the model has no chain.
         ConfigError: `config.bits` is None.
-        TrainingError: a layer's weight is parametrized already.
+        TrainingError: a layer's weight is parametrized already, or another module holds it too.
     """
 
-    def __init__(self, model: nn.Module, config: IlwpConfig | None = None, *, example_inputs: Any = None) -> None:
-        config = config or IlwpConfig()
+    def __init__(
+        self,
+        model: nn.Module,
+        config: IlwpConfig | None = None,
+        *,
+        example_inputs: Any = None,
+        references: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        config = IlwpConfig.of(config)
         if config.bits is None:
             raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
         model = unwrap(model)
@@ -113,7 +130,16 @@ class ResidualFakeQuantizer:
             for name, module in zip(chain.layers, members, strict=True):
                 if parametrize.is_parametrized(module, "weight"):
                     raise TrainingError(f"layer {name!r}: its weight is parametrized already; remove that first")
-        self._states = [_ChainState(members, config) for members in modules]
+                holders = [
+                    n for n, m in model.named_modules() if any(p is module.weight for p in m._parameters.values())
+                ]
+                if len(holders) > 1:
+                    raise TrainingError(
+                        f"layer {name!r}: its weight is also that of {holders}, which would compute with another value;"
+                        " leave it out with `ignored_scopes`"
+                    )
+        maps = index_maps(self.chains, modules, references or {})
+        self._states = [_ChainState(*state) for state in zip(modules, [config] * len(modules), maps, strict=True)]
         self._hooks = []
         for state in self._states:
             for number, module in enumerate(state.modules):
@@ -142,6 +168,8 @@ class ResidualFakeQuantizer:
             weights = [state.restored(number) for number in range(len(state.modules))] if bake else []
             for module in state.modules:
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+                if "bias" in module._parameters:  # behind the weight again: state dicts have an order
+                    module._parameters["bias"] = module._parameters.pop("bias")
             with torch.no_grad():
                 for module, weight in zip(state.modules, weights, strict=bake):
                     module.weight.copy_(weight)

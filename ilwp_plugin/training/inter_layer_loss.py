@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,22 @@ def chain_modules(model: nn.Module, chains: Chains) -> list[list[nn.Conv2d]]:
     model = unwrap(model)
     modules = [[model.get_submodule(layer) for layer in chain.layers] for chain in chains]
     return [[module for module in chain if isinstance(module, nn.Conv2d)] for chain in modules]
+
+
+def index_maps(
+    chains: Chains, modules: Sequence[Sequence[nn.Conv2d]], references: Mapping[str, Tensor]
+) -> list[list[Tensor | None]]:
+    """Given references by layer name as checked maps into the layer before, by chain and layer; None: not given."""
+    chains.check_predicted(references)
+    maps: list[list[Tensor | None]] = []
+    for chain, members in zip(chains, modules, strict=True):
+        counts = [module.weight.numel() // chain.taps for module in members]
+        maps.append([None])
+        for i, layer in enumerate(chain.layers[1:], start=1):
+            given = references.get(layer, references.get(f"{layer}.weight"))
+            before = counts[i - 1 : i]
+            maps[-1].append(None if given is None else previous_layer_references(given, counts[i], before, layer))
+    return maps
 
 
 class InterLayerLoss(nn.Module):
@@ -68,26 +84,21 @@ class InterLayerLoss(nn.Module):
         references: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        config = config or IlwpConfig()
+        config = IlwpConfig.of(config)
         self.chains = chains_of(unwrap(model), config, example_inputs=example_inputs)
         # A list, not a ModuleList: the model's parameters must not become this module's too.
         self._modules_by_chain = chain_modules(model, self.chains)
-        self._indices = self._index_maps(references or {}) if references else None
-        self.predicted_weights = sum(module.weight.numel() for chain in self._modules_by_chain for module in chain[1:])
+        self._indices = index_maps(self.chains, self._modules_by_chain, references) if references else None
+        self.predicted_weights = self._count_predicted()
         self.loss_weight = self._choose_weight(config, run)
 
-    def _index_maps(self, references: Mapping[str, Tensor]) -> list[list[Tensor | None]]:
-        self.chains.check_predicted(references)
-        maps: list[list[Tensor | None]] = []
-        for chain, modules in zip(self.chains, self._modules_by_chain, strict=True):
-            counts = [module.weight.numel() // chain.taps for module in modules]
-            maps.append([None])
-            for i, layer in enumerate(chain.layers[1:], start=1):
-                given = references.get(layer)
-                maps[-1].append(
-                    None if given is None else previous_layer_references(given, counts[i], [counts[i - 1]], layer)
-                )
-        return maps
+    def _count_predicted(self) -> int:
+        total = 0
+        for number, (chain, modules) in enumerate(zip(self.chains, self._modules_by_chain, strict=True)):
+            for i, module in enumerate(modules[1:], start=1):
+                index = None if self._indices is None else self._indices[number][i]
+                total += module.weight.numel() if index is None else int((index >= 0).sum()) * chain.taps
+        return total
 
     def _choose_weight(self, config: IlwpConfig, run: TrainingRun | None) -> float:
         if config.loss_weight != "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,14 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None) -> Datase
         DataError: the files are missing, or are not what they should be; the message says how to get them.
     """
     x, y, x_test, y_test = DATASETS[name](None if folder is None else Path(folder))
-    images = torch.from_numpy(x).float()
-    mean, std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
+    for part, images, labels in (("training", x, y), ("test", x_test, y_test)):
+        if len(images) != len(labels) or len(images) == 0:
+            raise DataError(f"{name}: {len(images)} {part} images and {len(labels)} labels")
+    train = torch.from_numpy(x).float()
+    mean, std = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
     return Dataset(
         name=name,
-        train_images=(images - mean) / std,
+        train_images=(train - mean) / std,
         train_labels=torch.from_numpy(y),
         test_images=(torch.from_numpy(x_test).float() - mean) / std,
         test_labels=torch.from_numpy(y_test),
@@ -108,7 +112,7 @@ def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
             "install Debian's package dataset-fashion-mnist, or give the folder that holds the four idx files "
             "(train-images-idx3-ubyte and so on, with or without .gz)",
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"fashion-mnist: cannot read {path}: {error}") from error
     header = 4 + 4 * rank
     if len(data) < header or data[:4] != bytes([0, 0, 8, rank]):
@@ -146,7 +150,10 @@ def _read_cifar(
         path = folder / file
         if not path.is_file():
             raise _missing(name, path, how)
-        data = np.fromfile(path, dtype=np.uint8)
+        try:
+            data = np.fromfile(path, dtype=np.uint8)
+        except OSError as error:
+            raise DataError(f"{name}: cannot read {path}: {error}") from error
         if data.size == 0 or data.size % record:
             raise DataError(f"{path}: {data.size} bytes, expected a multiple of {record}")
         rows.append(data.reshape(-1, record))

@@ -36,12 +36,16 @@ def build_model(
         RegistryError: unknown name.
         DataError: a size that makes no network.
     """
-    if not width > 0 or stem_stride < 1 or in_channels < 1 or classes < 1:
+    if not 0 < width < 1000 or stem_stride < 1 or in_channels < 1 or classes < 1:
         raise DataError(
             f"no {name} with width {width}, stem stride {stem_stride}, {in_channels} input channels and "
-            f"{classes} classes; expected a width > 0 and the others >= 1"
+            f"{classes} classes; expected a width > 0 (and < 1,000) and the others >= 1"
         )
-    return MODELS[name](width=width, stem_stride=stem_stride, in_channels=in_channels, classes=classes)
+    make = MODELS[name]
+    try:
+        return make(width=width, stem_stride=stem_stride, in_channels=in_channels, classes=classes)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"no {name} of width {width}: {error}") from error
 
 
 def _scale(channels: int, width: float, multiple: int = 8) -> int:

@@ -32,7 +32,14 @@ class Recipe:
     seed: int = 0
 
     def steps(self, data: Dataset) -> int:
-        """Optimizer steps of the whole training; an incomplete last batch of an epoch is left out."""
+        """Optimizer steps of the whole training; an incomplete last batch of an epoch is left out.
+
+        Raises TrainingError where there would be none.
+        """
+        if self.epochs < 1 or not 1 <= self.batch <= len(data.train_images):
+            raise TrainingError(
+                f"{self.epochs} epochs in batches of {self.batch} of {len(data.train_images)} images make no step"
+            )
         return self.epochs * (len(data.train_images) // self.batch)
 
 
@@ -55,10 +62,6 @@ def train(
         TrainingError: the recipe makes no step.
     """
     steps = recipe.steps(data)
-    if steps < 1:
-        raise TrainingError(
-            f"{recipe.epochs} epochs in batches of {recipe.batch} of {len(data.train_images)} images make no step"
-        )
     steps_per_epoch = steps // recipe.epochs
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay

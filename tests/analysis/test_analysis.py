@@ -21,6 +21,11 @@ def test_shares_count_the_nearest_kernels() -> None:
     assert shares.previous_layer_share == 0.75
 
 
+def test_two_layers_have_no_choice(tmp_path: Path) -> None:
+    assert reference_shares((3, 3), ["a", "b"], [torch.ones(2, 9), torch.ones(2, 9)]).previous_layer_share is None
+    analyze({"x": {f"{n}.weight": torch.ones(2, 1, 3, 3) for n in "ab"}}, tmp_path)
+
+
 def test_distributions_against_scipy() -> None:
     generator = torch.Generator().manual_seed(0)
     anchor = torch.randn(50, 9, generator=generator)

@@ -144,6 +144,9 @@ def test_help_and_version() -> None:
         (["inspect", "{model}"], "not an .ilwp file"),
         (["verify", "absent.ilwp"], "cannot read absent.ilwp"),
         (["demo", "--data", "mnist"], "unknown data set 'mnist'"),
+        (["demo", "--batch", "0"], "make no step"),
+        (["demo", "--width", "inf"], "no mobilenet with width inf"),
+        (["demo", "--seed", "99999999999999999999"], "expected a number from 0"),
         (["demo", "--data", "cifar-10"], "give the folder of the data set's binary version"),
     ],
 )
@@ -155,7 +158,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, model_file: Pat
     assert result.returncode == 1
     assert result.stderr.startswith("ilwp: error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr and not result.stdout
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_wrong_usage_has_its_own_exit_code(tmp_path: Path) -> None:
@@ -171,6 +174,28 @@ def test_damage_is_found(state: dict[str, Tensor], tmp_path: Path) -> None:
     for command in (["verify"], ["inspect"], ["decompress", "-o", tmp_path / "x.safetensors"]):
         assert "the checksum of the file does not match" in ilwp(*command, tmp_path / "x.ilwp", code=1).stderr
     assert "the limit is 10" in ilwp("verify", tmp_path / "x.ilwp", "--max-bytes", "10", code=1).stderr
+
+
+def test_names_and_paths_are_shown_as_they_are(tmp_path: Path) -> None:
+    state = {f"a[/b]{i}.weight": torch.randn(4, 1, 3, 3) for i in range(2)}
+    torch.save(state, tmp_path / "m.pt")
+    out = tmp_path / "o[red].ilwp"
+    assert "a[/b]1.weight" in ilwp("compress", tmp_path / "m.pt", "-o", out).stdout
+    assert "o[red].ilwp: good" in ilwp("verify", out).stdout
+
+
+def test_input_and_special_files_are_not_overwritten(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "m.pt")
+    before = (tmp_path / "m.pt").read_bytes()
+    assert "it is the input" in ilwp("compress", tmp_path / "m.pt", "-o", tmp_path / "m.pt", code=1).stderr
+    assert (tmp_path / "m.pt").read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is no regular file" in ilwp("compress", tmp_path / "m.pt", "-o", tmp_path / "pipe", code=1).stderr
+
+
+def test_analyze_without_residuals(tmp_path: Path) -> None:
+    torch.save({f"{n}.weight": torch.ones(4, 1, 3, 3) for n in "ab"}, tmp_path / "m.pt")
+    assert "figures and analysis.json" in ilwp("analyze", tmp_path / "m.pt", "-o", tmp_path / "f").stdout
 
 
 def test_a_closed_pipe_is_no_error(model_file: Path) -> None:

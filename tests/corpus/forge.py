@@ -230,7 +230,21 @@ change(
 )
 change("name_nul", "holds a control character", _tensor(2, entry([token("a\0b")], _RAW | F32, [3])))
 change("name_empty", "has 0 bytes, expected 1 to 1,024", _tensor(2, entry([], _RAW | F32, [3])))
-change("name_too_long", "has 1025 bytes", _tensor(2, entry([token("x" * 1025)], _RAW | F32, [3])))
+change(
+    "name_too_long", "a component of its name has 1025 bytes", _tensor(2, entry([token("x" * 1025)], _RAW | F32, [3]))
+)
+change(
+    "name_joined_too_long",
+    "its name has more than 1024 characters",
+    _tensor(2, entry([token("x" * 600), varint(4)], _RAW | F32, [3])),
+)
+change("name_c1_control", "holds a control character", _tensor(2, entry([token("a\x9b31m")], _RAW | F32, [3])))
+change("shape_empty_but_huge", "is larger than any memory", _tensor(2, entry(BIAS, _RAW | F32, [0, 1 << 61, 1 << 61])))
+change(
+    "shape_300_dimensions", "300 dimensions, expected at most 64", _tensor(2, entry(BIAS, _RAW | F32, [1 << 62] * 300))
+)
+change("metadata_surrogate", "lone surrogate", _set(metadata=b'{"a":"\\ud800"}'))
+change("metadata_empty", "metadata is not JSON", _set(metadata=b""))
 change("name_not_utf8", "its name is not UTF-8", _tensor(2, entry([token(b"\xff")], _RAW | F32, [3])))
 change("name_dot_in_component", "has a dot inside a component", _tensor(2, entry([token("a.b")], _RAW | F32, [3])))
 change("name_unknown_token", "unknown component 77", _tensor(2, entry([varint(77)], _RAW | F32, [3])))
@@ -248,11 +262,11 @@ change(
     "written in more bytes than it needs",
     _tensor(2, varint(0) + varint(2) + b"".join(BIAS) + bytes([F32, 1]) + b"\x83\x00"),
 )
-change("shape_product_overflow", "bytes, 12 are left", _tensor(2, entry(BIAS, _RAW | F32, [1 << 40, 1 << 40])))
-change("shape_product_wraps_to_3", "bytes, 12 are left", _tensor(2, entry(BIAS, _RAW | F32, [(1 << 62) + 3, 4])))
+change("shape_product_overflow", "is larger than any memory", _tensor(2, entry(BIAS, _RAW | F32, [1 << 40, 1 << 40])))
+change("shape_product_wraps_to_3", "is larger than any memory", _tensor(2, entry(BIAS, _RAW | F32, [(1 << 62) + 3, 4])))
 change(
     "shape_too_many_dimensions",
-    "dimensions cannot be listed",
+    "dimensions, expected at most 64",
     _tensor(2, varint(0) + varint(2) + b"".join(BIAS) + bytes([F32]) + varint(1 << 30)),
 )
 change(

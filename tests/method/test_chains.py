@@ -106,6 +106,8 @@ def test_never_executed_layers_are_left_out() -> None:
     model = Ordered(a=depthwise(4), b=depthwise(4))
     model.unused = depthwise(4)
     chains = find_chains(model)
+    assert layers(chains) == [("a", "b")] and "not reached by the symbolic trace" in chains.excluded["unused"]
+    chains = find_chains(model, example_inputs=torch.ones(1, 4, 8, 8))
     assert layers(chains) == [("a", "b")] and chains.excluded == {"unused": "never executed"}
 
 
@@ -129,6 +131,21 @@ def test_no_chain_lists_every_convolution_and_why() -> None:
         find_chains(nn.Linear(3, 3))
 
 
+def test_dtypes_that_the_codec_does_not_compute_with() -> None:
+    model = nn.Sequential(depthwise(4), depthwise(4), nn.Conv2d(4, 4, 3, groups=4, dtype=torch.complex64))
+    assert find_chains(model).excluded == {"2": "its weight is torch.complex64"}
+    state = {f"{i}.weight": torch.ones(4, 1, 3, 3) for i in range(2)}
+    state["x.weight"] = torch.ones(4, 1, 3, 3).to(torch.float8_e4m3fn)
+    assert layers(find_chains_by_name(state)) == [("0", "1")]
+
+
+def test_messages_name_the_cause() -> None:
+    with pytest.raises(ChainError, match=r"\(the model itself\): "):
+        find_chains(nn.Conv2d(3, 3, 3))
+    with pytest.raises(ChainError, match="scripted or traced module"):
+        find_chains(torch.jit.trace(nn.Sequential(depthwise(4), depthwise(4)), torch.ones(1, 4, 8, 8)))
+
+
 def test_one_input_channel_is_no_depthwise_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 3), depthwise(8), depthwise(8))
     assert layers(find_chains(model)) == [("1", "2")]
@@ -136,6 +153,8 @@ def test_one_input_channel_is_no_depthwise_convolution() -> None:
 
 def test_scopes() -> None:
     model = nn.Sequential(nn.Sequential(depthwise(4), depthwise(4)), depthwise(4), depthwise(4))
+    assert layers(find_chains(model, ignored_scopes=["0.0.weight", "1.weight"])) == [("0.1", "2")]
+    assert layers(find_chains(model, layers=["2.weight", "1"])) == [("2", "1")]
     assert layers(find_chains(model, ignored_scopes=["0"])) == [("1", "2")]
     assert layers(find_chains(model, target_scopes=["0"])) == [("0.0", "0.1")]
     assert layers(find_chains(model, target_scopes=["{re}0.*", "2"], ignored_scopes=["0.1"])) == [("0.0", "2")]
@@ -215,6 +234,9 @@ def test_names_only() -> None:
     assert layers(chains) == [("a", "b")]
     assert "the first convolution" in chains.excluded["stem"]
     assert layers(find_chains_by_name(state, layers=["stem", "a", "b"])) == [("stem", "a", "b")]
+    assert layers(find_chains_by_name({"dense.weight": torch.randn(8, 8, 3, 3), **state}))[0][0] == "stem"
+    last = dict(sorted(state.items())) | {"stem.weight": torch.randn(8, 3, 3, 3)}
+    assert layers(find_chains_by_name(last)) == [("a", "b")], "a stem that comes last by name"
     del state["point.weight"]
     assert layers(find_chains_by_name(state)) == [("stem", "a", "b")], "nothing else says what the first one is"
     state["again.weight"] = state["a.weight"]

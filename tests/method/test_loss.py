@@ -56,6 +56,17 @@ def test_index_maps_replace_the_collocated_rule() -> None:
     torch.testing.assert_close(inter_layer_loss([[a, b]], [[None, torch.tensor([0, 1])]]), inter_layer_loss([[a, b]]))
 
 
+def test_nothing_is_predicted() -> None:
+    a, b = weight(3, 0), weight(2, 1)
+    loss = inter_layer_loss([[a, b]], [[None, torch.tensor([-1, -1])]])
+    assert float(loss.detach()) == 0 and not torch.autograd.grad(loss, b)[0].any()
+
+
+def test_index_maps_follow_the_weights_to_their_device() -> None:
+    a, b = torch.ones(3, 1, 3, 3, device="meta"), torch.ones(2, 1, 3, 3, device="meta")
+    assert inter_layer_loss([[a, b]], [[None, torch.tensor([2, -1])]]).device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_result_is_float32(dtype: torch.dtype) -> None:
     chain = [weight(4, 0).detach().to(dtype), weight(8, 1).detach().to(dtype)]

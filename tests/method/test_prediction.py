@@ -70,10 +70,14 @@ def test_collocated_rule(kernels: int, earlier: list[int]) -> None:
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
 def test_gather(sizes: list[int], data: st.DataObject) -> None:
-    earlier = [random(size, 4, seed=i) for i, size in enumerate(sizes)]
+    pool = torch.cat([random(size, 4, seed=i) for i, size in enumerate(sizes)])
     references = torch.tensor(data.draw(st.lists(st.integers(-1, sum(sizes) - 1), min_size=1, max_size=9)))
-    pool = np.concatenate([np.zeros((1, 4), np.float32), *[layer.numpy() for layer in earlier]])
-    assert np.array_equal(gather_references(earlier, references).numpy(), pool[references.numpy() + 1])
+    with_zero = np.concatenate([np.zeros((1, 4), np.float32), pool.numpy()])
+    assert np.array_equal(gather_references(pool, references).numpy(), with_zero[references.numpy() + 1])
+
+
+def test_nothing_to_gather_from() -> None:
+    assert gather_references(torch.empty(0, 9), torch.tensor([-1, -1])).tolist() == [[0.0] * 9] * 2
 
 
 def test_map_into_the_layer_before() -> None:
@@ -81,7 +85,7 @@ def test_map_into_the_layer_before() -> None:
 
 
 @pytest.mark.parametrize(
-    "indices", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0])]
+    "indices", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0]), "ab"]
 )
 def test_bad_maps_are_refused(indices: Tensor) -> None:
     with pytest.raises(TensorError, match="references of layer 'conv'"):

@@ -94,7 +94,7 @@ def test_loop_is_closed(mode: str, anchored: bool) -> None:
     layers, restored = quantize_chain(kernels, anchor, choose(mode), 4, STEP_RULES["max"])
     decoded = [] if anchor is None else [anchor]
     for layer in layers:
-        decoded.append(reconstruct(layer, decoded))
+        decoded.append(reconstruct(layer, torch.cat(decoded) if decoded else torch.empty(0, 9)))
     assert all(torch.equal(a, b) for a, b in zip(decoded, restored, strict=True))
     for layer, original, value in zip(layers[::-1], kernels[::-1], restored[::-1], strict=False):
         assert float((original - value).abs().max()) <= layer.step / 2 * (1 + 1e-4), "errors do not add up"

@@ -41,7 +41,7 @@ def test_raw_weights_come_back(mobilenet: nn.Module) -> None:
     assert set(mobilenet.state_dict()) != set(before)
     quantizer.remove()
     after = mobilenet.state_dict()
-    assert list(after) == list(before) or set(after) == set(before)
+    assert list(after) == list(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
@@ -136,6 +136,39 @@ def test_checkpoints_resume(mobilenet: nn.Module, images: Tensor) -> None:
     step(mobilenet, images, torch.optim.SGD(mobilenet.parameters(), 0.1))
     assert all(torch.equal(t, after[n]) for n, t in mobilenet.state_dict().items())
     quantizer.remove()
+
+
+def test_order_of_a_state_dict_survives() -> None:
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4) for _ in range(3)))
+    before = list(model.state_dict())
+    ResidualFakeQuantizer(model).remove()
+    assert list(model.state_dict()) == before
+
+
+def test_index_maps(mobilenet: nn.Module, images: Tensor) -> None:
+    name = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0)).chains.chains[0].layers[1]
+    given = {name: torch.arange(16).flip(0) % 8}
+    expected = compress(mobilenet, references=given).state_dict()
+    quantizer = ResidualFakeQuantizer(mobilenet, references=given)
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in weights(mobilenet).items())
+    quantizer.remove()
+    with pytest.raises(ChainError, match="is no predicted layer"):
+        ResidualFakeQuantizer(mobilenet, references={"x": torch.zeros(1)})
+
+
+def test_inference_mode_then_training(mobilenet: nn.Module, images: Tensor) -> None:
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    with torch.inference_mode():
+        mobilenet(images)
+    block = mobilenet.features[3]  # type: ignore[index]
+    block(torch.randn(1, 8, 4, 4)).sum().backward()  # type: ignore[operator]
+
+
+def test_tied_weights_are_refused() -> None:
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4) for _ in range(3)))
+    model[2].weight = model[0].weight
+    with pytest.raises(TrainingError, match=r"layer '0': its weight is also that of \['0', '2'\]"):
+        ResidualFakeQuantizer(model)
 
 
 def test_misuse(mobilenet: nn.Module) -> None:

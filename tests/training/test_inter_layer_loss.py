@@ -81,6 +81,8 @@ def test_index_maps(mobilenet: nn.Module) -> None:
     torch.testing.assert_close(same(), plain())
     other = InterLayerLoss(mobilenet, FIXED, references={name: torch.zeros(count, dtype=torch.long)})
     assert float(other().detach()) != float(plain().detach())
+    orphans = InterLayerLoss(mobilenet, FIXED, references={name: torch.full((count,), -1)})
+    assert orphans.predicted_weights == plain.predicted_weights - 9 * count
     with pytest.raises(ChainError, match="is no predicted layer"):
         InterLayerLoss(mobilenet, FIXED, references={"x": torch.zeros(1)})
     with pytest.raises(TensorError, match="references of layer"):

@@ -52,6 +52,19 @@ def test_fashion_mnist_errors(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="cannot read"):
         load_data("fashion-mnist", tmp_path)
+    damaged = bytearray(gzip.compress(bytes(1000)))
+    damaged[12] ^= 255
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damaged)
+    with pytest.raises(DataError, match="cannot read"):
+        load_data("fashion-mnist", tmp_path)
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", np.zeros((5, 28, 28), np.uint8), False)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.zeros(4, np.uint8), False)
+    with pytest.raises(DataError, match="5 training images and 4 labels"):
+        load_data("fashion-mnist", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,7 @@ def test_errors() -> None:
         build_model("mobilnet")
     with pytest.raises(DataError, match="no mobilenet with width 0"):
         build_model("mobilenet", width=0)
+    with pytest.raises(DataError, match="no mobilenet with width inf"):
+        build_model("mobilenet", width=float("inf"))
+    with pytest.raises(DataError, match="no shufflenet of width"):
+        build_model("shufflenet", width=0.05)

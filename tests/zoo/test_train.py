@@ -25,3 +25,5 @@ def test_recipe_without_a_step() -> None:
     data = load_data("digits")
     with pytest.raises(TrainingError, match="make no step"):
         train(build_model("mobilenet", width=0.25, in_channels=1), data, Recipe(epochs=1, batch=5000))
+    with pytest.raises(TrainingError, match="make no step"):
+        Recipe(epochs=1, batch=0).steps(data)

@@ -29,3 +29,12 @@ def test_compress_pretrained() -> None:
 
 def test_configuration_is_valid() -> None:
     assert IlwpConfig.from_file(EXAMPLES / "ilwp.json").bits == 6
+
+
+def test_align() -> None:
+    text = run("align.py", "--epochs", 2)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    sizes = {(row[0], row[1]): int(row[2].replace(",", "")) for row in rows if row[0].isdigit()}
+    assert len(sizes) == 12
+    assert all(sizes[bits, "aligned"] < sizes[bits, "collocated"] for bits in ("8", "6", "5", "4"))
+    assert "13 layers, refused {}" in text

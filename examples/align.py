@@ -8,12 +8,11 @@ python examples/align.py --data fashion-mnist    MobileNet width 0.5, 8 epochs, 
 import argparse
 import copy
 
-import torch
 from ilwp_integrations.torch_pruning import align
 
 from ilwp_plugin import IlwpConfig, compress
-from ilwp_plugin.demo import preset
-from ilwp_plugin.zoo import Recipe, accuracy, build_model, load_data, train
+from ilwp_plugin.demo import initial_model, preset
+from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
@@ -24,14 +23,7 @@ options = parser.parse_args()
 
 settings = preset(options.data, epochs=options.epochs, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-torch.manual_seed(settings.seed)
-model = build_model(
-    settings.model,
-    width=settings.width,
-    stem_stride=settings.stem_stride,
-    in_channels=data.channels,
-    classes=data.classes,
-)
+model = initial_model(settings, data)
 train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
 baseline = compress(model, IlwpConfig(mode="none")).ledger.total_bytes
 print(f"{settings}\nfp32 accuracy {accuracy(model, data):.2f} %, baseline (none, 8 bits) {baseline:,} bytes")

@@ -23,7 +23,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
 from ilwp_plugin.zoo import Dataset, Recipe, accuracy, build_model, load_data, train
 
-__all__ = ["PRESETS", "DemoSettings", "Row", "run_demo"]
+__all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo"]
 
 Report = Callable[[str, int, int], None]
 """(what is being trained, steps done, steps in all)."""
@@ -157,20 +157,29 @@ def run_demo(
     return results
 
 
-def _trained(
-    settings: DemoSettings, data: Dataset, config: IlwpConfig | None, report: Report | None
-) -> tuple[nn.Module, float]:
-    """The same initial weights and the same batches, with or without the loss."""
+def initial_model(settings: DemoSettings, data: Dataset) -> nn.Module:
+    """The network of the settings, its weights drawn from the seed.
+
+    Raises:
+        TrainingError: the seed is out of range.
+    """
     if not 0 <= settings.seed < 1 << 63:
         raise TrainingError(f"seed {settings.seed}: expected a number from 0 to 2^63 - 1")
     torch.manual_seed(settings.seed)
-    model = build_model(
+    return build_model(
         settings.model,
         width=settings.width,
         stem_stride=settings.stem_stride,
         in_channels=data.channels,
         classes=data.classes,
     )
+
+
+def _trained(
+    settings: DemoSettings, data: Dataset, config: IlwpConfig | None, report: Report | None
+) -> tuple[nn.Module, float]:
+    """The same initial weights and the same batches, with or without the loss."""
+    model = initial_model(settings, data)
     what = f"{settings.model} {'with' if config else 'without'} the inter-layer loss"
     recipe = Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed)
     steps = recipe.steps(data)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,7 +18,7 @@ from ilwp_plugin import IlwpConfig
 
 __all__ = ["errors", "make_config", "output", "print_json", "progress_bar", "table"]
 
-output = Console(markup=False, highlight=False)
+output = Console(markup=False, highlight=False)  # names of tensors and files are shown as they are
 errors = Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="JSON file; see `ilwp schema`. Options override it.")]
@@ -49,11 +48,11 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; all columns but the first are numbers."""
-    shown = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for number, column in enumerate(columns):
         shown.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(escape, row))  # names of tensors are not ours
+        shown.add_row(*row)
     output.print(shown)
 
 

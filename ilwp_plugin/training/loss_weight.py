@@ -25,12 +25,12 @@ from ilwp_plugin.errors import TrainingError
 
 __all__ = ["TrainingRun", "automatic_loss_weight", "gradient_rms"]
 
-_PULL = 17.0
-"""Pull by mean residual, times the fourth root of the number of steps.
+_PULL_OF_LONG_RUNS = 1.0
+_PULL_OF_SHORT_RUNS = 78.0
+"""The pull, as a multiple of the mean residual, is `max(1, 78 / sqrt(steps))`.
 
-Half the baseline's bytes at 8 bits took a pull of 3.1 times the residual in 440 steps (digits), of 2 times in 1,872
-(Fashion-MNIST), and in the paper's 39,200 of once: with more time, less force has the same effect. 17 is a fifth above
-that, so that a run ends safely below half.
+About half the baseline's bytes at 8 bits took a multiple of 3.7 in 440 steps (digits), of 1.8 in 1,872 (Fashion-MNIST),
+and in the paper's 39,200, with its weight of 1, of 1.0: with more time less force has the same effect.
 """
 
 _MAX_GRADIENT_RATIO = 3.0
@@ -113,7 +113,7 @@ def _reach(
 
 
 def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residual: float) -> float:
-    """The loss weight that pulls by `17 / steps^(1/4)` times the mean residual over the run.
+    """The loss weight that pulls by `max(1, 78 / sqrt(steps))` times the mean residual over the run.
 
     Args:
         run: the run to come.
@@ -129,7 +129,8 @@ def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residua
     """
     if not run.reach > 0:
         raise TrainingError(f"the sum of the learning rates of the run is {run.reach}, expected more than 0")
-    ratio = _PULL / math.sqrt(math.sqrt(run.steps)) * mean_residual / run.reach
+    multiple = max(_PULL_OF_LONG_RUNS, _PULL_OF_SHORT_RUNS / math.sqrt(run.steps))
+    ratio = multiple * mean_residual / run.reach
     if run.gradient_rms is None:
         return ratio * predicted_weights
     relative = ratio / math.sqrt(1 - ratio**2) if ratio < 1 else math.inf

@@ -145,6 +145,8 @@ class _ShuffleUnit(nn.Module):
         super().__init__()
         self.stride, self.groups = stride, groups
         branch = c_out - c_in if stride == 2 else c_out
+        if branch < groups:
+            raise ValueError(f"a unit from {c_in} to {c_out} channels leaves {branch} for its branch")
         hidden = max(groups, c_out // 4 // groups * groups)
         self.reduce = nn.Sequential(*_conv_bn(c_in, hidden, 1, groups=1 if first else groups), nn.ReLU())
         self.depthwise = nn.Sequential(*_conv_bn(hidden, hidden, 3, stride, hidden))

@@ -118,8 +118,9 @@ def align_model(
         aligner.align(chain)
     with evaluating(model):
         before = _outputs(model, example_inputs)
+        own = model.state_dict()
         for name, tensor in work.state_dict().items():
-            model.state_dict()[name].copy_(tensor)
+            own[name].copy_(tensor)
         change = _change(before, _outputs(model, example_inputs))
     return AlignmentReport(aligner.aligned, aligner.refused, change)
 

@@ -1,7 +1,19 @@
 """Add inter-layer weight prediction to a training loop."""
 
+from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
+from ilwp_plugin.training.fine_tuning import FineTuned, FineTuning, fine_tune
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
 from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms
 
-__all__ = ["InterLayerLoss", "ResidualFakeQuantizer", "TrainingRun", "automatic_loss_weight", "gradient_rms"]
+__all__ = [
+    "FineTuned",
+    "FineTuning",
+    "InterLayerLoss",
+    "ResidualFakeQuantizer",
+    "TrainingRun",
+    "automatic_loss_weight",
+    "fine_tune",
+    "gradient_rms",
+    "reestimate_batch_norms",
+]

@@ -21,7 +21,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.training.inter_layer_loss import chain_modules, index_maps
+from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, index_maps
 
 __all__ = ["ResidualFakeQuantizer"]
 
@@ -75,7 +75,7 @@ class _ChainState:
         return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
 
 
-class _Reconstructed(nn.Module):
+class _Reconstructed(FakeQuantization):
     """Parametrization of one layer's weight: forward the reconstruction, backward straight through."""
 
     def __init__(self, state: _ChainState, number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ilwp_plugin.compression import chains_of
 from ilwp_plugin.config import IlwpConfig
@@ -20,6 +21,23 @@ from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight
 __all__ = ["InterLayerLoss", "chain_modules"]
 
 _log = logging.getLogger(__name__)
+
+
+class FakeQuantization(nn.Module):
+    """Base of parametrizations that quantize straight through: the loss looks behind them, at the weights that train.
+
+    There it pulls every weight on towards its reference. Of quantized weights it would rest as soon as their difference
+    is the code 0; that costs both bytes and accuracy (README, "Fine-tuning").
+    """
+
+
+def _trained_weight(module: nn.Conv2d) -> Tensor:
+    if parametrize.is_parametrized(module, "weight"):
+        behind = module.parametrizations.weight  # type: ignore[union-attr]
+        if len(behind) == 1 and isinstance(behind[0], FakeQuantization):  # type: ignore[arg-type,index]
+            raw: Tensor = behind.original  # type: ignore[union-attr,assignment]
+            return raw
+    return module.weight
 
 
 def chain_modules(model: nn.Module, chains: Chains) -> list[list[nn.Conv2d]]:
@@ -54,7 +72,8 @@ class InterLayerLoss(nn.Module):
         loss = criterion(model(x), y) + regularizer()
 
     The loss is always that of the collocated kernels, whatever the mode of the configuration, since it is what makes
-    them predict each other. The weights are those of the model at each call; they are not parameters of this module.
+    them predict each other. The weights are those of the model at each call, behind a `ResidualFakeQuantizer` the raw
+    ones; they are not parameters of this module.
     Under DistributedDataParallel every rank adds the same term, and averaging leaves it as it is.
 
     Args:
@@ -122,7 +141,7 @@ class InterLayerLoss(nn.Module):
 
     def value(self) -> Tensor:
         """The loss itself, without its weight: the mean |residual| of the predicted weights."""
-        weights = [[module.weight for module in chain] for chain in self._modules_by_chain]
+        weights = [[_trained_weight(module) for module in chain] for chain in self._modules_by_chain]
         with torch.autocast(weights[0][0].device.type, enabled=False):
             return inter_layer_loss(weights, self._indices)
 

@@ -31,15 +31,19 @@ from ilwp_plugin.container.directory import check_tensor
 from ilwp_plugin.errors import ConfigError, FormatError, TensorError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.chains import Chain, Chains, find_chains, find_chains_by_name, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS, previous_layer_references
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.method.quantization import STEP_RULES, as_kernels, quantize_chain, stored_anchor
+from ilwp_plugin.method.structure import resize_layers
 from ilwp_plugin.sections import (
     ChainSection,
     CodedLayer,
     decode_metadata,
     decode_raw,
+    decode_structure,
     encode_metadata,
     encode_raw,
+    encode_structure,
 )
 from ilwp_plugin.sections.chain import Mode, storage_mode
 from ilwp_plugin.sections.raw import measure_raw, raw_bytes
@@ -84,6 +88,7 @@ class CompressedModel:
         tensors: the directory: name, dtype, shape and storage of every tensor of the state dict.
         chains: the quantized chains.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
+        provenance: of a pruned model, the origin of the channels of each layer that lost some.
     """
 
     def __init__(
@@ -93,12 +98,14 @@ class CompressedModel:
         raw: Mapping[str, Tensor],
         metadata: Mapping[str, Any] | None = None,
         excluded: Mapping[str, str] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.chains = tuple(chains)
         self._metadata = encode_metadata(metadata) if metadata else None
         self.excluded = dict(excluded or {})
         self._raw = dict(raw)
+        self.provenance = dict(provenance or {})
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -109,7 +116,8 @@ class CompressedModel:
 
     @cached_property
     def _coded_sections(self) -> list[SectionBytes]:
-        sections = [chain.encode(self.tensors) for chain in self.chains]
+        sections = [encode_structure(self.provenance, self.tensors)] if self.provenance else []
+        sections += [chain.encode(self.tensors) for chain in self.chains]
         return sections if self._metadata is None else [*sections, self._metadata]
 
     @cached_property
@@ -164,6 +172,24 @@ class CompressedModel:
                 )
         model.load_state_dict(restored)
 
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.
+
+        Args:
+            model: as its class makes it, before any pruning; it is changed in place.
+
+        Returns:
+            The model.
+
+        Raises:
+            TensorError: the names do not fit, or a shape is not that of a pruned layer of its kind; the model is as it
+                was.
+        """
+        own = unwrap(model)
+        resize_layers(own, {info.name: info.shape for info in self.tensors})
+        self.apply_to(own)
+        return model
+
     def to_bytes(self) -> bytes:
         """The content of the file."""
         return b"".join(self._pack())
@@ -197,7 +223,7 @@ def compress(
     config: IlwpConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Any = None,
-    references: Mapping[str, Tensor] | None = None,
+    references: Mapping[str, Tensor] | Provenance | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
@@ -208,7 +234,8 @@ def compress(
         config: an IlwpConfig, or its fields; IlwpConfig() if None.
         example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not.
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
-            for none; instead of the configured mode, for these layers. Pruning and alignment supply these.
+            for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
+            channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
         metadata: a JSON object to store along.
         progress: is told the progress.
 
@@ -225,12 +252,14 @@ def compress(
     directory, raw, stored_as = _directory(state, [key for chain in chains for key in chain.keys])
     by_name = {info.name: info for info in directory}
     infos = {key: by_name[name] for key, name in stored_as.items()}
-    chains.check_predicted(references or {})
+    provenance = {name: value for name, value in (references or {}).items() if isinstance(value, Origin)}
+    if not provenance:
+        chains.check_predicted(references or {})
     told = _Progress(progress, sum(infos[k].numel // c.taps for c in chains for k in c.keys))
     sections = [
         _quantize(chain, [infos[key] for key in chain.keys], state, config, references or {}, told) for chain in chains
     ]
-    return CompressedModel(directory, sections, raw, metadata, chains.excluded)
+    return CompressedModel(directory, sections, raw, metadata, chains.excluded, provenance)
 
 
 def chains_of(model: Model, config: IlwpConfig, *, example_inputs: Any = None) -> Chains:
@@ -278,11 +307,13 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
     for number, (kind, piece) in enumerate(archive.sections):
         reader = ByteReader(piece, f"{where}, section {number} ({kind.name.lower()})")
         if kind is SectionKind.CHAIN:
-            chains.append(ChainSection.decode(reader, archive.tensors))
+            chains.append(ChainSection.decode(reader, archive.tensors, singles.get(SectionKind.STRUCTURE)))
         elif kind in singles:
             raise reader.fail("a second section of a kind of which there may be one")
         elif kind is SectionKind.METADATA:
             singles[kind] = decode_metadata(reader)
+        elif kind is SectionKind.STRUCTURE:
+            singles[kind] = decode_structure(reader, archive.tensors)
         else:
             singles[kind] = decode_raw(reader, archive.tensors)
         ledger.extend(reader.ledger)
@@ -292,7 +323,13 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
     for info in archive.tensors:
         if info.storage == "coded" and coded[info.name] != 1:
             raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")
-    model = CompressedModel(archive.tensors, chains, singles[SectionKind.RAW], singles.get(SectionKind.METADATA))
+    model = CompressedModel(
+        archive.tensors,
+        chains,
+        singles[SectionKind.RAW],
+        singles.get(SectionKind.METADATA),
+        provenance=singles.get(SectionKind.STRUCTURE),
+    )
     model.ledger = ledger  # as read, not as this version would write it
     return model
 
@@ -319,21 +356,23 @@ def _quantize(
     infos: Sequence[TensorInfo],
     state: Mapping[str, Tensor],
     config: IlwpConfig,
-    references: Mapping[str, Tensor],
+    references: Mapping[str, Tensor] | Provenance,
     progress: _Progress,
 ) -> ChainSection:
     assert config.bits is not None
     kernels = [finite_kernels(info.name, state[info.name], chain.taps) for info in infos]
     counts = [len(layer) for layer in kernels]
     predictor = PREDICTORS[config.mode]
+    given = given_references(chain.layers, counts, references)
+    pruned = any(isinstance(value, Origin) for value in references.values())
+    if pruned and config.mode != "collocated":
+        given = [None] * len(counts)
     progress.finished(chain.layers[0], counts[0])
 
     def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         name = chain.layers[number]
-        given = references.get(name, references.get(f"{name}.weight"))
-        if given is not None:
-            chosen = previous_layer_references(given, len(layer), counts[:number], name)
-        else:
+        chosen = given[number]
+        if chosen is None:
             chosen = predictor.references(layer, earlier, partial(progress.searched, name))
         progress.finished(name, len(layer))
         return chosen
@@ -346,7 +385,8 @@ def _quantize(
     )
     layers = [] if anchor is None else [CodedLayer(infos[0], None, "none")]
     for number, layer in enumerate(quantized, start=len(layers)):
-        mode: Mode = storage_mode(layer.references, counts[:number]) if number else "none"
+        ancestral = given[number] if pruned else None
+        mode: Mode = storage_mode(layer.references, counts[:number], ancestral) if number else "none"
         layers.append(CodedLayer(infos[number], layer, mode))
     section = ChainSection(chain.kernel_size, anchor, tuple(layers), config.coder)
     for name, tensor in section.tensors.items():

@@ -30,6 +30,7 @@ class SectionKind(enum.IntEnum):
     RAW = 1
     CHAIN = 2
     METADATA = 3
+    STRUCTURE = 6
 
     @property
     def part(self) -> Part:

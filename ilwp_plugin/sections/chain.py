@@ -18,16 +18,18 @@ from torch import Tensor
 from ilwp_plugin.coding import CODERS, Histogram, coder_of_id, read_indices, write_indices
 from ilwp_plugin.coding.base import Coder
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
+from ilwp_plugin.errors import TensorError
 from ilwp_plugin.ledger import split_bits
 from ilwp_plugin.method.prediction import collocated_references
+from ilwp_plugin.method.provenance import Provenance, given_references
 from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["ANCHOR_DTYPES", "ChainSection", "CodedLayer", "Mode"]
 
-Mode = Literal["none", "collocated", "local", "full"]
-_MODES: tuple[Mode, ...] = ("none", "collocated", "local", "full")
+Mode = Literal["none", "collocated", "local", "full", "ancestral"]
+_MODES: tuple[Mode, ...] = ("none", "collocated", "local", "full", "ancestral")
 """How a layer's references are stored; the position is the number in the file."""
 
 ANCHOR_DTYPES: tuple[torch.dtype | None, ...] = (None, torch.float32, torch.float16, torch.bfloat16)
@@ -53,17 +55,20 @@ class CodedLayer:
         return self.info.shape[0] * self.info.shape[1]
 
 
-def storage_mode(references: Tensor, earlier: Sequence[int]) -> Mode:
+def storage_mode(references: Tensor, earlier: Sequence[int], ancestral: Tensor | None = None) -> Mode:
     """The cheapest way to store references.
 
     Args:
         references: (kernels,) int64 kernel numbers in the chain, or -1.
         earlier: number of kernels of each earlier layer.
+        ancestral: those that follow from the provenance which is stored along.
     """
     if bool((references < 0).all()):
         return "none"
     if torch.equal(references, collocated_references(len(references), earlier)):
         return "collocated"
+    if ancestral is not None and torch.equal(references, ancestral):
+        return "ancestral"
     return "local" if bool((references >= sum(earlier[:-1])).all()) else "full"
 
 
@@ -158,8 +163,10 @@ class ChainSection:
         writer.shared(payload, self._accounts(layers), split_bits(bits, len(payload)))
 
     @classmethod
-    def decode(cls, reader: ByteReader, directory: Sequence[TensorInfo]) -> ChainSection:
-        """The inverse of `encode`. Raises FormatError."""
+    def decode(
+        cls, reader: ByteReader, directory: Sequence[TensorInfo], provenance: Provenance | None = None
+    ) -> ChainSection:
+        """The inverse of `encode`, given what the structure section before it holds. Raises FormatError."""
         size = (reader.varint(), reader.varint())
         anchor_number = reader.u8()
         if anchor_number >= len(ANCHOR_DTYPES):
@@ -187,6 +194,7 @@ class ChainSection:
         todo = [(info, head) for info, head in heads if head is not None]
         codes, coder_name = cls._decode_codes(reader, todo, heads[0][0])
         layers, earlier = [], []
+        ancestral = _ancestral(reader, heads, provenance)
         if anchor is not None:
             layers.append(CodedLayer(heads[0][0], None, "none"))
             earlier.append(layers[0].kernels)
@@ -194,7 +202,10 @@ class ChainSection:
             _check_codes(reader, info, layer_codes, bits, step)
             kernels = info.shape[0] * info.shape[1]
             with reader.charge("non_texture", info.name):
-                references = _read_references(reader, mode, kernels, earlier)
+                if mode == "ancestral":
+                    references = ancestral[len(layers)]
+                else:
+                    references = _read_references(reader, mode, kernels, earlier)
             values = torch.from_numpy(layer_codes.astype(np.int16)).reshape(kernels, taps)
             layers.append(CodedLayer(info, QuantizedLayer(values, step, bits, references), mode))
             earlier.append(kernels)
@@ -294,6 +305,25 @@ def _read_references(reader: ByteReader, mode: Mode, kernels: int, earlier: Sequ
         raise reader.fail("a reference to a kernel that its layer does not have")
     starts = np.concatenate([[-1], np.cumsum([0, *earlier[:-1]])])
     return torch.from_numpy(starts[u] + v)
+
+
+def _ancestral(
+    reader: ByteReader,
+    heads: Sequence[tuple[TensorInfo, tuple[Mode, int, float] | None]],
+    provenance: Provenance | None,
+) -> list[Tensor]:
+    """The references that follow from the provenance; empty where no layer needs them."""
+    if not any(head is not None and head[0] == "ancestral" for _, head in heads):
+        return []
+    names = [info.name.removesuffix(".weight") for info, _ in heads]
+    counts = [info.shape[0] * info.shape[1] for info, _ in heads]
+    try:
+        given = given_references(names, counts, provenance or {})
+    except TensorError as error:
+        raise reader.fail(str(error)) from None
+    if given[-1] is None:
+        raise reader.fail(f"{names[-1]}: references from a provenance that the file does not hold")
+    return [torch.empty(0) if references is None else references for references in given]
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int, int]) -> TensorInfo:

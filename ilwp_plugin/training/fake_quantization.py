@@ -13,7 +13,8 @@ from ilwp_plugin.compression import chains_of
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import stored_weight, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS, previous_layer_references
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.quantization import (
     STEP_RULES,
     as_kernels,
@@ -21,7 +22,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, index_maps
+from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
 
 __all__ = ["ResidualFakeQuantizer"]
 
@@ -61,9 +62,7 @@ class _ChainState:
 
         def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
             given = self.references[number]
-            if given is None:
-                return predictor.references(layer, earlier)
-            return previous_layer_references(given, len(layer), [len(e) for e in earlier], f"number {number}")
+            return predictor.references(layer, earlier) if given is None else given
 
         _, restored = quantize_chain(
             kernels,
@@ -104,7 +103,7 @@ class ResidualFakeQuantizer:
         model: the model; its convolutions get a parametrization of their weight.
         config: IlwpConfig() if None.
         example_inputs: see `compress`.
-        references: index maps by layer name, see `compress`.
+        references: index maps or origins by layer name, see `compress`.
 
     Raises:
         ChainError: the model has no chain.
@@ -118,7 +117,7 @@ class ResidualFakeQuantizer:
         config: IlwpConfig | None = None,
         *,
         example_inputs: Any = None,
-        references: Mapping[str, Tensor] | None = None,
+        references: Mapping[str, Tensor] | Provenance | None = None,
     ) -> None:
         config = IlwpConfig.of(config)
         if config.bits is None:
@@ -138,7 +137,9 @@ class ResidualFakeQuantizer:
                         f"layer {name!r}: its weight is also that of {holders}, which would compute with another value;"
                         " leave it out with `ignored_scopes`"
                     )
-        maps = index_maps(self.chains, modules, references or {})
+        maps = references_of(self.chains, modules, references or {})
+        if config.mode != "collocated" and any(isinstance(value, Origin) for value in (references or {}).values()):
+            maps = [[None] * len(members) for members in modules]  # as `compress` does
         self._states = [_ChainState(*state) for state in zip(modules, [config] * len(modules), maps, strict=True)]
         self._hooks = []
         for state in self._states:

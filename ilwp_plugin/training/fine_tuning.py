@@ -27,6 +27,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import read_file, write_file
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
@@ -112,7 +113,7 @@ def fine_tune(
     example_inputs: Any = None,
     coupler: Callable[[nn.Module, Any], Coupler] | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
-    references: Mapping[str, Tensor] | None = None,
+    references: Mapping[str, Tensor] | Provenance | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     report: Report | None = None,
@@ -139,7 +140,7 @@ def fine_tune(
         coupler: aligns with this, `ilwp_integrations.torch_pruning.Coupling` for example; None leaves the channels as
             they are.
         optimizer: makes another optimizer than SGD; its learning rate falls to 0 by half a cosine, too.
-        references: index maps by layer name, see `compress`; not together with a coupler.
+        references: index maps or origins by layer name, see `compress`; not together with a coupler.
         checkpoint: a file that is written now and then and, where it exists, resumed from.
         out: where to write the `.ilwp` file.
         report: is told the progress.

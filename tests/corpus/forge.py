@@ -22,7 +22,7 @@ from ilwp_plugin.stream import ByteWriter
 
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
-RAW, CHAIN, METADATA = 1, 2, 3
+RAW, CHAIN, METADATA, STRUCTURE = 1, 2, 3, 6
 F32, I64, BOOL, F8 = 0, 8, 9, 12
 _RAW, _CODED, _ALIAS, _SAME = 0 << 4, 1 << 4, 2 << 4, 0x40
 
@@ -102,6 +102,7 @@ class File:
     chain: Chain = field(default_factory=Chain)
     raw: bytes = struct.pack("<3f", 1, 2, 3)
     metadata: bytes | None = None
+    structure: bytes | None = None
     sections: list[tuple[int, bytes]] | None = None
     section_count: int | None = None
     section_lengths: dict[int, int] = field(default_factory=dict)
@@ -115,7 +116,8 @@ class File:
     def build(self) -> bytes:
         sections = self.sections
         if sections is None:
-            sections = [(CHAIN, self.chain.build())]
+            sections = [] if self.structure is None else [(STRUCTURE, self.structure)]
+            sections.append((CHAIN, self.chain.build()))
             sections += [] if self.metadata is None else [(METADATA, self.metadata)]
             sections.append((RAW, self.raw))
         count = len(self.tensors) if self.tensor_count is None else self.tensor_count
@@ -346,7 +348,7 @@ change(
     "symbols cannot fit in",
     _tensor(3, entry([token("c"), varint(2)], _CODED | F32, [1 << 39, 1, 2, 1])),
 )
-change("mode_unknown", "unknown mode 4 or bit width 4", _head(1, head(1, mode=4)))
+change("mode_unknown", "unknown mode 5 or bit width 4", _head(1, head(1, mode=5)))
 change("bits_1", "unknown mode 1 or bit width 1", _head(1, head(1, bits=1)))
 change("bits_9", "unknown mode 1 or bit width 9", _head(1, head(1, bits=9)))
 change("step_nan", "step nan, expected a finite number >= 0", _head(1, head(1, step=float("nan"))))
@@ -436,6 +438,58 @@ change(
 )
 change("references_truncated", "needs 1 bytes, 0 are left", _chain(references=b"\x00\x60"))
 change("chain_trailing_bytes", "2 bytes too many", _chain(tail=b"\0\0"))
+
+
+# --- structure
+def origin(tensors: list[int], channels: int, survivors: bytes, order: int = 0, count: int | None = None) -> bytes:
+    numbers = b"".join(map(varint, tensors))
+    return varint(len(tensors) if count is None else count) + numbers + varint(channels) + bytes([order]) + survivors
+
+
+def _structure(*origins: bytes, count: int | None = None, tail: bytes = b"") -> Callable[[File], object]:
+    def edit(file: File) -> None:
+        file.structure = varint(len(origins) if count is None else count) + b"".join(origins) + tail
+        file.chain.heads[1] = head(1, mode=4)  # ancestral
+
+    return edit
+
+
+AB = origin([0, 1], 3, b"\xa0")  # of a and b channels 0 and 2 of 3
+change("structure_missing", "from a provenance that the file does not hold", _head(1, head(1, mode=4)))
+change("structure_trailing_bytes", "1 bytes too many", _structure(AB, tail=b"\0"))
+change("structure_count_too_large", "0 are left", _structure(AB, count=1 << 40))
+change("structure_without_tensors", "an origin of 0 tensors", _structure(origin([], 3, b"\xa0")))
+change("structure_too_many_tensors", "an origin of 5 tensors", _structure(origin([0, 1], 3, b"\xa0", count=5)))
+change("structure_tensor_out_of_range", "expected ascending numbers", _structure(origin([0, 4], 3, b"\xa0")))
+change("structure_tensor_twice", "expected ascending numbers", _structure(origin([1, 1], 3, b"\xa0")))
+change("structure_second_origin", "a.weight: a second origin", _structure(AB, origin([0], 3, b"\xa0")))
+change("structure_of_a_bias", "an alias or no weight", _structure(origin([2], 4, b"\xe0")))
+change("structure_fewer_channels", "2 survivors of 1 channels", _structure(origin([0], 1, b"\x80")))
+change("structure_2_40_channels", "survivors of 1099511627776 channels", _structure(origin([0], 1 << 40, b"\xa0")))
+change("structure_bitmap_too_long", "needs 134217728 bytes, 1 are left", _structure(origin([0], 1 << 30, b"\xa0")))
+change("structure_padding", "padding of its survivors is not zero", _structure(origin([0], 3, b"\xb0")))
+change("structure_too_many_survivors", "3 distinct survivors for 2", _structure(origin([0], 3, b"\xe0")))
+change("structure_survivor_twice", "1 distinct survivors for 2", _structure(origin([0], 4, b"\x00\x50", order=1)))
+change("structure_order_unknown", "unknown order 2 of survivors", _structure(origin([0], 3, b"\xa0", order=2)))
+
+
+@case("two_structure_sections", "a second section of a kind")
+def _(file: File) -> None:
+    one = varint(1) + AB
+    file.sections = [(STRUCTURE, one), (STRUCTURE, one), (CHAIN, file.chain.build()), (RAW, file.raw)]
+
+
+@case("structure_after_the_chain", "from a provenance that the file does not hold")
+def _(file: File) -> None:
+    file.chain.heads[1] = head(1, mode=4)
+    file.sections = [(CHAIN, file.chain.build()), (STRUCTURE, varint(1) + AB), (RAW, file.raw)]
+
+
+@case("structure_of_other_kernels", "1 survivors for shape (2, 1, 2, 1)")
+def _(file: File) -> None:
+    file.tensors[2] = entry([token("bias"), varint(2)], _RAW | F32, [1])
+    file.raw = struct.pack("<f", 1)
+    _structure(origin([2, 3], 2, b"\x80"))(file)
 
 
 def build_all() -> dict[str, bytes]:

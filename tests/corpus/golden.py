@@ -1,6 +1,6 @@
 """Makes the valid files of the corpus. Files of a released format version are never made anew: they decode for ever.
 
-python -m tests.corpus.golden       writes valid/v1_*.ilwp and .safetensors, and hashes.json, anew
+python -m tests.corpus.golden       writes those of valid/*.ilwp and .safetensors that are missing, and hashes.json
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ilwp_plugin import IlwpConfig, compress
+from ilwp_plugin import CompressedModel, IlwpConfig, compress
+from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.weights import write_safetensors
 
 FOLDER = Path(__file__).parent / "valid"
@@ -50,16 +51,31 @@ CASES: dict[str, tuple[torch.dtype, IlwpConfig]] = {
     "v1_half": (torch.float16, IlwpConfig(bits=4)),
     "v1_bfloat16": (torch.bfloat16, IlwpConfig(bits=4)),
     "v1_double": (torch.float64, IlwpConfig(bits=4)),
+    "v1_pruned": (torch.float32, IlwpConfig(bits=4)),
 }
+
+ORIGINS = {
+    "0.conv": Origin(torch.tensor([1, 2, 3, 5, 6, 7]), 8),
+    "2.conv": Origin(torch.tensor([0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 12, 15]), 16),
+    "3.conv": Origin.whole(9),
+    "4.conv": Origin(torch.tensor([11, 3, 2, 0, 1, 7, 8, 5, 4, 10]), 12),
+}
+
+
+def made(name: str) -> CompressedModel:
+    """The model of a case, compressed."""
+    dtype, config = CASES[name]
+    references = ORIGINS if name == "v1_pruned" else None
+    return compress(model(dtype), config, references=references, metadata={"made by": "tests/corpus/golden.py"})
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     hashes = {}
-    for name, (dtype, config) in CASES.items():
-        compressed = compress(model(dtype), config, metadata={"made by": "tests/corpus/golden.py"})
-        compressed.save(FOLDER / f"{name}.ilwp")
-        write_safetensors(compressed.state_dict(), FOLDER / f"{name}.safetensors")
+    for name in CASES:
+        if not (FOLDER / f"{name}.ilwp").exists():
+            made(name).save(FOLDER / f"{name}.ilwp")
+            write_safetensors(made(name).state_dict(), FOLDER / f"{name}.safetensors")
         hashes[name] = hashlib.sha256((FOLDER / f"{name}.ilwp").read_bytes()).hexdigest()
     (FOLDER / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
 

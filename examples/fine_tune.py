@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ilwp_integrations.torch_pruning import Coupling
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig, compress
@@ -60,6 +59,7 @@ config = IlwpConfig(
     bits=options.bits,
     anchor=options.anchor,
     range=options.range,
+    align=True,
     loss_weight="auto" if options.loss_weight is None else options.loss_weight,
 )
 plan = FineTuning(
@@ -72,7 +72,6 @@ result = fine_tune(
     config,
     plan,
     example_inputs=data.train_images[:16],
-    coupler=Coupling,
     checkpoint=options.checkpoint,
     out=options.out,
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from ilwp_integrations.torch_pruning import Coupling, IlwpImportance, IlwpPruner, ProvenanceTracker
+from ilwp_integrations.torch_pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig, compress, load
@@ -71,7 +71,7 @@ print(
 print("| pruned | method | depthwise B | file B | accuracy % | mean residual |\n| --- | --- | --- | --- | --- | --- |")
 without, with_ilwp = copy.deepcopy(model), copy.deepcopy(model)
 row("0 %", "none, 8 bits", without, fine_tune(without, samples, task, plain, plan))
-whole = fine_tune(with_ilwp, samples, task, predicted, plan, example_inputs=example, coupler=Coupling)
+whole = fine_tune(with_ilwp, samples, task, predicted.replace(align=True), plan, example_inputs=example)
 row("0 %", "ilwp, 4 bits", with_ilwp, whole)
 
 for ratio in (0.3, 0.5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
+from ilwp_plugin import adapters
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import (
@@ -89,7 +92,10 @@ class CompressedModel:
         chains: the quantized chains.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
         provenance: of a pruned model, the origin of the channels of each layer that lost some.
+        alignment: what `config.align` has done (`alignment.AlignmentReport`); known to `compress` only.
     """
+
+    alignment: Any = None
 
     def __init__(
         self,
@@ -232,7 +238,8 @@ def compress(
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
         config: an IlwpConfig, or its fields; IlwpConfig() if None.
-        example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not.
+        example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not; and for
+            alignment, which works on a copy: the file then holds other weights, which compute the same.
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
             for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
             channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
@@ -242,11 +249,17 @@ def compress(
     Raises:
         ChainError: the model has no chain.
         TensorError: a tensor cannot be stored, or a chain holds NaN or infinity.
-        ConfigError: `config.bits` is None: nothing to quantize.
+        ConfigError: `config.bits` is None: nothing to quantize; or what alignment needs is missing.
+        MissingDependencyError: `config.align` without torch-pruning.
     """
     config = IlwpConfig.of(config)
     if config.bits is None:
         raise ConfigError("bits: None trains with the loss only; set bits to 2..8 to quantize")
+    alignment = None
+    if config.align:
+        if references:
+            raise ConfigError("align=True makes the collocated kernels the references; give no others")
+        model, alignment = _aligned(model, config, example_inputs)
     chains = chains_of(model, config, example_inputs=example_inputs)
     state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
     directory, raw, stored_as = _directory(state, [key for chain in chains for key in chain.keys])
@@ -259,7 +272,21 @@ def compress(
     sections = [
         _quantize(chain, [infos[key] for key in chain.keys], state, config, references or {}, told) for chain in chains
     ]
-    return CompressedModel(directory, sections, raw, metadata, chains.excluded, provenance)
+    compressed = CompressedModel(directory, sections, raw, metadata, chains.excluded, provenance)
+    compressed.alignment = alignment
+    return compressed
+
+
+def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:
+    """An aligned copy, and the report."""
+    if not isinstance(model, nn.Module) or example_inputs is None:
+        raise ConfigError(
+            "align=True needs the module itself and example_inputs, to find what follows its channels and to verify "
+            f"that its outputs stay; got a {type(model).__name__}" + (" without them" if example_inputs is None else "")
+        )
+    model = copy.deepcopy(unwrap(model)).cpu()
+    inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
+    return model, adapters.load("pruning").align(model, inputs, config)
 
 
 def chains_of(model: Model, config: IlwpConfig, *, example_inputs: Any = None) -> Chains:

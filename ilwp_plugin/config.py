@@ -81,6 +81,12 @@ class IlwpConfig(BaseModel):
         default=None,
         description="The layers in the order in which they predict each other, instead of a traced order.",
     )
+    align: bool = Field(
+        default=False,
+        description="Permute, flip and scale channels first, where that does not change what the network computes, so "
+        "that kernels resemble their references. Needs example inputs and torch-pruning.",
+        strict=True,
+    )
     coder: str = Field(
         default="huffman", description="Entropy coder of the residuals.", json_schema_extra=_name(CODERS)
     )

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 import ilwp_plugin
+from ilwp_plugin import adapters
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.compression import CompressedModel
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.exported import example_inputs_of, layers_of_program, load_into_program, read_program, write_program
 from ilwp_plugin.weights import read_state_dict, write_safetensors
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
@@ -93,6 +95,43 @@ def verify(source: IlwpFile, max_bytes: MaxBytes = None) -> None:
     """Check every checksum and decode everything; exit code 1 if the file is damaged."""
     model = ilwp_plugin.load(source, max_bytes=max_bytes)
     output.print(f"{source}: good; {len(model.tensors)} tensors, {model.ledger.file_bytes:,} bytes", soft_wrap=True)
+
+
+def align(
+    source: Annotated[Path, typer.Argument(metavar="IN.pt2", help="A torch.export program, saved with its inputs.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The aligned program (.pt2), or its .ilwp file.")],
+    config: ui.Config = None,
+    bits: ui.Bits = None,
+    anchor: ui.Anchor = None,
+    step_range: ui.Range = None,
+    coder: ui.Coder = None,
+    as_json: ui.Json = False,
+) -> None:
+    """Permute, flip and scale channels of a network so that prediction fits; it computes the same as before."""
+    if out.suffix not in {".pt2", ".ilwp"}:
+        raise typer.BadParameter(f"{out} has to end in .pt2 or .ilwp", param_hint="--output")
+    chosen = ui.make_config(config, bits=bits, anchor=anchor, range=step_range, coder=coder)
+    program = read_program(source)
+    model, inputs = layers_of_program(program), example_inputs_of(program)
+    before = ilwp_plugin.estimate(model, chosen, example_inputs=inputs).total_bytes
+    report = adapters.load("pruning").align(model, inputs, chosen)
+    compressed = ilwp_plugin.compress(model, chosen, example_inputs=inputs)
+    if out.suffix == ".pt2":
+        load_into_program(program, model.state_dict())
+        write_program(program, out)
+    else:
+        compressed.save(out)
+    after = compressed.ledger.total_bytes
+    if as_json:
+        ui.print_json({**asdict(report), "total_bytes": after, "total_bytes_before": before, "file": str(out)})
+        return
+    for layer, reason in report.refused.items():
+        output.print(f"{layer}: not permuted: {reason}", markup=False, soft_wrap=True)
+    output.print(
+        f"{out}: {len(report.aligned)} layers aligned, outputs changed by {report.change:.1e}; compressed layers "
+        f"{before:,} -> {after:,} bytes",
+        soft_wrap=True,
+    )
 
 
 def _report(model: CompressedModel) -> dict[str, Any]:

@@ -122,6 +122,11 @@ class ResidualFakeQuantizer:
         config = IlwpConfig.of(config)
         if config.bits is None:
             raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
+        if config.align:
+            raise ConfigError(
+                "align=True: the file would hold aligned weights, not those that the model trains with; align the "
+                "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
+            )
         model = unwrap(model)
         self.chains = chains_of(model, config, example_inputs=example_inputs)
         modules = chain_modules(model, self.chains)

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ilwp_plugin import adapters
 from ilwp_plugin.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
@@ -137,8 +138,8 @@ def fine_tune(
         config: IlwpConfig() if None; "auto" weighs the inter-layer loss by the length of the run.
         plan: FineTuning() if None.
         example_inputs: for alignment, and see `compress`.
-        coupler: aligns with this, `ilwp_integrations.torch_pruning.Coupling` for example; None leaves the channels as
-            they are.
+        coupler: aligns with this; None aligns with torch-pruning's if `config.align`, else leaves the channels as they
+            are.
         optimizer: makes another optimizer than SGD; its learning rate falls to 0 by half a cosine, too.
         references: index maps or origins by layer name, see `compress`; not together with a coupler.
         checkpoint: a file that is written now and then and, where it exists, resumed from.
@@ -149,8 +150,12 @@ def fine_tune(
         ChainError, ConfigError, TensorError: see `compress`.
         TrainingError: the plan makes no step, the loss is not finite, or the checkpoint is that of another run.
         FileError: the checkpoint or the file cannot be read or written.
+        MissingDependencyError: `config.align` without torch-pruning.
     """
     config, plan, model = IlwpConfig.of(config), plan or FineTuning(), unwrap(model)
+    if config.align:
+        coupler = coupler or adapters.load("pruning").Coupling
+        config = config.replace(align=False)  # of what follows
     if config.bits is None:
         raise ConfigError("bits: None quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")
     for path in (checkpoint, out):

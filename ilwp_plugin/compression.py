@@ -71,7 +71,7 @@ class LayerSummary:
         bits: of a code; None for an unquantized anchor.
         step: of the quantizer, in units of weight; None likewise.
         zeros: share of codes that are 0; None likewise.
-        entropy: order-0 entropy of the codes, in bits a weight; None likewise.
+        entropy: order-0 entropy of the codes outside a map of zeros, in bits a code; None likewise.
     """
 
     name: str
@@ -315,7 +315,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Compr
     Args:
         path: the file.
         max_bytes: refuse a file whose tensors take more memory than this, in bytes; tensors that share memory count in
-            full. Without a limit they take at most about 64 times the size of the file.
+            full. Without a limit they take at most about 512 times the size of the file.
 
     Raises:
         FileError: it cannot be read.
@@ -449,7 +449,8 @@ def _directory(
     missing = set(coded) - set(state)
     if missing:
         raise TensorError(
-            f"no tensor {min(missing)!r} in the state dict; a parametrization on the layer has to be removed first"
+            f"no tensor {min(missing)!r} in the state dict; a parametrization or mask on the layer has to be removed "
+            "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations); zeros stay zeros"
         )
     coded_places = {_place(key, state[key]) for key in coded}
     owners: dict[tuple[Any, ...], int] = {}
@@ -490,7 +491,7 @@ def _check_tensor(name: object, tensor: object) -> None:
 def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
     if layer.quantized is None:
         return LayerSummary(layer.info.name, chain.kernel_size, layer.kernels, "anchor")
-    codes = layer.quantized.codes
+    codes, mapped = layer.quantized.codes, layer.quantized.zeros
     return LayerSummary(
         name=layer.info.name,
         kernel_size=chain.kernel_size,
@@ -499,7 +500,7 @@ def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
         bits=layer.quantized.bits,
         step=layer.quantized.step,
         zeros=float((codes == 0).double().mean()),
-        entropy=Histogram.of(codes.numpy()).entropy,
+        entropy=Histogram.of((codes if mapped is None else codes[~mapped]).numpy()).entropy,
     )
 
 

@@ -258,7 +258,7 @@ def test_saving_a_file_of_another_encoder_tells_its_new_size(tmp_path: Path) -> 
 def test_parametrized_layers_are_refused(mobilenet: nn.Module) -> None:
     convolution = next(m for m in mobilenet.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
     nn.utils.parametrize.register_parametrization(convolution, "weight", nn.Identity())
-    with pytest.raises(TensorError, match="a parametrization on the layer has to be removed first"):
+    with pytest.raises(TensorError, match="a parametrization or mask on the layer has to be removed first"):
         compress(mobilenet)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from ilwp_plugin import load
 from ilwp_plugin.errors import FileError, TensorError

@@ -106,16 +106,18 @@ class QuantizedLayer:
         step: float32 value >= 0, in units of weight.
         bits: 2..8.
         references: (kernels,) int64 kernel numbers, see `method.prediction`.
+        zeros: (kernels, taps) bool, weights that are exactly 0, whatever predicts them; their codes are 0. Or None.
     """
 
     codes: Tensor
     step: float
     bits: int
     references: Tensor
+    zeros: Tensor | None = None
 
 
 def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
-    """`Khat = codes * step + reference`.
+    """`Khat = codes * step + reference`, or 0 where the layer says so.
 
     Args:
         layer: the quantized layer.
@@ -125,7 +127,8 @@ def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
         (kernels, taps) float32.
     """
     residual = layer.codes.float() * torch.tensor(layer.step, dtype=torch.float32)
-    return residual + gather_references(pool, layer.references)
+    restored = residual + gather_references(pool, layer.references)
+    return restored if layer.zeros is None else restored.masked_fill(layer.zeros.to(restored.device), 0.0)
 
 
 class KernelPool:
@@ -193,6 +196,8 @@ def quantize_chain(
         bits: 2..8.
         rule: how the step is set.
 
+    Weights that are exactly 0, as masks of pruning leave them, stay exactly 0.
+
     Returns:
         The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
     """
@@ -207,12 +212,28 @@ def quantize_chain(
             references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
+        zeros = layer == 0
+        if bool(zeros.all()):
+            references = torch.full_like(references, -1)  # zero from nothing costs nothing
+        kept = _worth_a_map(zeros, references)
         residual = layer - gather_references(restored.filled, references)
+        if kept:
+            residual = residual.masked_fill(zeros, 0.0)
         codes, step = quantize_residual(residual, largest, rule)
-        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
+        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros if kept else None)
         layers.append(quantized)
         restored.append(reconstruct(quantized, restored.filled))
     return layers, restored.layers
+
+
+_MANY_ZEROS = 0.25
+
+
+def _worth_a_map(zeros: Tensor, references: Tensor) -> bool:
+    """Whether a layer says where its zeros are: a prediction would lose them, or they are many."""
+    share = float(zeros.double().mean())
+    predicted = bool((references >= 0).any())
+    return 0 < share < 1 and (predicted or share >= _MANY_ZEROS)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -32,8 +32,15 @@ Mode = Literal["none", "collocated", "local", "full", "ancestral"]
 _MODES: tuple[Mode, ...] = ("none", "collocated", "local", "full", "ancestral")
 """How a layer's references are stored; the position is the number in the file."""
 
+_ZERO_MAP = 0x80
+"""In the byte of mode and bits: a map tells which weights are exactly 0."""
+
 ANCHOR_DTYPES: tuple[torch.dtype | None, ...] = (None, torch.float32, torch.float16, torch.bfloat16)
 """How the anchor is stored; None: quantized like the other layers."""
+
+
+_Head = tuple[Mode, int, float, bool]
+"""Of a quantized layer: mode, bits, step, whether it has a map of zeros."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +127,17 @@ class ChainSection:
             with writer.charge("header", layer.info.name):
                 writer.varint(position[layer.info.name])
                 if layer.quantized is not None:
-                    writer.u8(_MODES.index(layer.mode) << 4 | layer.quantized.bits)
+                    mapped = 0 if layer.quantized.zeros is None else _ZERO_MAP
+                    writer.u8(mapped | _MODES.index(layer.mode) << 4 | layer.quantized.bits)
                     writer.f32(layer.quantized.step)
         if self.anchor is not None:
             with writer.charge("anchor", self.layers[0].info.name):
                 writer.raw(bytes(raw_bytes(self.anchor)))
         coded = [layer for layer in self.layers if layer.quantized is not None]
+        for layer in coded:
+            if layer.quantized is not None and layer.quantized.zeros is not None:
+                with writer.charge(*self._accounts([layer])[0]):
+                    write_indices(writer, np.packbits(layer.quantized.zeros.numpy()).astype(np.int64), 256)
         codes = [_codes(layer) for layer in coded]
         start = 0
         for count in _group([Histogram.of(c) for c in codes], coder):
@@ -175,7 +187,7 @@ class ChainSection:
         count = reader.varint()
         if not 1 <= count <= len(directory):
             raise reader.fail(f"a chain of {count} layers, the file has {len(directory)} tensors")
-        heads: list[tuple[TensorInfo, tuple[Mode, int, float] | None]] = []
+        heads: list[tuple[TensorInfo, _Head | None]] = []
         for number in range(count):
             with reader.charge_later() as entry:
                 info = _tensor(reader, directory, size)
@@ -192,13 +204,17 @@ class ChainSection:
             if not bool(anchor.isfinite().all()):
                 raise reader.fail(f"{info.name}: the anchor holds values that are not finite")
         todo = [(info, head) for info, head in heads if head is not None]
-        codes, coder_name = cls._decode_codes(reader, todo, heads[0][0])
+        maps = [_read_map(reader, info, head, heads[0][0]) for info, head in todo]
+        counts = [
+            info.numel - (0 if zeros is None else int(zeros.sum())) for (info, _), zeros in zip(todo, maps, strict=True)
+        ]
+        codes, coder_name = cls._decode_codes(reader, [info for info, _ in todo], counts, heads[0][0])
         layers, earlier = [], []
         ancestral = _ancestral(reader, heads, provenance)
         if anchor is not None:
             layers.append(CodedLayer(heads[0][0], None, "none"))
             earlier.append(layers[0].kernels)
-        for (info, (mode, bits, step)), layer_codes in zip(todo, codes, strict=True):
+        for (info, (mode, bits, step, _)), layer_codes, zeros in zip(todo, codes, maps, strict=True):
             _check_codes(reader, info, layer_codes, bits, step)
             kernels = info.shape[0] * info.shape[1]
             with reader.charge("non_texture", info.name):
@@ -206,8 +222,12 @@ class ChainSection:
                     references = ancestral[len(layers)]
                 else:
                     references = _read_references(reader, mode, kernels, earlier)
-            values = torch.from_numpy(layer_codes.astype(np.int16)).reshape(kernels, taps)
-            layers.append(CodedLayer(info, QuantizedLayer(values, step, bits, references), mode))
+            values = torch.from_numpy(layer_codes.astype(np.int16))
+            if zeros is not None:
+                values = torch.zeros(info.numel, dtype=torch.int16).masked_scatter(~zeros, values)
+                zeros = zeros.view(kernels, taps)
+            values = values.reshape(kernels, taps)
+            layers.append(CodedLayer(info, QuantizedLayer(values, step, bits, references, zeros), mode))
             earlier.append(kernels)
         reader.finish()
         section = cls(size, anchor, tuple(layers), coder_name)
@@ -218,22 +238,23 @@ class ChainSection:
 
     @staticmethod
     def _decode_codes(
-        reader: ByteReader, todo: Sequence[tuple[TensorInfo, object]], first: TensorInfo
+        reader: ByteReader, todo: Sequence[TensorInfo], counts: Sequence[int], first: TensorInfo
     ) -> tuple[list[NDArray[np.int64]], str]:
         codes: list[NDArray[np.int64]] = []
         names = set()
         while len(codes) < len(todo):
-            with reader.charge("table", todo[len(codes)][0].name):
+            with reader.charge("table", todo[len(codes)].name):
                 count = reader.varint()
-                group = [info for info, _ in todo[len(codes) : len(codes) + count]]
+                group = todo[len(codes) : len(codes) + count]
+                sizes = counts[len(codes) : len(codes) + count]
                 if not 1 <= count == len(group):
                     raise reader.fail(f"a group of {count} layers where {len(todo) - len(codes)} are left")
                 coder = coder_of_id(reader.u8())
                 model = coder.read_table(reader)
                 length = reader.varint()
             payload = reader.shared(length)
-            symbols = coder.decode(model, payload, sum(info.numel for info in group), reader)
-            pieces = np.split(symbols, np.cumsum([info.numel for info in group])[:-1])
+            symbols = coder.decode(model, payload, sum(sizes), reader)
+            pieces = np.split(symbols, np.cumsum(sizes)[:-1])
             bits = [coder.bits(model, Histogram.of(piece)) for piece in pieces]
             accounts: list[Account] = [("anchor" if info is first else "texture", info.name) for info in group]
             reader.charge_shares(accounts, split_bits(bits, length))
@@ -246,7 +267,8 @@ class ChainSection:
 
 def _codes(layer: CodedLayer) -> NDArray[np.int64]:
     assert layer.quantized is not None
-    return layer.quantized.codes.numpy().astype(np.int64).ravel()
+    codes = layer.quantized.codes if layer.quantized.zeros is None else layer.quantized.codes[~layer.quantized.zeros]
+    return codes.numpy().astype(np.int64).ravel()
 
 
 def _sum(histograms: Sequence[Histogram]) -> Histogram:
@@ -309,7 +331,7 @@ def _read_references(reader: ByteReader, mode: Mode, kernels: int, earlier: Sequ
 
 def _ancestral(
     reader: ByteReader,
-    heads: Sequence[tuple[TensorInfo, tuple[Mode, int, float] | None]],
+    heads: Sequence[tuple[TensorInfo, _Head | None]],
     provenance: Provenance | None,
 ) -> list[Tensor]:
     """The references that follow from the provenance; empty where no layer needs them."""
@@ -338,16 +360,33 @@ def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int
     return info
 
 
-def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> tuple[Mode, int, float]:
+def _read_map(reader: ByteReader, info: TensorInfo, head: _Head, first: TensorInfo) -> Tensor | None:
+    """(weights,) bool: which are exactly 0; None where the layer has no map."""
+    if not head[3]:
+        return None
+    length = (info.numel + 7) // 8
+    # Eight weights take at least a bit: what is allocated for the map is bounded by what is there.
+    if length > 8 * reader.remaining:
+        raise reader.fail(f"{info.name}: a map of {info.numel} weights in {reader.remaining} bytes")
+    with reader.charge("anchor" if info is first else "texture", info.name):
+        packed = read_indices(reader, length, 256).astype(np.uint8)
+    bits = np.unpackbits(packed)
+    zeros = bits[: info.numel].astype(bool)
+    if bits[info.numel :].any() or zeros.all() or not zeros.any():
+        raise reader.fail(f"{info.name}: a map with {int(zeros.sum())} of {info.numel} weights 0, or with padding")
+    return torch.from_numpy(zeros)
+
+
+def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> _Head:
     code, step = reader.u8(), reader.f32()
-    mode_number, bits = code >> 4, code & 0x0F
+    mode_number, bits = (code & ~_ZERO_MAP) >> 4, code & 0x0F
     if mode_number >= len(_MODES) or bits not in BITS:
         raise reader.fail(f"{info.name}: unknown mode {mode_number} or bit width {bits}")
     if not math.isfinite(step) or step < 0 or struct.pack("<f", step) == struct.pack("<f", -0.0):
         raise reader.fail(f"{info.name}: step {step}, expected a finite number >= 0")
     if first and mode_number != 0:
         raise reader.fail(f"{info.name}: the first layer of a chain has no reference")
-    return _MODES[mode_number], bits, step
+    return _MODES[mode_number], bits, step, bool(code & _ZERO_MAP)
 
 
 def _check_codes(reader: ByteReader, info: TensorInfo, codes: NDArray[np.int64], bits: int, step: float) -> None:

@@ -35,12 +35,20 @@ class _ChainState:
         self.config = config
         self.references = list(references)
         self.enabled = True
+        # Pruned weights stay pruned, whatever the training does to what lies behind them.
+        zeros = [cast(Tensor, stored_weight(module)).detach() == 0 for module in modules]
+        self.zeros = [mask if bool(mask.any()) else None for mask in zeros]
         self._versions: list[tuple[int, int]] = []
         self._restored: list[Tensor] = []
 
     def forget(self, *_: Any) -> None:
         """Weights changed behind the version counter (`.data`) are noticed at the next forward of the model."""
         self._versions = []
+
+    def masked(self, number: int, weight: Tensor) -> Tensor:
+        """A raw weight with its pruned ones 0, and no gradient to them."""
+        zeros = self.zeros[number]
+        return weight if zeros is None else weight.masked_fill(zeros.to(weight.device), 0.0)
 
     def restored(self, number: int) -> Tensor:
         weights = [cast(Tensor, stored_weight(module)) for module in self.modules]
@@ -56,7 +64,7 @@ class _ChainState:
         config = self.config
         assert config.bits is not None
         taps = weights[0].shape[-2] * weights[0].shape[-1]
-        kernels = [as_kernels(weight, taps) for weight in weights]
+        kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
         anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
         predictor = PREDICTORS[config.mode]
 
@@ -82,17 +90,18 @@ class _Reconstructed(FakeQuantization):
         self.state, self.number = state, number
 
     def forward(self, weight: Tensor) -> Tensor:
+        raw = self.state.masked(self.number, weight)
         if not self.state.enabled:
-            return weight
-        return straight_through(weight, self.state.restored(self.number))
+            return raw
+        return straight_through(raw, self.state.restored(self.number))
 
 
 class ResidualFakeQuantizer:
     """Closed-loop residual quantization of all chains of a model, while it trains.
 
     Each chained layer computes with the weights that the file would restore; gradients go straight through to the raw
-    weights. `remove` gives the raw weights back: compressed with the same configuration they restore, bit for bit, to
-    what the model last computed with.
+    weights. Weights that are exactly 0 at the start, as pruning leaves them, stay 0. `remove` gives the raw weights
+    back: compressed with the same configuration they restore, bit for bit, to what the model last computed with.
 
         quantizer = ResidualFakeQuantizer(model, config)
         ...train...
@@ -177,6 +186,6 @@ class ResidualFakeQuantizer:
                 if "bias" in module._parameters:  # behind the weight again: state dicts have an order
                     module._parameters["bias"] = module._parameters.pop("bias")
             with torch.no_grad():
-                for module, weight in zip(state.modules, weights, strict=bake):
-                    module.weight.copy_(weight)
+                for number, module in enumerate(state.modules):
+                    module.weight.copy_(weights[number] if bake else state.masked(number, module.weight))
         self._hooks, self._states = [], []

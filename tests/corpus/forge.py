@@ -492,6 +492,28 @@ def _(file: File) -> None:
     _structure(origin([2, 3], 2, b"\x80"))(file)
 
 
+# --- maps of zeros
+def _map(data: bytes) -> Callable[[File], object]:
+    def edit(file: File) -> None:
+        file.chain.heads[1] = head(1, mode=9)  # collocated, with a map
+        file.chain.anchor += data
+        file.chain.groups = [group([0, 1, -1, 0, 1, 1], 2)]
+
+    return edit
+
+
+change("map_of_no_zeros", "a map with 0 of 4 weights 0, or with padding", _map(b"\x00\x00"))
+change("map_of_zeros_only", "a map with 4 of 4 weights 0, or with padding", _map(b"\x00\xf0"))
+change("map_padding", "a map with 2 of 4 weights 0, or with padding", _map(b"\x00\xc1"))
+change("map_coding_unknown", "unknown coding 3 of reference indices", _map(b"\x03\xc0"))
+
+
+@case("map_2_40_weights", "a map of 1099511627776 weights in")
+def _(file: File) -> None:
+    file.tensors[1] = entry([token("b"), varint(2)], _CODED | F32, [1 << 39, 1, 2, 1])
+    _map(b"\x00\xc0")(file)
+
+
 def build_all() -> dict[str, bytes]:
     """Every malformed file by name."""
     files = {}

@@ -52,6 +52,7 @@ CASES: dict[str, tuple[torch.dtype, IlwpConfig]] = {
     "v1_bfloat16": (torch.bfloat16, IlwpConfig(bits=4)),
     "v1_double": (torch.float64, IlwpConfig(bits=4)),
     "v1_pruned": (torch.float32, IlwpConfig(bits=4)),
+    "v1_masked": (torch.float32, IlwpConfig(bits=4, anchor="quantized")),
 }
 
 ORIGINS = {
@@ -66,7 +67,10 @@ def made(name: str) -> CompressedModel:
     """The model of a case, compressed."""
     dtype, config = CASES[name]
     references = ORIGINS if name == "v1_pruned" else None
-    return compress(model(dtype), config, references=references, metadata={"made by": "tests/corpus/golden.py"})
+    state = model(dtype)
+    if name == "v1_masked":
+        state |= {key: tensor * (tensor > 0) for key, tensor in state.items() if tensor.dim() == 4 and key[0] < "4"}
+    return compress(state, config, references=references, metadata={"made by": "tests/corpus/golden.py"})
 
 
 def main() -> None:

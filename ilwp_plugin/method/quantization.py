@@ -24,6 +24,7 @@ __all__ = [
     "STEP_RULES",
     "QuantizedLayer",
     "as_kernels",
+    "bits_for",
     "largest_code",
     "quantize_chain",
     "quantize_residual",
@@ -95,6 +96,12 @@ def quantize_residual(residual: Tensor, largest: int, rule: StepRule) -> tuple[T
     codes = torch.round(residual / torch.where(step > 0, step, 1.0)).clamp(-largest, largest)
     # Adding 0.0 turns the negative zeros of rounding into zeros, so that equal codes are equal bits.
     return torch.where(step > 0, codes + 0.0, 0.0), step
+
+
+def bits_for(codes: Tensor) -> int:
+    """The fewest bits, 2 to 8, that hold codes of at most 127 in magnitude."""
+    largest = int(codes.abs().max())
+    return next(bits for bits in BITS if largest <= largest_code(bits))
 
 
 @dataclass(frozen=True, eq=False)

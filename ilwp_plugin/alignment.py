@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ilwp_plugin.compression import chains_of, finite_kernels
 from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.method.alignment import ChannelAlignment, align_kernels
 from ilwp_plugin.method.chains import Chain, call, evaluating
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.quantization import BITS, STEP_RULES, quantize_chain
+from ilwp_plugin.selection import chains_of
 
 __all__ = ["AlignmentReport", "Coupler", "TensorAxis", "align_model"]
 

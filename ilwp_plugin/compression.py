@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from ilwp_plugin import adapters
+from ilwp_plugin.calibration import calibrate
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import (
@@ -30,17 +32,19 @@ from ilwp_plugin.container import (
     write_file,
 )
 from ilwp_plugin.container.archive import measure
-from ilwp_plugin.container.directory import check_tensor
-from ilwp_plugin.errors import ConfigError, FormatError, TensorError
+from ilwp_plugin.container.directory import Storage, check_tensor
+from ilwp_plugin.encoder import Encoder, Progress
+from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorError
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.method.chains import Chain, Chains, find_chains, find_chains_by_name, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS
-from ilwp_plugin.method.provenance import Origin, Provenance, given_references
-from ilwp_plugin.method.quantization import STEP_RULES, as_kernels, quantize_chain, stored_anchor
+from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.structure import resize_layers
 from ilwp_plugin.sections import (
+    BatchNormSection,
     ChainSection,
     CodedLayer,
+    GridSection,
     decode_metadata,
     decode_raw,
     decode_structure,
@@ -48,15 +52,11 @@ from ilwp_plugin.sections import (
     encode_raw,
     encode_structure,
 )
-from ilwp_plugin.sections.chain import Mode, storage_mode
 from ilwp_plugin.sections.raw import measure_raw, raw_bytes
+from ilwp_plugin.selection import Model, batch_norms, given_tensors, select_layers
 from ilwp_plugin.stream import ByteReader
 
-__all__ = ["CompressedModel", "LayerSummary", "chains_of", "compress", "estimate", "finite_kernels", "load", "loads"]
-
-Model = nn.Module | Mapping[str, Tensor]
-Progress = Callable[[str, int, int], None]
-"""Is told the layer, how many kernels of all layers are done, and of how many."""
+__all__ = ["CompressedModel", "LayerSummary", "compress", "estimate", "load", "loads"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class CompressedModel:
     Attributes:
         tensors: the directory: name, dtype, shape and storage of every tensor of the state dict.
         chains: the quantized chains.
+        grid: the other tensors that are stored as codes on a grid; None where there are none.
+        batch_norms: the merged batch norms; None likewise.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
         provenance: of a pruned model, the origin of the channels of each layer that lost some.
         alignment: what `config.align` has done (`alignment.AlignmentReport`); known to `compress` only.
@@ -104,10 +106,14 @@ class CompressedModel:
         raw: Mapping[str, Tensor],
         metadata: Mapping[str, Any] | None = None,
         excluded: Mapping[str, str] | None = None,
+        grid: GridSection | None = None,
+        batch_norms: BatchNormSection | None = None,
         provenance: Provenance | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.chains = tuple(chains)
+        self.grid = grid
+        self.batch_norms = batch_norms
         self._metadata = encode_metadata(metadata) if metadata else None
         self.excluded = dict(excluded or {})
         self._raw = dict(raw)
@@ -120,10 +126,15 @@ class CompressedModel:
             return {}
         return decode_metadata(ByteReader(memoryview(bytes(self._metadata.chunks[0])), "metadata"))
 
+    @property
+    def _decoded(self) -> list[ChainSection | GridSection | BatchNormSection]:
+        """The sections that hold codes, in the order of the file."""
+        return [*self.chains, *(s for s in (self.grid, self.batch_norms) if s is not None)]
+
     @cached_property
     def _coded_sections(self) -> list[SectionBytes]:
         sections = [encode_structure(self.provenance, self.tensors)] if self.provenance else []
-        sections += [chain.encode(self.tensors) for chain in self.chains]
+        sections += [section.encode(self.tensors) for section in self._decoded]
         return sections if self._metadata is None else [*sections, self._metadata]
 
     @cached_property
@@ -145,13 +156,13 @@ class CompressedModel:
 
         Each call gives new tensors; aliases (shared weights) share theirs, as in the original.
         """
-        coded = {name: tensor for chain in self.chains for name, tensor in chain.tensors.items()}
+        coded = {name: tensor for section in self._decoded for name, tensor in section.tensors.items()}
         restored: dict[str, Tensor] = {}
         for info in self.tensors:
             if info.storage == "alias":
                 restored[info.name] = restored[self.tensors[info.alias_of].name]
             else:
-                restored[info.name] = (coded if info.storage == "coded" else self._raw)[info.name].clone()
+                restored[info.name] = (self._raw if info.storage == "raw" else coded)[info.name].clone()
         return restored
 
     def apply_to(self, model: nn.Module) -> None:
@@ -192,6 +203,9 @@ class CompressedModel:
                 was.
         """
         own = unwrap(model)
+        names = set(own.state_dict())
+        if names != {info.name for info in self.tensors}:
+            self.apply_to(own)  # which says what does not fit
         resize_layers(own, {info.name: info.shape for info in self.tensors})
         self.apply_to(own)
         return model
@@ -230,10 +244,12 @@ def compress(
     *,
     example_inputs: Any = None,
     references: Mapping[str, Tensor] | Provenance | None = None,
+    quantized: Mapping[str, IntegerTensor] | None = None,
+    calibration: Any = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
-    """Quantize the chains of a model; everything else is kept as it is.
+    """Quantize a model as its configuration says; what that does not name is kept as it is.
 
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
@@ -243,36 +259,70 @@ def compress(
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
             for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
             channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
+        quantized: by name of tensor or layer, weights that a toolkit has quantized already: they are stored as these
+            codes, without loss, in the order given (depthwise layers are predicted by the one before).
+        calibration: a batch, or an iterable of batches, of what the model is called with, without labels: weights are
+            then quantized with error feedback, and batch norms and biases follow. Needs a module.
         metadata: a JSON object to store along.
         progress: is told the progress.
 
     Raises:
-        ChainError: the model has no chain.
-        TensorError: a tensor cannot be stored, or a chain holds NaN or infinity.
-        ConfigError: `config.bits` is None: nothing to quantize; or what alignment needs is missing.
+        ChainError: the model has no chain, and nothing else is to be quantized.
+        TensorError: a tensor cannot be stored, or holds NaN or infinity where it is quantized, or is not what
+            `quantized` restores to.
+        ConfigError: nothing to quantize, or a configuration that does not fit the arguments.
+        CalibrationError: the model cannot be calibrated with these inputs.
         MissingDependencyError: `config.align` without torch-pruning.
     """
     config = IlwpConfig.of(config)
-    if config.bits is None:
-        raise ConfigError("bits: None trains with the loss only; set bits to 2..8 to quantize")
     alignment = None
     if config.align:
-        if references:
-            raise ConfigError("align=True makes the collocated kernels the references; give no others")
+        if references or quantized:
+            raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
         model, alignment = _aligned(model, config, example_inputs)
-    chains = chains_of(model, config, example_inputs=example_inputs)
-    state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
-    directory, raw, stored_as = _directory(state, [key for chain in chains for key in chain.keys])
-    by_name = {info.name: info for info in directory}
-    infos = {key: by_name[name] for key, name in stored_as.items()}
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    if module is None and not isinstance(model, Mapping):
+        raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
+    state: Mapping[str, Tensor] = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    given = given_tensors(quantized or {}, state)
+    if config.bits is None and config.weight_step is None and not given:
+        raise ConfigError("bits: None trains with the loss only; set bits to 2..8 to quantize")
+    if config.dead_zone > 0.5 and calibration is None:
+        raise ConfigError(
+            f"dead_zone: {config.dead_zone} needs calibration inputs; without them 0.5 is the only choice"
+        )
+    if calibration is not None and module is None:
+        raise ConfigError("calibration: a state dict cannot be run; give the module")
+    layers = select_layers(model, config, given, example_inputs)
+    norms = batch_norms(model, config)
+    given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
+    packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
+    directory, raw, infos = _directory(state, chain_keys, [*packed, *(key for n in norms.values() for key in n.keys)])
     provenance = {name: value for name, value in (references or {}).items() if isinstance(value, Origin)}
     if not provenance:
-        chains.check_predicted(references or {})
-    told = _Progress(progress, sum(infos[k].numel // c.taps for c in chains for k in c.keys))
-    sections = [
-        _quantize(chain, [infos[key] for key in chain.keys], state, config, references or {}, told) for chain in chains
-    ]
-    compressed = CompressedModel(directory, sections, raw, metadata, chains.excluded, provenance)
+        layers.chains.check_predicted(references or {})
+    encoder = Encoder(
+        config,
+        [(chain, [infos[key] for key in chain.keys]) for chain in layers.chains],
+        _unshared(layers.grid, infos),
+        _unshared(layers.biases, infos),
+        norms,
+        [(infos[key], value) for key, value in given.items()],
+        {info.name: info for info in directory},
+        references or {},
+        progress,
+    )
+    if calibration is not None:
+        assert module is not None
+        calibrate(module, calibration, encoder, encoder.layers)
+    elif config.weight_step is not None:
+        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=2)
+    encoder.finish(state)
+    raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
+    chains, grid, merged = encoder.sections()
+    compressed = CompressedModel(
+        directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance=provenance
+    )
     compressed.alignment = alignment
     return compressed
 
@@ -289,19 +339,18 @@ def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.
     return model, adapters.load("pruning").align(model, inputs, config)
 
 
-def chains_of(model: Model, config: IlwpConfig, *, example_inputs: Any = None) -> Chains:
-    """The chains that a configuration finds in a module or a state dict; see `method.chains`."""
-    options: dict[str, Any] = {
-        "scope": config.scope,
-        "target_scopes": config.target_scopes,
-        "ignored_scopes": config.ignored_scopes,
-        "layers": config.layers,
-    }
-    if isinstance(model, nn.Module):
-        return find_chains(model, example_inputs=example_inputs, **options)
-    if not isinstance(model, Mapping):
-        raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
-    return find_chains_by_name(model, **options)
+ROUNDED_ALONE = (
+    "weights are rounded as they are; with `calibration` inputs (some hundred examples, no labels) error feedback and "
+    "re-estimated batch norms halve the file at the same accuracy"
+)
+
+
+def _unshared(keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Directory entries by layer, each once: a tensor that layers share belongs to the first of them."""
+    owners: dict[str, str] = {}
+    for name, key in keys.items():
+        owners.setdefault(infos[key].name, name)
+    return {name: infos[keys[name]] for name in owners.values()}
 
 
 def estimate(model: Model, config: IlwpConfig | Mapping[str, Any] | None = None, **options: Any) -> Ledger:
@@ -315,7 +364,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Compr
     Args:
         path: the file.
         max_bytes: refuse a file whose tensors take more memory than this, in bytes; tensors that share memory count in
-            full. Without a limit they take at most about 512 times the size of the file.
+            full. Without a limit they take at most some 16,000 times the size of the file.
 
     Raises:
         FileError: it cannot be read.
@@ -341,118 +390,49 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
             singles[kind] = decode_metadata(reader)
         elif kind is SectionKind.STRUCTURE:
             singles[kind] = decode_structure(reader, archive.tensors)
+        elif kind is SectionKind.GRID:
+            singles[kind] = GridSection.decode(reader, archive.tensors)
+        elif kind is SectionKind.BATCH_NORM:
+            singles[kind] = BatchNormSection.decode(reader, archive.tensors)
         else:
             singles[kind] = decode_raw(reader, archive.tensors)
         ledger.extend(reader.ledger)
     if SectionKind.RAW not in singles:
         raise FormatError(f"{where}: no raw section")
+    grid, norms = singles.get(SectionKind.GRID), singles.get(SectionKind.BATCH_NORM)
     coded = Counter(layer.info.name for chain in chains for layer in chain.layers)
+    coded.update(info.name for info in (grid.infos if grid else ()))
+    coded.update(info.name for infos in (norms.infos if norms else ()) for info in infos)
     for info in archive.tensors:
-        if info.storage == "coded" and coded[info.name] != 1:
+        if info.storage in ("coded", "packed") and coded[info.name] != 1:
             raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")
-    model = CompressedModel(
-        archive.tensors,
-        chains,
-        singles[SectionKind.RAW],
-        singles.get(SectionKind.METADATA),
-        provenance=singles.get(SectionKind.STRUCTURE),
-    )
+    raw, metadata = singles[SectionKind.RAW], singles.get(SectionKind.METADATA)
+    provenance = singles.get(SectionKind.STRUCTURE)
+    model = CompressedModel(archive.tensors, chains, raw, metadata, None, grid, norms, provenance)
     model.ledger = ledger  # as read, not as this version would write it
     return model
 
 
-class _Progress:
-    """Adds up the kernels that are done: those of whole layers, and of a search within a layer."""
-
-    def __init__(self, tell: Progress | None, total: int) -> None:
-        self._tell, self._total, self._layers, self._search = tell, total, 0, 0
-
-    def searched(self, layer: str, kernels: int) -> None:
-        self._search += kernels
-        if self._tell is not None:
-            self._tell(layer, self._layers + self._search, self._total)
-
-    def finished(self, layer: str, kernels: int) -> None:
-        self._layers, self._search = self._layers + kernels, 0
-        if self._tell is not None:
-            self._tell(layer, self._layers, self._total)
-
-
-def _quantize(
-    chain: Chain,
-    infos: Sequence[TensorInfo],
-    state: Mapping[str, Tensor],
-    config: IlwpConfig,
-    references: Mapping[str, Tensor] | Provenance,
-    progress: _Progress,
-) -> ChainSection:
-    assert config.bits is not None
-    kernels = [finite_kernels(info.name, state[info.name], chain.taps) for info in infos]
-    counts = [len(layer) for layer in kernels]
-    predictor = PREDICTORS[config.mode]
-    given = given_references(chain.layers, counts, references)
-    pruned = any(isinstance(value, Origin) for value in references.values())
-    if pruned and config.mode != "collocated":
-        given = [None] * len(counts)
-    progress.finished(chain.layers[0], counts[0])
-
-    def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        name = chain.layers[number]
-        chosen = given[number]
-        if chosen is None:
-            chosen = predictor.references(layer, earlier, partial(progress.searched, name))
-        progress.finished(name, len(layer))
-        return chosen
-
-    anchor = stored_anchor(kernels[0], infos[0].dtype, config.anchor)
-    if anchor is not None and not bool(anchor.isfinite().all()):
-        raise TensorError(f"tensor {infos[0].name!r}: beyond the range of float16; choose anchor='fp32'")
-    quantized, _ = quantize_chain(
-        kernels, None if anchor is None else anchor.float(), choose, config.bits, STEP_RULES[config.range]
-    )
-    layers = [] if anchor is None else [CodedLayer(infos[0], None, "none")]
-    for number, layer in enumerate(quantized, start=len(layers)):
-        ancestral = given[number] if pruned else None
-        mode: Mode = storage_mode(layer.references, counts[:number], ancestral) if number else "none"
-        layers.append(CodedLayer(infos[number], layer, mode))
-    section = ChainSection(chain.kernel_size, anchor, tuple(layers), config.coder)
-    for name, tensor in section.tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise TensorError(f"layer {name!r}: its residuals overflow {tensor.dtype}; rescale it or leave it out")
-    return section
-
-
-def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:
-    """A weight as kernels on the CPU, see `method.quantization.as_kernels`. Raises TensorError on NaN or infinity."""
-    bad = int((~weight.isfinite()).sum())
-    if bad:
-        raise TensorError(
-            f"tensor {name!r}: {bad} of its {weight.numel()} values are NaN or infinite; mend the model, or leave the "
-            "layer out with `ignored_scopes`"
-        )
-    kernels = as_kernels(weight.cpu(), taps)
-    if not bool(kernels.isfinite().all()):
-        raise TensorError(f"tensor {name!r}: values beyond the range of float32")
-    return kernels
-
-
 def _directory(
-    state: Mapping[str, Tensor], coded: Sequence[str]
-) -> tuple[list[TensorInfo], dict[str, Tensor], dict[str, str]]:
-    """The directory of a state dict, copies of its untouched tensors, and under which name each coded one is stored.
+    state: Mapping[str, Tensor], coded: Sequence[str], packed: Sequence[str]
+) -> tuple[list[TensorInfo], dict[str, Tensor], dict[str, TensorInfo]]:
+    """The directory of a state dict, copies of its untouched tensors, and the entry that each other one is stored as.
+
+    `coded` tensors are in chains, `packed` ones in other sections.
 
     Of tensors that share all their memory the first is stored and the others are its aliases, so a coded tensor may be
     stored under another name than that of its layer. Raises TensorError.
     """
     for name, tensor in state.items():
         _check_tensor(name, tensor)
-    missing = set(coded) - set(state)
+    missing = {*coded, *packed} - set(state)
     if missing:
         raise TensorError(
             f"no tensor {min(missing)!r} in the state dict; a parametrization or mask on the layer has to be removed "
             "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations); zeros stay zeros"
         )
-    coded_places = {_place(key, state[key]) for key in coded}
+    storages: dict[tuple[Any, ...], Storage] = {_place(key, state[key]): "packed" for key in packed}
+    storages.update({_place(key, state[key]): "coded" for key in coded})
     owners: dict[tuple[Any, ...], int] = {}
     infos: list[TensorInfo] = []
     raw: dict[str, Tensor] = {}
@@ -462,10 +442,10 @@ def _directory(
             infos.append(TensorInfo(name, tensor.dtype, shape, "alias", owners[place]))
             continue
         owners[place] = position
-        infos.append(TensorInfo(name, tensor.dtype, shape, "coded" if place in coded_places else "raw"))
-        if place not in coded_places:
+        infos.append(TensorInfo(name, tensor.dtype, shape, storages.get(place, "raw")))
+        if place not in storages:
             raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
-    return infos, raw, {key: infos[owners[_place(key, state[key])]].name for key in coded}
+    return infos, raw, {key: infos[owners[_place(key, state[key])]] for key in [*coded, *packed]}
 
 
 def _place(name: str, tensor: Tensor) -> tuple[Any, ...]:

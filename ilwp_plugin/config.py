@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from ilwp_plugin import strict_json
-from ilwp_plugin.coding import CODERS
+from ilwp_plugin.coding import AUTO, CODERS
 from ilwp_plugin.errors import ConfigError, FileError, IlwpError, nearest
+from ilwp_plugin.method.batch_norm import MANTISSA_BITS
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS, STEP_RULES
 from ilwp_plugin.registry import Registry
@@ -22,6 +23,7 @@ __all__ = ["Anchor", "IlwpConfig"]
 Anchor = Literal["fp32", "fp16", "quantized"]
 
 Bits = Annotated[int, Field(strict=True, ge=BITS[0], le=BITS[-1])]
+Step = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
 
@@ -88,15 +90,47 @@ class IlwpConfig(BaseModel):
         strict=True,
     )
     coder: str = Field(
-        default="huffman", description="Entropy coder of the residuals.", json_schema_extra=_name(CODERS)
+        default=AUTO,
+        description="Entropy coder of all codes: huffman (the paper's), ans, or 'auto', the smaller for each group of "
+        "layers.",
+        json_schema_extra={"enum": [AUTO, *sorted(CODERS)]},
+    )
+    residual_step: Step | None = Field(
+        default=None,
+        description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
+        "layer from its bits and range.",
+    )
+    weight_step: Step | None = Field(
+        default=None,
+        description="One absolute step for the weights of all other convolutions and linear layers, in units of "
+        "weight; null keeps them as they are.",
+    )
+    dead_zone: Annotated[float, Field(strict=True, ge=0.5, le=1)] = Field(
+        default=0.5,
+        description="Weights of these other layers become 0 below this many steps, 0.5 to 1; 0.5 is plain rounding. "
+        "More than 0.5 needs calibration inputs, so that the batch norms can follow.",
+    )
+    batch_norm: Literal["exact", "merged"] = Field(
+        default="exact",
+        description="'merged' stores a batch norm as the scale and shift that it is at inference, and biases on a "
+        "grid of a quarter of the weight step.",
+    )
+    batch_norm_bits: Annotated[int, Field(strict=True, ge=MANTISSA_BITS[0], le=MANTISSA_BITS[-1])] = Field(
+        default=5,
+        description="Bits of mantissa of a merged scale: its relative error, and that of the shift against the spread "
+        "of the output, is at most 2^-(bits + 1).",
+    )
+    batch_norm_eps: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
+        default=None, description="The eps of the batch norms of a state dict, which does not tell it; to merge them."
     )
 
     @field_validator("mode", "range", "coder", mode="before")
     @classmethod
     def _registered(cls, value: object, info: Any) -> object:
         registry = _REGISTRIES[info.field_name]
-        if not isinstance(value, str) or value not in registry:
-            raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), registry)}")
+        known = [*registry, AUTO] if info.field_name == "coder" else [*registry]
+        if not isinstance(value, str) or value not in known:
+            raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
         return value
 
     @field_validator("target_scopes", "ignored_scopes", "layers", mode="before")

@@ -60,6 +60,10 @@ class TrainingError(IlwpError):
     """A training helper was set up in a way that cannot work."""
 
 
+class CalibrationError(IlwpError):
+    """Calibration inputs that the model cannot be calibrated with, or a target that cannot be met."""
+
+
 class DataError(IlwpError):
     """A data set is missing or its files are not what they should be."""
 
@@ -75,3 +79,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean {match[0]!r}?" if match else ""
     shown = ", ".join(repr(n) for n in names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"known: {shown or 'none'}{hint}"
+
+
+class IlwpWarning(UserWarning):
+    """Something that works, but could work better."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 __all__ = ["Ledger", "LayerBytes", "Part", "PARTS", "split_bits"]
 
-Part = Literal["texture", "non_texture", "table", "anchor", "header", "other"]
+Part = Literal["texture", "non_texture", "table", "anchor", "header", "grid", "batch_norm", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -31,21 +31,25 @@ class LayerBytes:
     """Kernels of anchor layers, however they are stored."""
     header_bytes: int = 0
     """Names, shapes, steps, lengths and checksums that the compressed layers need."""
+    grid_bytes: int = 0
+    """Layers that are in no chain but stored as codes on a grid: codes, code tables and scales."""
+    batch_norm_bytes: int = 0
+    """Batch norms that are stored as one scale and one shift a channel."""
     other_bytes: int = 0
     """Everything else: tensors that are not compressed, with their names and shapes, and metadata."""
 
     @property
     def total_bytes(self) -> int:
-        """All that the compressed layers need: every part but `other_bytes`."""
-        return self.file_bytes - self.other_bytes
+        """All that the layers of chains need: every part but `grid_bytes`, `batch_norm_bytes` and `other_bytes`."""
+        return self.file_bytes - self.grid_bytes - self.batch_norm_bytes - self.other_bytes
 
     @property
     def file_bytes(self) -> int:
-        """The sum of all six parts."""
+        """The sum of all parts."""
         return sum(int(getattr(self, f"{part}_bytes")) for part in PARTS)
 
     def to_dict(self) -> dict[str, int]:
-        """The six parts, `total_bytes` and `file_bytes`, by name."""
+        """The parts, `total_bytes` and `file_bytes`, by name."""
         parts = {f"{part}_bytes": int(getattr(self, f"{part}_bytes")) for part in PARTS}
         return {**parts, "total_bytes": self.total_bytes, "file_bytes": self.file_bytes}
 
@@ -53,8 +57,9 @@ class LayerBytes:
 class Ledger:
     """Bytes of a file by part and layer.
 
-    `texture_bytes`, `non_texture_bytes`, `table_bytes`, `anchor_bytes`, `header_bytes`, `other_bytes`,
-    `total_bytes` and `file_bytes` are those of the whole file; `layers` holds the same for each layer.
+    `texture_bytes`, `non_texture_bytes`, `table_bytes`, `anchor_bytes`, `header_bytes`, `grid_bytes`,
+    `batch_norm_bytes`, `other_bytes`, `total_bytes` and `file_bytes`
+    are those of the whole file; `layers` holds the same for each layer.
     """
 
     def __init__(self) -> None:
@@ -114,6 +119,14 @@ class Ledger:
     @property
     def header_bytes(self) -> int:
         return self.whole.header_bytes
+
+    @property
+    def grid_bytes(self) -> int:
+        return self.whole.grid_bytes
+
+    @property
+    def batch_norm_bytes(self) -> int:
+        return self.whole.batch_norm_bytes
 
     @property
     def other_bytes(self) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ilwp_plugin.analysis.distributions import Distribution, distributions
 from ilwp_plugin.analysis.figures import draw_distributions, draw_reference_shares
 from ilwp_plugin.analysis.references import ReferenceShares, reference_shares
-from ilwp_plugin.compression import Model, chains_of, finite_kernels
 from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.selection import Model, chains_of
 
 __all__ = ["analyze"]
 

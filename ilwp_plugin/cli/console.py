@@ -57,11 +57,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def ledger_row(ledger: Mapping[str, int]) -> list[str]:
-    """The eight sizes of a ledger, for a table with the columns LEDGER_COLUMNS."""
+    """The sizes of a ledger, for a table with the columns LEDGER_COLUMNS."""
     return [f"{ledger[column.replace('-', '_') + '_bytes']:,}" for column in LEDGER_COLUMNS]
 
 
-LEDGER_COLUMNS = ("texture", "non-texture", "table", "anchor", "header", "total", "other", "file")
+LEDGER_COLUMNS = (
+    "texture",
+    "non-texture",
+    "table",
+    "anchor",
+    "header",
+    "total",
+    "grid",
+    "batch-norm",
+    "other",
+    "file",
+)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.registry import Registry
 from ilwp_plugin.stream import ByteReader
 
-__all__ = ["CODERS", "Coder", "Histogram", "Symbols", "coder_of_id"]
+__all__ = ["AUTO", "CODERS", "Coder", "Fit", "Histogram", "Symbols", "coder_of_id", "fit_coder"]
 
 Symbols = NDArray[np.int64]
 
@@ -77,7 +77,11 @@ class Coder(ABC):
 
     @abstractmethod
     def bits(self, model: Any, histogram: Histogram) -> int:
-        """Exact number of payload bits, before padding to whole bytes, of symbols of this histogram."""
+        """Payload bits of symbols of this histogram, before padding: exact for Huffman, the ideal length for ANS."""
+
+    def payload_bytes(self, model: Any, histogram: Histogram) -> int:
+        """Bytes of a payload with symbols of this histogram; exact where `bits` is."""
+        return (self.bits(model, histogram) + 7) // 8
 
     @abstractmethod
     def encode(self, model: Any, symbols: Symbols) -> bytes:
@@ -92,6 +96,41 @@ class Coder(ABC):
 
 
 CODERS: Registry[Coder] = Registry("coder")
+
+AUTO = "auto"
+"""Instead of a coder's name: whichever takes the fewest bytes, tables counted, for each group of layers anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A coder fitted to a histogram.
+
+    Attributes:
+        coder: the coder.
+        model: its model.
+        table: the stored form of the model.
+        payload_bytes: of all symbols of the histogram, rounded up.
+    """
+
+    coder: Coder
+    model: Any
+    table: bytes
+    payload_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Table and payload together."""
+        return len(self.table) + self.payload_bytes
+
+
+def fit_coder(histogram: Histogram, name: str) -> Fit:
+    """A coder by name, or for AUTO the smallest one, fitted; of equally small ones the first registered."""
+    coders = list(CODERS.values()) if name == AUTO else [CODERS[name]]
+    fits = []
+    for coder in coders:
+        model = coder.fit(histogram)
+        fits.append(Fit(coder, model, coder.table(model), coder.payload_bytes(model, histogram)))
+    return min(fits, key=lambda fit: fit.nbytes)
 
 
 def coder_of_id(number: int) -> Coder:

@@ -30,12 +30,19 @@ class SectionKind(enum.IntEnum):
     RAW = 1
     CHAIN = 2
     METADATA = 3
+    GRID = 4
+    BATCH_NORM = 5
     STRUCTURE = 6
 
     @property
     def part(self) -> Part:
         """The part of the ledger to which the section's own entry in the header belongs."""
-        return "header" if self is SectionKind.CHAIN else "other"
+        parts: dict[SectionKind, Part] = {
+            SectionKind.CHAIN: "header",
+            SectionKind.GRID: "grid",
+            SectionKind.BATCH_NORM: "batch_norm",
+        }
+        return parts.get(self, "other")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ __all__ = [
     "write_directory",
 ]
 
-Storage = Literal["raw", "coded", "alias"]
+Storage = Literal["raw", "coded", "alias", "packed"]
 
-_STORAGES: tuple[Storage, ...] = ("raw", "coded", "alias")
+_STORAGES: tuple[Storage, ...] = ("raw", "coded", "alias", "packed")
 _SAME_SHAPE = 0x40
 _MAX_NAME = 1024
 _MAX_RANK = 64
@@ -62,7 +62,8 @@ class TensorInfo:
         name: key in the state dict.
         dtype: one of DTYPES.
         shape: its dimensions.
-        storage: "raw", as it is; "coded", in some other section; "alias", the same values as an earlier tensor.
+        storage: "raw", as it is; "coded", in a chain; "packed", in a grid or batch-norm section;
+            "alias", the same values as an earlier tensor.
         alias_of: for an alias, the position of that tensor; else -1.
     """
 

@@ -23,6 +23,8 @@ __all__ = [
     "evaluating",
     "find_chains",
     "find_chains_by_name",
+    "is_real",
+    "matcher",
     "stored_weight",
     "unwrap",
 ]
@@ -97,6 +99,9 @@ def find_chains(
     ignored_scopes: Sequence[str] = (),
     layers: Sequence[str] | None = None,
     example_inputs: Any = None,
+    taken: Mapping[str, str] | None = None,
+    required: bool = True,
+    others: Sequence[str] = (),
 ) -> Chains:
     """Find the chains of a model.
 
@@ -111,6 +116,9 @@ def find_chains(
         ignored_scopes: likewise; these are left out.
         layers: the layer names in the order in which they are to predict each other, instead of a trace.
         example_inputs: a tensor, or a tuple or dict of arguments, for one forward pass in eval mode.
+        taken: layers that cannot be in a chain, by name, with the reason.
+        required: whether a model without any chain is an error.
+        others: names of other layers, which the scopes may name too.
 
     Raises:
         ChainError: the order cannot be traced, a name matches nothing, or no chain of two layers or more is found; the
@@ -143,18 +151,20 @@ def find_chains(
             refusal = f"a {type(module).__name__}, not a Conv2d"
         elif isinstance(module.weight, nn.parameter.UninitializedParameter):
             refusal = "a lazy layer whose shape is not known yet"
-        elif not _is_real(module.weight):
+        elif not is_real(module.weight):
             refusal = f"its weight is {module.weight.dtype}"
         elif name not in position:
             refusal = unreached
         elif id(stored_weight(module)) in owners:
             refusal = f"shares its weight with {owners[id(stored_weight(module))]!r}"
+        elif name in (taken or {}):
+            refusal = (taken or {})[name]
         if refusal is None:
             owners[id(stored_weight(module))] = name
         shape = () if refusal and refusal.startswith("a lazy") else tuple(module.weight.shape)
         depthwise = module.groups == module.in_channels and module.in_channels > 1
         candidates.append(_Convolution(name, shape, depthwise, refusal))
-    return _select(candidates, scope, target_scopes, ignored_scopes)
+    return _select(candidates, scope, target_scopes, ignored_scopes, required, others)
 
 
 def find_chains_by_name(
@@ -164,6 +174,9 @@ def find_chains_by_name(
     target_scopes: Sequence[str] = (),
     ignored_scopes: Sequence[str] = (),
     layers: Sequence[str] | None = None,
+    taken: Mapping[str, str] | None = None,
+    required: bool = True,
+    others: Sequence[str] = (),
 ) -> Chains:
     """Find the chains of a state dict, where no model is given: its order stands for the execution order.
 
@@ -200,10 +213,12 @@ def find_chains_by_name(
             and tensor.shape[2:].numel() > 1
         ):
             refusal = "the first convolution: its one input channel is the image's, so it is not depthwise"
+        elif name in (taken or {}):
+            refusal = (taken or {})[name]
         if refusal is None:
             owners[place] = name
         candidates.append(_Convolution(name, tuple(tensor.shape), tensor.shape[1] == 1, refusal))
-    return _select(candidates, scope, target_scopes, ignored_scopes)
+    return _select(candidates, scope, target_scopes, ignored_scopes, required, others)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -294,13 +309,13 @@ def _first_calls(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return list({id(module): module for module in modules if isinstance(module, _CONVOLUTIONS)}.values())
 
 
-def _is_real(tensor: Tensor) -> bool:
+def is_real(tensor: Tensor) -> bool:
     """Of a dtype that the codec computes with; others (complex, float8) are kept as they are."""
     return tensor.is_floating_point() and tensor.dtype.itemsize > 1
 
 
 def _is_kernel(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.dim() == 4 and _is_real(tensor)
+    return isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.dim() == 4 and is_real(tensor)
 
 
 def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
@@ -314,7 +329,11 @@ def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     return list(layers)
 
 
-def _matcher(patterns: Sequence[str], names: Sequence[str], option: str) -> Callable[[str], bool]:
+def matcher(
+    patterns: Sequence[str], names: Sequence[str], option: str, *, strict: bool = True
+) -> Callable[[str], bool]:
+    """Whether a layer is named by patterns as `find_chains` has them; strict: each has to match one of the names."""
+
     def matches(pattern: str, name: str) -> bool:
         if pattern.startswith("{re}"):
             return re.fullmatch(pattern.removeprefix("{re}"), name) is not None
@@ -326,7 +345,7 @@ def _matcher(patterns: Sequence[str], names: Sequence[str], option: str) -> Call
             used = any(matches(pattern, name) for name in names)
         except re.error as error:
             raise ChainError(f"`{option}`: {pattern!r} is not a regular expression: {error}") from None
-        if not used:
+        if strict and not used:
             raise ChainError(f"`{option}`: {pattern!r} matches no convolution; {nearest(pattern, names)}")
     return lambda name: any(matches(pattern, name) for pattern in patterns)
 
@@ -336,10 +355,12 @@ def _select(
     scope: Scope,
     target_scopes: Sequence[str],
     ignored_scopes: Sequence[str],
+    required: bool,
+    others: Sequence[str],
 ) -> Chains:
     names = [c.name for c in candidates]
-    targeted = _matcher(target_scopes, names, "target_scopes")
-    ignored = _matcher(ignored_scopes, names, "ignored_scopes")
+    targeted = matcher(target_scopes, [*names, *others], "target_scopes")
+    ignored = matcher(ignored_scopes, [*names, *others], "ignored_scopes")
     excluded: dict[str, str] = {}
     by_size: dict[tuple[int, int], list[str]] = {}
     for c in candidates:
@@ -363,7 +384,7 @@ def _select(
             chains.append(Chain(size, tuple(members)))
         else:
             excluded[members[0]] = f"the only layer with {size[0]}x{size[1]} kernels: nothing could predict it"
-    if not chains:
+    if not chains and required:
         raise ChainError(_no_chain(excluded, scope))
     return Chains(tuple(chains), excluded)
 

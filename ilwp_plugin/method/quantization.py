@@ -24,6 +24,8 @@ __all__ = [
     "STEP_RULES",
     "QuantizedLayer",
     "as_kernels",
+    "bits_for",
+    "keep_zeros",
     "largest_code",
     "quantize_chain",
     "quantize_residual",
@@ -95,6 +97,12 @@ def quantize_residual(residual: Tensor, largest: int, rule: StepRule) -> tuple[T
     codes = torch.round(residual / torch.where(step > 0, step, 1.0)).clamp(-largest, largest)
     # Adding 0.0 turns the negative zeros of rounding into zeros, so that equal codes are equal bits.
     return torch.where(step > 0, codes + 0.0, 0.0), step
+
+
+def bits_for(codes: Tensor) -> int:
+    """The fewest bits, 2 to 8, that hold codes of at most 127 in magnitude."""
+    largest = int(codes.abs().max())
+    return next(bits for bits in BITS if largest <= largest_code(bits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,15 +220,12 @@ def quantize_chain(
             references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
-        zeros = layer == 0
-        if bool(zeros.all()):
-            references = torch.full_like(references, -1)  # zero from nothing costs nothing
-        kept = _worth_a_map(zeros, references)
+        references, zeros = keep_zeros(layer, references)
         residual = layer - gather_references(restored.filled, references)
-        if kept:
+        if zeros is not None:
             residual = residual.masked_fill(zeros, 0.0)
         codes, step = quantize_residual(residual, largest, rule)
-        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros if kept else None)
+        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros)
         layers.append(quantized)
         restored.append(reconstruct(quantized, restored.filled))
     return layers, restored.layers
@@ -229,11 +234,23 @@ def quantize_chain(
 _MANY_ZEROS = 0.25
 
 
-def _worth_a_map(zeros: Tensor, references: Tensor) -> bool:
-    """Whether a layer says where its zeros are: a prediction would lose them, or they are many."""
+def keep_zeros(kernels: Tensor, references: Tensor) -> tuple[Tensor, Tensor | None]:
+    """How the exact zeros of a layer, as masks of pruning leave them, stay exactly zero.
+
+    Args:
+        kernels: (kernels, taps).
+        references: (kernels,) int64, see `method.prediction`.
+
+    Returns:
+        The references, none where all is zero, and a map of the zeros, (kernels, taps) bool; None where there are none,
+        or few and a prediction by zero keeps them anyway.
+    """
+    zeros = kernels == 0
     share = float(zeros.double().mean())
+    if share == 1:
+        return torch.full_like(references, -1), None
     predicted = bool((references >= 0).any())
-    return 0 < share < 1 and (predicted or share >= _MANY_ZEROS)
+    return references, zeros if share > 0 and (predicted or share >= _MANY_ZEROS) else None
 
 
 class _StraightThrough(torch.autograd.Function):

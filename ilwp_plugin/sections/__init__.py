@@ -1,13 +1,18 @@
 """What the sections of a file hold. Encode and decode of each kind stand side by side in one module."""
 
+from ilwp_plugin.sections.batch_norm import ROLES, BatchNormSection
 from ilwp_plugin.sections.chain import ChainSection, CodedLayer
+from ilwp_plugin.sections.grid import GridSection
 from ilwp_plugin.sections.metadata import decode_metadata, encode_metadata
 from ilwp_plugin.sections.raw import decode_raw, encode_raw, raw_bytes
 from ilwp_plugin.sections.structure import decode_structure, encode_structure
 
 __all__ = [
+    "ROLES",
+    "BatchNormSection",
     "ChainSection",
     "CodedLayer",
+    "GridSection",
     "decode_metadata",
     "decode_raw",
     "decode_structure",

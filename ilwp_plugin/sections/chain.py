@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -15,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilwp_plugin.coding import CODERS, Histogram, coder_of_id, read_indices, write_indices
-from ilwp_plugin.coding.base import Coder
+from ilwp_plugin.coding import read_indices, write_indices
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.ledger import split_bits
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.provenance import Provenance, given_references
 from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
+from ilwp_plugin.sections.codes import read_codes, write_codes
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
@@ -87,7 +85,7 @@ class ChainSection:
         kernel_size: height and width.
         anchor: (kernels, taps) in one of ANCHOR_DTYPES; None where the first layer is quantized too.
         layers: all layers in order, the anchor first.
-        coder: name of the coder of the residuals.
+        coder: name of the coder of the residuals, or "auto".
     """
 
     kernel_size: tuple[int, int]
@@ -117,7 +115,6 @@ class ChainSection:
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
         position = {info.name: i for i, info in enumerate(directory)}
-        coder = CODERS[self.coder]
         writer = ByteWriter()
         writer.varint(self.kernel_size[0])
         writer.varint(self.kernel_size[1])
@@ -138,12 +135,7 @@ class ChainSection:
             if layer.quantized is not None and layer.quantized.zeros is not None:
                 with writer.charge(*self._accounts([layer])[0]):
                     write_indices(writer, np.packbits(layer.quantized.zeros.numpy()).astype(np.int64), 256)
-        codes = [_codes(layer) for layer in coded]
-        start = 0
-        for count in _group([Histogram.of(c) for c in codes], coder):
-            group = slice(start, start + count)
-            self._encode_group(writer, coder, coded[group], codes[group])
-            start += count
+        write_codes(writer, self._accounts(coded), [_codes(layer) for layer in coded], self.coder)
         earlier = [] if self.anchor is None else [self.layers[0].kernels]
         for layer in coded:
             with writer.charge("non_texture", layer.info.name):
@@ -154,25 +146,6 @@ class ChainSection:
     def _accounts(self, layers: Sequence[CodedLayer]) -> list[Account]:
         anchor = self.layers[0]
         return [("anchor" if layer is anchor else "texture", layer.info.name) for layer in layers]
-
-    def _encode_group(
-        self,
-        writer: ByteWriter,
-        coder: Coder,
-        layers: Sequence[CodedLayer],
-        codes: Sequence[NDArray[np.int64]],
-    ) -> None:
-        """Layers that share one code table and one bitstream."""
-        histograms = [Histogram.of(c) for c in codes]
-        model = coder.fit(_sum(histograms))
-        payload = coder.encode(model, np.concatenate(codes))
-        with writer.charge("table", layers[0].info.name):
-            writer.varint(len(layers))
-            writer.u8(coder.id)
-            writer.raw(coder.table(model))
-            writer.varint(len(payload))
-        bits = [coder.bits(model, histogram) for histogram in histograms]
-        writer.shared(payload, self._accounts(layers), split_bits(bits, len(payload)))
 
     @classmethod
     def decode(
@@ -205,10 +178,10 @@ class ChainSection:
                 raise reader.fail(f"{info.name}: the anchor holds values that are not finite")
         todo = [(info, head) for info, head in heads if head is not None]
         maps = [_read_map(reader, info, head, heads[0][0]) for info, head in todo]
-        counts = [
-            info.numel - (0 if zeros is None else int(zeros.sum())) for (info, _), zeros in zip(todo, maps, strict=True)
-        ]
-        codes, coder_name = cls._decode_codes(reader, [info for info, _ in todo], counts, heads[0][0])
+        mapped = [0 if zeros is None else int(zeros.sum()) for zeros in maps]
+        accounts: list[Account] = [("anchor" if info is heads[0][0] else "texture", info.name) for info, _ in todo]
+        counts = [info.numel - zeros for (info, _), zeros in zip(todo, mapped, strict=True)]
+        codes, coder_name = read_codes(reader, accounts, counts)
         layers, earlier = [], []
         ancestral = _ancestral(reader, heads, provenance)
         if anchor is not None:
@@ -236,69 +209,11 @@ class ChainSection:
                 raise reader.fail(f"{name}: restores to values that are not finite")
         return section
 
-    @staticmethod
-    def _decode_codes(
-        reader: ByteReader, todo: Sequence[TensorInfo], counts: Sequence[int], first: TensorInfo
-    ) -> tuple[list[NDArray[np.int64]], str]:
-        codes: list[NDArray[np.int64]] = []
-        names = set()
-        while len(codes) < len(todo):
-            with reader.charge("table", todo[len(codes)].name):
-                count = reader.varint()
-                group = todo[len(codes) : len(codes) + count]
-                sizes = counts[len(codes) : len(codes) + count]
-                if not 1 <= count == len(group):
-                    raise reader.fail(f"a group of {count} layers where {len(todo) - len(codes)} are left")
-                coder = coder_of_id(reader.u8())
-                model = coder.read_table(reader)
-                length = reader.varint()
-            payload = reader.shared(length)
-            symbols = coder.decode(model, payload, sum(sizes), reader)
-            pieces = np.split(symbols, np.cumsum(sizes)[:-1])
-            bits = [coder.bits(model, Histogram.of(piece)) for piece in pieces]
-            accounts: list[Account] = [("anchor" if info is first else "texture", info.name) for info in group]
-            reader.charge_shares(accounts, split_bits(bits, length))
-            codes += pieces
-            names.add(next(name for name in CODERS if CODERS[name] is coder))
-        if len(names) > 1:
-            raise reader.fail(f"one chain with several coders: {sorted(names)}")
-        return codes, next(iter(names), "huffman")
-
 
 def _codes(layer: CodedLayer) -> NDArray[np.int64]:
     assert layer.quantized is not None
     codes = layer.quantized.codes if layer.quantized.zeros is None else layer.quantized.codes[~layer.quantized.zeros]
     return codes.numpy().astype(np.int64).ravel()
-
-
-def _sum(histograms: Sequence[Histogram]) -> Histogram:
-    total = histograms[0]
-    for histogram in histograms[1:]:
-        total = total + histogram
-    return total
-
-
-def _group(histograms: Sequence[Histogram], coder: Coder) -> list[int]:
-    """Lengths of the runs of layers that share a code table: runs are merged greedily while that saves bytes.
-
-    A table costs some 60 bytes at 8 bits, which small layers cannot afford one each.
-    """
-
-    def cost(histogram: Histogram) -> int:
-        model = coder.fit(histogram)
-        return len(coder.table(model)) + 3 + (coder.bits(model, histogram) + 7) // 8
-
-    runs = [(1, histogram, cost(histogram)) for histogram in histograms]
-    pairs = [cost(a[1] + b[1]) - a[2] - b[2] for a, b in itertools.pairwise(runs)]
-    while pairs and min(pairs) < 0:
-        at = pairs.index(min(pairs))
-        a, b = runs[at], runs[at + 1]
-        runs[at : at + 2] = [(a[0] + b[0], a[1] + b[1], a[2] + b[2] + pairs[at])]
-        del pairs[at]
-        for i in (at - 1, at):
-            if 0 <= i < len(pairs):
-                pairs[i] = cost(runs[i][1] + runs[i + 1][1]) - runs[i][2] - runs[i + 1][2]
-    return [length for length, _, _ in runs]
 
 
 def _write_references(writer: ByteWriter, layer: CodedLayer, earlier: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ilwp_plugin.compression import chains_of
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import stored_weight, unwrap
@@ -22,6 +21,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
+from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
 
 __all__ = ["ResidualFakeQuantizer"]

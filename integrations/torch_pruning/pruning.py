@@ -11,11 +11,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.compression import chains_of
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references
+from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training import InterLayerLoss
 
 __all__ = ["IlwpImportance", "IlwpPruner", "ProvenanceTracker"]

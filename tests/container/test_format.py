@@ -217,7 +217,14 @@ def test_many_tensors_are_read_in_linear_time() -> None:
 
 
 def test_section_kinds_keep_their_numbers() -> None:
-    assert {kind.name: int(kind) for kind in SectionKind} == {"RAW": 1, "CHAIN": 2, "METADATA": 3, "STRUCTURE": 6}
+    assert {kind.name: int(kind) for kind in SectionKind} == {
+        "RAW": 1,
+        "CHAIN": 2,
+        "METADATA": 3,
+        "GRID": 4,
+        "BATCH_NORM": 5,
+        "STRUCTURE": 6,
+    }
 
 
 def test_digest_identifies_the_file() -> None:

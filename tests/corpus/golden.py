@@ -51,8 +51,8 @@ CASES: dict[str, tuple[torch.dtype, IlwpConfig]] = {
     "v1_half": (torch.float16, IlwpConfig(bits=4)),
     "v1_bfloat16": (torch.bfloat16, IlwpConfig(bits=4)),
     "v1_double": (torch.float64, IlwpConfig(bits=4)),
-    "v1_pruned": (torch.float32, IlwpConfig(bits=4)),
-    "v1_masked": (torch.float32, IlwpConfig(bits=4, anchor="quantized")),
+    "v1_pruned": (torch.float32, IlwpConfig(bits=4, coder="huffman")),
+    "v1_masked": (torch.float32, IlwpConfig(bits=4, anchor="quantized", coder="huffman")),
 }
 
 ORIGINS = {

@@ -47,7 +47,7 @@ def test_errors(mobilenet: nn.Module, images: Tensor) -> None:
         compress(mobilenet, {"align": True})
     with pytest.raises(ConfigError, match="got a OrderedDict"):
         compress(mobilenet.state_dict(), {"align": True}, example_inputs=images)
-    with pytest.raises(ConfigError, match="give no others"):
+    with pytest.raises(ConfigError, match="give no references or codes"):
         compress(mobilenet, {"align": True}, example_inputs=images, references={"x": torch.zeros(1)})
     with pytest.raises(ConfigError, match="align the model first"):
         ResidualFakeQuantizer(mobilenet, IlwpConfig(align=True))

@@ -10,10 +10,10 @@ from ilwp_integrations.torch_pruning import IlwpImportance, IlwpPruner, Provenan
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.compression import chains_of
 from ilwp_plugin.errors import TensorError, TrainingError
 from ilwp_plugin.method.loss import inter_layer_loss
 from ilwp_plugin.method.provenance import ancestral_references
+from ilwp_plugin.selection import chains_of
 from ilwp_plugin.testing import settle
 from ilwp_plugin.training import FineTuning, InterLayerLoss, ResidualFakeQuantizer, fine_tune
 from ilwp_plugin.zoo import build_model

@@ -1,0 +1,117 @@
+"""Batch norms as they act at inference: one scale and one shift a channel instead of four numbers.
+
+`y = (x - mean) / sqrt(var + eps) * weight + bias` is `y = scale * x + shift`. The scale is rounded to a few bits of
+mantissa, so that its relative error is bounded, and the shift to a grid whose step is a share of the output's spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ilwp_plugin.errors import TensorError
+
+__all__ = ["MANTISSA_BITS", "OCTAVES", "MergedBatchNorm", "merge_batch_norm", "round_batch_norm"]
+
+MANTISSA_BITS = range(1, 13)
+OCTAVES = 24
+"""Scales smaller than the largest of their layer by more than 2^24 become 0."""
+
+_LARGEST_SHIFT = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class MergedBatchNorm:
+    """A batch norm whose scale and shift are codes.
+
+    Attributes:
+        scale_codes: (channels,) int64. 0 is 0; +-(1 + (e << m | f)) is +-(2^m + f) * 2^(e - m + exponent).
+        shift_codes: (channels,) int64, in units of `shift_step`.
+        exponent: of the smallest scale.
+        mantissa: m, bits of a scale's mantissa.
+        shift_step: float32 value >= 0.
+        eps: of the module, a float32 value.
+    """
+
+    scale_codes: Tensor
+    shift_codes: Tensor
+    exponent: int
+    mantissa: int
+    shift_step: float
+    eps: float
+
+    @property
+    def scale(self) -> Tensor:
+        """(channels,) float32."""
+        magnitude = (self.scale_codes.abs() - 1).clamp(min=0)
+        fraction = (1 << self.mantissa) + magnitude % (1 << self.mantissa)
+        exponent = torch.div(magnitude, 1 << self.mantissa, rounding_mode="floor") + self.exponent - self.mantissa
+        value = torch.ldexp(fraction.double(), exponent)
+        return (self.scale_codes.sign() * value).float()
+
+    @property
+    def shift(self) -> Tensor:
+        """(channels,) float32."""
+        return self.shift_codes.float() * torch.tensor(self.shift_step, dtype=torch.float32)
+
+    def restore(self) -> dict[str, Tensor]:
+        """The buffers and parameters of a module of the same class that computes `scale * x + shift` in eval mode."""
+        scale = self.scale
+        eps = torch.tensor(self.eps, dtype=torch.float32)
+        return {
+            "weight": scale,
+            "bias": self.shift,
+            "running_mean": torch.zeros_like(scale),
+            "running_var": (1 - eps).expand_as(scale).clone(),
+            "num_batches_tracked": torch.tensor(0),
+        }
+
+
+def merge_batch_norm(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift, (channels,) float64 each."""
+    scale = weight.double() / torch.sqrt(variance.double() + eps)
+    return scale, bias.double() - mean.double() * scale
+
+
+def round_batch_norm(
+    scale: Tensor, mean_input: Tensor, mean_output: Tensor, spread: Tensor, mantissa: int, eps: float
+) -> MergedBatchNorm:
+    """Round a batch norm; the mean of its output is kept, up to the rounding of the shift.
+
+    Args:
+        scale: (channels,), finite.
+        mean_input: (channels,), of the inputs; likewise.
+        mean_output: (channels,), the output at the mean of the inputs.
+        spread: (channels,), standard deviation of the output; sets the step of the shift.
+        mantissa: bits of a scale's mantissa: its relative error is at most 2^-(mantissa + 1), and the error of the
+            shift at most 2^-(mantissa + 1) of the root mean square of the spread.
+        eps: of the module.
+
+    Raises:
+        TensorError: a value that is not finite, or beyond the range of the codes.
+    """
+    scale, spread = scale.double().cpu(), spread.double().cpu()
+    if not all(bool(values.isfinite().all()) for values in (scale, mean_input, mean_output, spread)):
+        raise TensorError("batch norm: scale or shift is NaN or infinite")
+    fraction, exponent = torch.frexp(scale.abs())  # scale = fraction * 2^exponent, fraction from 1/2 to 1
+    fraction = torch.round(fraction * (2 << mantissa)).long()  # from 2^m to 2^(m + 1), both included
+    exponent = exponent.long() - 1
+    carry = fraction == 2 << mantissa
+    fraction = torch.where(carry, 1 << mantissa, fraction)
+    exponent = exponent + carry.long()
+    used = scale != 0
+    highest = int(exponent[used].max()) if bool(used.any()) else 0
+    used &= exponent > highest - OCTAVES
+    lowest = int(exponent[used].min()) if bool(used.any()) else 0
+    if not -100 <= lowest <= highest <= 100:
+        raise TensorError(f"batch norm: scales from 2^{lowest} to 2^{highest} are out of range")
+    codes = 1 + (exponent - lowest) * (1 << mantissa) + fraction - (1 << mantissa)
+    codes = torch.where(used, codes, 0) * scale.sign().long()
+    half = MergedBatchNorm(codes, codes, lowest, mantissa, 0.0, eps)
+    shift = mean_output.double().cpu() - mean_input.double().cpu() * half.scale.double()
+    step = torch.tensor(float(spread.square().mean().sqrt()) * 2.0**-mantissa, dtype=torch.float32)
+    step = torch.maximum(step, (shift.abs().max() / _LARGEST_SHIFT).float())
+    shift_codes = torch.round(shift / step.double()).long() if float(step) > 0 else torch.zeros_like(codes)
+    return MergedBatchNorm(codes, shift_codes, lowest, mantissa, float(step), float(torch.tensor(eps)))

@@ -1,0 +1,127 @@
+"""Tensors on a uniform grid: integer codes times a scale, as toolkits quantize and as the other layers are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ilwp_plugin.errors import TensorError
+
+__all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "round_to_grid"]
+
+LARGEST_CODE = 1 << 15
+"""Codes, and their differences from zero points and references, are at most this in magnitude."""
+
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerTensor:
+    """A tensor as integer codes: its values are `(codes - zero_point) * scale`, computed in float32.
+
+    Attributes:
+        codes: integers, in the tensor's shape, of magnitude at most 32,768.
+        scale: float32, one number, or one for each index of `axis`; finite, not negative.
+        zero_point: integers, as many as scales; None for zeros.
+        axis: the dimension that the scales belong to.
+
+    Raises:
+        TensorError: any of this does not hold.
+
+    >>> codes = torch.tensor([[1, -2], [3, 0]], dtype=torch.int8)
+    >>> IntegerTensor(codes, torch.tensor([0.5, 2.0])).restore()
+    tensor([[ 0.5000, -1.0000],
+            [ 6.0000,  0.0000]])
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        codes, scale = torch.as_tensor(self.codes).detach().cpu(), torch.as_tensor(self.scale).detach().cpu()
+        zero_point = None if self.zero_point is None else torch.as_tensor(self.zero_point).detach().cpu()
+        if codes.dtype not in _INTEGERS or (zero_point is not None and zero_point.dtype not in _INTEGERS):
+            raise TensorError(f"integer tensor: expected codes and zero points of an integer dtype, got {codes.dtype}")
+        axis = self.axis + codes.dim() if self.axis < 0 else self.axis
+        if scale.numel() > 1 and not (0 <= axis < codes.dim() and scale.numel() == codes.shape[axis]):
+            raise TensorError(
+                f"integer tensor: {scale.numel()} scales for codes of shape {tuple(codes.shape)} along axis {self.axis}"
+            )
+        if zero_point is not None and zero_point.numel() != scale.numel():
+            raise TensorError(f"integer tensor: {zero_point.numel()} zero points for {scale.numel()} scales")
+        scale = scale.float().reshape(-1 if scale.numel() > 1 else ()) + 0.0
+        if scale.numel() == 0 or not bool((scale.isfinite() & (scale >= 0)).all()):
+            raise TensorError("integer tensor: expected finite scales >= 0")
+        if zero_point is not None:
+            zero_point = zero_point.to(torch.int64).reshape(scale.shape)
+        object.__setattr__(self, "codes", codes.to(torch.int64))
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero_point)
+        object.__setattr__(self, "axis", axis if scale.dim() else 0)
+        for what, values in (("codes", self.codes), ("zero points", zero_point), ("differences", self.centred)):
+            if values is not None and values.numel() and int(values.abs().max()) > LARGEST_CODE:
+                raise TensorError(f"integer tensor: {what} beyond {LARGEST_CODE} in magnitude")
+
+    @classmethod
+    def from_centred(cls, centred: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> IntegerTensor:
+        """From `codes - zero_point` instead of the codes."""
+        if zero_point is None:
+            return cls(centred, scale, None, axis)
+        shape = [1] * centred.dim()
+        if zero_point.numel() > 1:
+            shape[axis] = -1
+        return cls(centred + zero_point.reshape(shape), scale, zero_point, axis)
+
+    def _along(self, values: Tensor) -> Tensor:
+        if values.dim() == 0:
+            return values
+        shape = [1] * self.codes.dim()
+        shape[self.axis] = -1
+        return values.reshape(shape)
+
+    @property
+    def centred(self) -> Tensor:
+        """`codes - zero_point`: int64 in the tensor's shape."""
+        return self.codes if self.zero_point is None else self.codes - self._along(self.zero_point)
+
+    def restore(self) -> Tensor:
+        """The values: float32 in the tensor's shape."""
+        return self.centred.float() * self._along(self.scale)
+
+
+def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> IntegerTensor:
+    """The nearest codes on a grid with one absolute step.
+
+    Args:
+        weight: any shape, floating-point.
+        step: distance of two levels, in units of weight; larger than 0.
+        dead_zone: what is smaller than this many steps becomes 0; 0.5 is plain rounding.
+
+    Raises:
+        TensorError: a weight lies beyond the 32,768th level.
+    """
+    scale = torch.tensor(step, dtype=torch.float32)
+    levels = weight.detach().cpu().float() / scale
+    codes = torch.where(levels.abs() < dead_zone, 0.0, torch.round(levels))
+    if not bool((codes.abs() <= LARGEST_CODE).all()):
+        raise TensorError(f"a step of {step} is too small: its largest weight is {float(weight.abs().max())}")
+    return IntegerTensor(codes.to(torch.int64), scale)
+
+
+def kernel_residual(codes: Tensor, reference: Tensor) -> Tensor:
+    """What is left of the codes of a layer after collocated prediction, without loss.
+
+    Args:
+        codes: (c, 1, h, w) integers.
+        reference: (c', 1, h, w) integers, another layer; kernel j is predicted by its kernel j mod c'.
+    """
+    return codes - reference[torch.arange(len(codes)) % len(reference)]
+
+
+def kernel_sum(residual: Tensor, reference: Tensor) -> Tensor:
+    """The inverse of `kernel_residual`."""
+    return residual + reference[torch.arange(len(residual)) % len(reference)]

@@ -53,7 +53,7 @@ if options.model is not None:
 else:
     train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
 model.to(memory_format=torch.channels_last)
-baseline, before = compress(model, IlwpConfig(mode="none")).ledger.total_bytes, accuracy(model, data)
+baseline, before = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes, accuracy(model, data)
 
 config = IlwpConfig(
     bits=options.bits,

@@ -47,7 +47,7 @@ images = data.train_images.contiguous(memory_format=torch.channels_last)
 samples, example = TensorDataset(images, data.train_labels), data.train_images[:16]
 
 predicted = IlwpConfig(bits=4, anchor="fp16", loss_weight=options.loss_weight)
-plain = IlwpConfig(mode="none", loss_weight=0.0)
+plain = IlwpConfig(mode="none", loss_weight=0.0, coder="huffman")
 plan = FineTuning(epochs=options.epochs, batch=settings.batch, seed=options.seed)
 
 

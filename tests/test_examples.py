@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ilwp_plugin import IlwpConfig, load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -38,3 +40,22 @@ def test_align() -> None:
     assert len(sizes) == 12
     assert all(sizes[bits, "aligned"] < sizes[bits, "collocated"] for bits in ("8", "6", "5", "4"))
     assert "13 layers, refused {}" in text
+
+
+def test_fine_tune(tmp_path: Path) -> None:
+    text = run("fine_tune.py", "--epochs", 2, "--out", tmp_path / "x.ilwp", "--checkpoint", tmp_path / "c.pt")
+    ratio = float(text.splitlines()[-1].split(" bytes, ")[1].split()[0])
+    assert ratio < 0.4 and all(layer.bits == 4 for layer in load(tmp_path / "x.ilwp").layers[1:])
+
+
+@pytest.mark.slow
+def test_prune(tmp_path: Path) -> None:
+    text = run("prune.py", "--epochs", 2, "--out", tmp_path)
+    assert len([line for line in text.splitlines() if "% |" in line]) == 6
+    assert load(tmp_path / "pruned_50%.ilwp").provenance
+
+
+@pytest.mark.slow
+def test_alignment_figures(tmp_path: Path) -> None:
+    run("alignment_figures.py", "--out", tmp_path)
+    assert {"rate_accuracy.png", "distributions_3x3.png", "references_3x3.png"} <= {f.name for f in tmp_path.iterdir()}

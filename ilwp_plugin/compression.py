@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +38,7 @@ from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorErro
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.search import Knobs, Log, Trial, smallest_file
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,
@@ -211,10 +215,19 @@ def compress(
     references: Mapping[str, Tensor] | None = None,
     quantized: Mapping[str, IntegerTensor] | None = None,
     calibration: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    target_bytes: int | None = None,
+    target_bits_per_weight: float | None = None,
+    resume: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
     """Quantize a model as its configuration says; what that does not name is kept as it is.
+
+    With one of `max_drop`, `target_bytes` and `target_bits_per_weight` the steps and the dead zone of the
+    configuration are searched instead, for the smallest file within the drop, or the best one within the size; some
+    fifteen files are tried.
 
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
@@ -226,6 +239,11 @@ def compress(
             codes, without loss, in the order given (depthwise layers are predicted by the one before).
         calibration: a batch, or an iterable of batches, of what the model is called with, without labels: weights are
             then quantized with error feedback, and batch norms and biases follow. Needs a module.
+        evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        max_drop: how much less than the model itself the restored one may score.
+        target_bytes: the most that the whole file may take.
+        target_bits_per_weight: the same, in bits of the whole file for each element of the model's parameters.
+        resume: a file that keeps the trials of the search, which goes on with them when it is started again.
         metadata: a JSON object to store along.
         progress: is told the progress.
 
@@ -234,9 +252,107 @@ def compress(
         TensorError: a tensor cannot be stored, or holds NaN or infinity where it is quantized, or is not what
             `quantized` restores to.
         ConfigError: nothing to quantize, or a configuration that does not fit the arguments.
-        CalibrationError: the model cannot be calibrated with these inputs.
+        CalibrationError: the model cannot be calibrated with these inputs, or the target cannot be met.
     """
     config = IlwpConfig.of(config)
+    options: dict[str, Any] = {
+        "example_inputs": example_inputs,
+        "references": references,
+        "quantized": quantized,
+        "calibration": calibration,
+        "metadata": metadata,
+    }
+    targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
+    if any(target is not None for target in targets.values()):
+        knobs = _search(model, config, targets, evaluate, resume, progress, options)
+        config = config.replace(**knobs)
+    return _compress(model, config, progress=progress, **options)
+
+
+def _search(
+    model: Model,
+    config: IlwpConfig,
+    targets: Mapping[str, float | None],
+    evaluate: Callable[[nn.Module], float] | None,
+    resume: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> dict[str, float]:
+    """The fields of the configuration that meet a target."""
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(f"one target at a time, got {sorted(given)}")
+    (kind, target), *_ = given.items()
+    if target < 0 or not math.isfinite(target):
+        raise ConfigError(f"{kind}: expected a finite number >= 0, got {target!r}")
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    if kind == "max_drop" and (evaluate is None or module is None):
+        raise ConfigError("max_drop: needs a module and `evaluate`, to see what the restored model scores")
+    state: Mapping[str, Tensor] = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    weights = [t for t in (state.values() if module is None else module.parameters()) if t.is_floating_point()]
+    start = max(float(torch.cat([w.detach().flatten().float().cpu() for w in weights]).std()), 1e-6)
+    fixed_residuals = config.residual_step
+
+    def knobs_of(knobs: Knobs) -> dict[str, float]:
+        residual = fixed_residuals if fixed_residuals is not None else knobs.weight_step * RESIDUAL_SHARE
+        return {**asdict(knobs), "residual_step": residual}
+
+    def score(compressed: CompressedModel | None) -> float | None:
+        if evaluate is None or module is None:
+            return None
+        restored = copy.deepcopy(module).eval()
+        if compressed is not None:
+            compressed.apply_to(restored)
+        return float(evaluate(restored))
+
+    tried = 0
+
+    def run(knobs: Knobs) -> Trial:
+        nonlocal tried
+        tried += 1
+        if progress is not None:
+            progress(f"trial with a step of {knobs.weight_step:.3g}", tried, max(tried, EXPECTED_TRIALS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IlwpWarning)  # said once, by the last compression
+            compressed = _compress(model, config.replace(**knobs_of(knobs)), **options)
+        return Trial(knobs, compressed.ledger.file_bytes, score(compressed))
+
+    digest = hashlib.blake2b(repr((config.to_dict(), sorted(given.items()))).encode(), digest_size=16)
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(raw_bytes(tensor.detach().cpu()))
+    log = Log(resume, digest.hexdigest())
+    zones = (0.56, 0.5, 0.62) if options["calibration"] is not None else (0.5,)
+    if kind == "max_drop":
+        before = score(None)
+        assert before is not None
+        found = smallest_file(run, log, start, zones, lambda t: before - float(t.score or 0.0) <= target, False)
+    else:
+        numel = sum(weight.numel() for weight in weights)
+        limit = target if kind == "target_bytes" else target * numel / 8
+        zones = zones if evaluate is not None else zones[:1]
+        found = smallest_file(run, log, start, zones, lambda t: t.nbytes <= limit, True)
+    return knobs_of(found.knobs)
+
+
+RESIDUAL_SHARE = 0.5
+"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
+
+EXPECTED_TRIALS = 15
+"""Of a search; only for the progress bar."""
+
+
+def _compress(
+    model: Model,
+    config: IlwpConfig,
+    *,
+    example_inputs: Any,
+    references: Mapping[str, Tensor] | None,
+    quantized: Mapping[str, IntegerTensor] | None,
+    calibration: Any,
+    metadata: Mapping[str, Any] | None,
+    progress: Progress | None = None,
+) -> CompressedModel:
     module = unwrap(model) if isinstance(model, nn.Module) else None
     if module is None and not isinstance(model, Mapping):
         raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
@@ -271,7 +387,7 @@ def compress(
         assert module is not None
         calibrate(module, calibration, encoder, encoder.layers)
     elif config.weight_step is not None:
-        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=2)
+        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=3)
     encoder.finish(state)
     raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
     chains, grid, merged = encoder.sections()

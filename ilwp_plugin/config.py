@@ -51,7 +51,11 @@ class IlwpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP configuration")
 
-    mode: str = Field(default="collocated", description="Prediction mode.", json_schema_extra=_name(PREDICTORS))
+    mode: str = Field(
+        default="collocated",
+        description="Prediction mode, or 'auto': for each layer the one that takes the fewest bits at the same step.",
+        json_schema_extra={"enum": [AUTO, *sorted(PREDICTORS)]},
+    )
     bits: Bits | None = Field(default=8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
     loss_weight: Weight | Literal["auto"] = Field(
         default="auto",
@@ -94,6 +98,11 @@ class IlwpConfig(BaseModel):
         description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
         "layer from its bits and range.",
     )
+    rate_weight: Weight = Field(
+        default=0.0,
+        description="Rate-distortion optimised rounding of residuals: what a bit is worth, in squared steps; 0 rounds "
+        "to the nearest.",
+    )
     weight_step: Step | None = Field(
         default=None,
         description="One absolute step for the weights of all other convolutions and linear layers, in units of "
@@ -122,7 +131,7 @@ class IlwpConfig(BaseModel):
     @classmethod
     def _registered(cls, value: object, info: Any) -> object:
         registry = _REGISTRIES[info.field_name]
-        known = [*registry, AUTO] if info.field_name == "coder" else [*registry]
+        known = [*registry, AUTO] if info.field_name != "range" else [*registry]
         if not isinstance(value, str) or value not in known:
             raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
         return value

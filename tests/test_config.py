@@ -12,7 +12,7 @@ from ilwp_plugin.errors import ConfigError, FileError
 def test_defaults_are_those_of_the_method() -> None:
     config = IlwpConfig()
     assert (config.mode, config.bits, config.loss_weight, config.scope) == ("collocated", 8, "auto", "depthwise")
-    assert (config.anchor, config.range, config.coder) == ("fp32", "max", "huffman")
+    assert (config.anchor, config.range, config.coder) == ("fp32", "max", "auto")
 
 
 @pytest.mark.parametrize(
@@ -116,5 +116,5 @@ def test_schema_names_every_field_and_registry() -> None:
     schema = IlwpConfig.model_json_schema()
     assert set(schema["properties"]) == set(IlwpConfig.model_fields)
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["mode"]["enum"] == ["collocated", "full", "local", "none"]
+    assert schema["properties"]["mode"]["enum"] == ["auto", "collocated", "full", "local", "none"]
     assert all("description" in field for field in schema["properties"].values())

@@ -110,7 +110,7 @@ class ChainEncoder:
                 self._progress.finished(name, len(kernels))
                 return self._pool.layers[0].reshape(weight.shape)
         references = self._choose(number, kernels)
-        layer = self._round(kernels, references, weight.shape, feedback)
+        layer = self._round(name, kernels, references, weight.shape, feedback)
         mode: Mode = storage_mode(references, self._counts[:number]) if number else "none"
         self._layers.append(CodedLayer(info, layer, mode))
         self._pool.append(reconstruct(layer, self._pool.filled))
@@ -124,21 +124,22 @@ class ChainEncoder:
         given = self._references.get(name, self._references.get(f"{name}.weight"))
         if given is not None:
             return previous_layer_references(given, len(kernels), self._counts[:number], name)
-        predictor = PREDICTORS[self._config.mode]
+        predictor = PREDICTORS[self._config.for_layer(name).mode]
         return predictor.references(kernels, self._pool.layers, partial(self._progress.searched, name))
 
     def _round(
-        self, kernels: Tensor, references: Tensor, shape: torch.Size, feedback: Feedback | None
+        self, name: str, kernels: Tensor, references: Tensor, shape: torch.Size, feedback: Feedback | None
     ) -> QuantizedLayer:
-        assert self._config.bits is not None
+        config = self._config.for_layer(name)
+        assert config.bits is not None
         reference = gather_references(self._pool.filled, references)
         residual = kernels - reference
-        absolute = self._config.residual_step is not None
-        largest = largest_code(BITS[-1] if absolute else self._config.bits)
+        absolute = config.residual_step is not None
+        largest = largest_code(BITS[-1] if absolute else config.bits)
         if absolute:
-            step = torch.tensor(self._config.residual_step, dtype=torch.float32)
+            step = torch.tensor(config.residual_step, dtype=torch.float32)
         else:
-            step = STEP_RULES[self._config.range](residual, largest)
+            step = STEP_RULES[config.range](residual, largest)
         if not float(step) > 0:
             codes = torch.zeros_like(residual)
         elif feedback is None:
@@ -147,7 +148,7 @@ class ChainEncoder:
         else:
             codes = feedback.codes(kernels.reshape(shape), reference.reshape(shape), float(step), 0.5, largest)
         codes = codes.reshape(residual.shape).to(torch.int16)
-        bits = bits_for(codes) if absolute else self._config.bits
+        bits = bits_for(codes) if absolute else config.bits
         return QuantizedLayer(codes, float(step), bits, references)
 
     def section(self) -> ChainSection:

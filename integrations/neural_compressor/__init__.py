@@ -1,0 +1,26 @@
+"""Intel Neural Compressor 3.x: `"ilwp"` as an algorithm of its PyTorch API.
+
+Importing this registers it: without that, INC would skip a configuration of ilwp without a word.
+"""
+
+from .algorithm import attached, register, regularizer
+from .composition import compose, config_from_dict
+from .config import IlwpConfig
+from .saving import load, save
+from .tuning import Trial, Tuned, autotune
+
+__all__ = [
+    "IlwpConfig",
+    "Trial",
+    "Tuned",
+    "attached",
+    "autotune",
+    "compose",
+    "config_from_dict",
+    "load",
+    "register",
+    "regularizer",
+    "save",
+]
+
+register()

@@ -137,6 +137,13 @@ class CompressedModel:
         """The compressed layers, chain by chain."""
         return [_summary(chain, layer) for chain in self.chains for layer in chain.layers]
 
+    @property
+    def quantized(self) -> dict[str, IntegerTensor]:
+        """The tensors that are stored as codes on a grid, by name: what `compress` was given as `quantized`, and more."""
+        if self.grid is None:
+            return {}
+        return {info.name: value for info, value in zip(self.grid.infos, self.grid.values, strict=True)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The restored tensors in the order of the original: compressed layers exactly as quantized, the others equal.
 

@@ -7,6 +7,7 @@ from .algorithm import attached, register, regularizer
 from .composition import compose, config_from_dict
 from .config import IlwpConfig
 from .saving import load, save
+from .stacking import compress_exported, stack
 from .tuning import Trial, Tuned, autotune
 
 __all__ = [
@@ -16,11 +17,13 @@ __all__ = [
     "attached",
     "autotune",
     "compose",
+    "compress_exported",
     "config_from_dict",
     "load",
     "register",
     "regularizer",
     "save",
+    "stack",
 ]
 
 register()

@@ -17,7 +17,7 @@ from torch import nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.selection import chains_of, select_layers
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, TrainingRun
@@ -48,6 +48,11 @@ class Attached:
     example_inputs: Any = None
     quantizer: ResidualFakeQuantizer | None = None
     compressed: CompressedModel | None = None
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the conversion changes anything; a configuration may ask for the loss alone."""
+        return self.config.bits is not None or self.config.weight_step is not None
 
 
 def attached(model: nn.Module) -> Attached:
@@ -96,10 +101,12 @@ def core_config(mapping: Mapping[Operator, IlwpConfig], model: nn.Module, exampl
         changes = {f: getattr(one, f) for f in LOCAL_FIELDS if getattr(one, f) != getattr(base, f)}
         if changes:
             overrides[name] = changes
-    convolutions = [name for name, _ in IlwpConfig.get_model_info(model)]
-    left_out = [name for name in convolutions if name not in taken]
+    known = [name for name, _ in next(iter(own.values())).get_model_info(model)]
+    left_out = [name for name in known if name not in taken]
     config = base.replace(ignored_scopes=[*base.ignored_scopes, *left_out])
     # A mapping names every convolution, chained or not; the core wants overrides of chained layers only.
+    if not overrides and not any(one.local_key for one in taken.values()):
+        return config
     chained = {layer for chain in chains_of(model, config, example_inputs=example_inputs) for layer in chain.layers}
     keys = {key for own_config in taken.values() if (key := own_config.local_key)}
     for key in sorted(keys):
@@ -113,7 +120,8 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
 
     Args:
         config: the core's.
-        example_inputs: for the execution order, where a symbolic trace does not find it.
+        example_inputs: for the execution order, where a symbolic trace does not find it; and for calibration, where the
+            configuration has a `weight_step`: then better a few hundred examples than one.
     """
 
     def __init__(self, config: CoreConfig, example_inputs: Any = None) -> None:
@@ -126,9 +134,8 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
         if isinstance(earlier, Attached) and earlier.quantizer is not None:
             raise TrainingError("the model is prepared already; convert it first")
         found = Attached(self.config, self.example_inputs)
-        if self.config.bits is None:
-            chains_of(model, self.config, example_inputs=self.example_inputs)  # raises where there is no chain
-        else:
+        select_layers(model, self.config.replace(bits=self.config.bits or 8), {}, self.example_inputs)  # or raises
+        if self.config.bits is not None:
             found.quantizer = ResidualFakeQuantizer(model, self.config, example_inputs=self.example_inputs)
         setattr(unwrap(model), _ATTRIBUTE, found)
         return model
@@ -136,13 +143,17 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
     def convert(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         """Bake the reconstructed weights into the model."""
         found = attached(model)
-        if found.config.bits is None:
+        if not found.quantizes:
             return model
-        if found.quantizer is None:
+        if found.compressed is not None:
             raise TrainingError("the model is converted already")
-        found.quantizer.remove()
-        found.quantizer = None
-        found.compressed = compress(model, found.config, example_inputs=found.example_inputs)
+        if found.quantizer is not None:
+            found.quantizer.remove()
+            found.quantizer = None
+        calibration = None if found.config.weight_step is None else found.example_inputs
+        found.compressed = compress(
+            model, found.config, example_inputs=found.example_inputs, calibration=calibration
+        )
         found.compressed.apply_to(model)
         return model
 

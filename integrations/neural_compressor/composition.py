@@ -13,7 +13,7 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.selection import select_layers
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError, nearest
 
 from .algorithm import core_config
@@ -133,7 +133,8 @@ def _layers(config: BaseConfig, model: nn.Module, example_inputs: Any) -> set[st
     mapping = config.to_config_mapping(model_info=config.get_model_info(model))
     if config.name == ALGORITHM:
         own = core_config(mapping, model, example_inputs)
-        return {layer for chain in chains_of(model, own, example_inputs=example_inputs) for layer in chain.layers}
+        taken = select_layers(model, own, {}, example_inputs)
+        return {layer for chain in taken.chains for layer in chain.layers} | set(taken.grid)
     return {name for (name, _), one in mapping.items() if getattr(one, "dtype", None) != "fp32"}
 
 

@@ -105,14 +105,13 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
 
     # -- which layers ------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def get_model_info(model: nn.Module) -> list[Operator]:
-        """Name and type of every convolution; which of them form chains the scope decides."""
-        model = unwrap(model)
+    def get_model_info(self, model: nn.Module) -> list[Operator]:
+        """Name and type of every layer that may be quantized: convolutions, with `weight_step` linear layers, too."""
+        kinds = (nn.Conv2d,) if self.weight_step is None else (nn.modules.conv._ConvNd, nn.Linear)
         return [
             (name, type_before_parametrizations(module).__name__)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d)
+            for name, module in unwrap(model).named_modules()
+            if isinstance(module, kinds)
         ]
 
     def set_local(self, operator_name_or_list: Any, config: IlwpConfig) -> IlwpConfig:
@@ -152,7 +151,7 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
             matched = [operator for operator in operators if _matches(key, operator)]
             if not matched:
                 known = [name for name, _ in operators] if not key.startswith(_TYPE) else [t for _, t in operators]
-                raise ConfigError(f"{key!r} matches no convolution; {nearest(key, dict.fromkeys(known))}")
+                raise ConfigError(f"{key!r} matches no layer; {nearest(key, dict.fromkeys(known))}")
             found.update(dict.fromkeys(matched, self._resolved(local, key)))
         return found
 

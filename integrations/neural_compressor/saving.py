@@ -10,7 +10,7 @@ from types import MethodType
 from typing import Any
 
 from neural_compressor.torch.quantization import quantize
-from torch import nn
+from torch import fx, nn
 
 import ilwp_plugin
 from ilwp_plugin import Ledger
@@ -19,6 +19,7 @@ from ilwp_plugin.method.chains import unwrap
 
 from .algorithm import attached
 from .composition import Composition, config_from_dict
+from .stacking import compress_exported, is_exported, restore_exported
 
 __all__ = ["FILE", "load", "make_savable", "save"]
 
@@ -46,8 +47,13 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
         TensorError: a compressed layer has changed since the conversion.
         FileError: the file cannot be written.
     """
+    file = _file(path)
+    if is_exported(model):
+        assert isinstance(model, fx.GraphModule)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return compress_exported(model).save(file)
     found = attached(model)
-    if found.config.bits is None:
+    if not found.quantizes:
         raise ConfigError("bits: None trains with the loss only, and leaves nothing to save as compressed; set bits")
     if found.compressed is None:
         raise TrainingError("the model is prepared, not converted; call convert(model) first")
@@ -55,21 +61,22 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
     parts = [config for config in mapping.values() if isinstance(config, Composition)]
     others = {name: v for part in parts for name, v in part.to_dict().items() if name != "ilwp"}
     metadata = {_KEY: {"version": version("neural-compressor-pt"), "others": others, "ilwp": found.config.to_dict()}}
-    file = _file(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     return found.compressed.with_others_of(model, metadata).save(file)
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Restore a model that `save` wrote. (INC's own `load` knows only its own algorithms.)
 
     Args:
         path: the file, or the folder that holds `model.ilwp`.
-        model: one of the same architecture, as it was before INC changed it; it is changed in place.
+        model: one of the same architecture, as it was before INC changed it; it is changed in place, unless
+            the file holds an exported one.
+        example_inputs: for an exported model: with what it is exported again.
 
     Returns:
-        The model, with the saved weights exactly. Algorithms composed with ilwp are applied again first, so that their
-        modules are there.
+        The model, with the saved weights exactly; for an exported one a graph module with the saved codes, scales and
+        zero points exactly. Algorithms composed with ilwp are applied again first, so that their modules are there.
 
     Raises:
         FileError, FormatError: see `ilwp_plugin.load`.
@@ -79,6 +86,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     file = _file(path)
     stored = ilwp_plugin.load(file)
     about = stored.metadata.get(_KEY)
+    if isinstance(about, dict) and "exported" in about:
+        return restore_exported(stored, about, model, example_inputs, str(file))
     if not isinstance(about, dict) or not isinstance(about.get("others"), dict):
         raise FormatError(f"{file}: not written by save(); ilwp_plugin.load(path).apply_to(model) restores its tensors")
     others = about["others"]

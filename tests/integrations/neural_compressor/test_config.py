@@ -71,9 +71,9 @@ def test_white_list() -> None:
     }
     assert set(bits(IlwpConfig(white_list=[nn.Conv2d]))) == {name for name, _ in INFO}
     assert bits(IlwpConfig(white_list=None)) == {}
-    with pytest.raises(ConfigError, match="'feature.3' matches no convolution.*did you mean 'features"):
+    with pytest.raises(ConfigError, match="'feature.3' matches no layer.*did you mean 'features"):
         bits(IlwpConfig(white_list=["feature.3"]))
-    with pytest.raises(ConfigError, match=r"'\{type\}Linear' matches no convolution; known: 'Conv2d'"):
+    with pytest.raises(ConfigError, match=r"'\{type\}Linear' matches no layer; known: 'Conv2d'"):
         bits(IlwpConfig(white_list=[nn.Linear]))
 
 

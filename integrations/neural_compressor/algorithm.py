@@ -17,9 +17,9 @@ from torch import nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.selection import chains_of, select_layers
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.selection import chains_of, select_layers
 from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, TrainingRun
 
 from .config import ALGORITHM, LOCAL_FIELDS, IlwpConfig, Operator
@@ -151,9 +151,7 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
             found.quantizer.remove()
             found.quantizer = None
         calibration = None if found.config.weight_step is None else found.example_inputs
-        found.compressed = compress(
-            model, found.config, example_inputs=found.example_inputs, calibration=calibration
-        )
+        found.compressed = compress(model, found.config, example_inputs=found.example_inputs, calibration=calibration)
         found.compressed.apply_to(model)
         return model
 

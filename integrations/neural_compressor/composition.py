@@ -13,8 +13,8 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
-from ilwp_plugin.selection import select_layers
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError, nearest
+from ilwp_plugin.selection import select_layers
 
 from .algorithm import core_config
 from .config import ALGORITHM, Operator

@@ -82,8 +82,8 @@ def set_weight(graph: fx.GraphModule, weight: QuantizedWeight, value: IntegerTen
     old = weight.value
     if value.codes.shape != old.codes.shape or value.scale.numel() not in (1, old.scale.numel()):
         raise TensorError(
-            f"tensor {weight.name!r}: expected codes of shape {tuple(old.codes.shape)} with {old.scale.numel()} scales, "
-            f"got {tuple(value.codes.shape)} with {value.scale.numel()}"
+            f"tensor {weight.name!r}: expected codes of shape {tuple(old.codes.shape)} and {old.scale.numel()} scales, "
+            f"got {tuple(value.codes.shape)} and {value.scale.numel()}"
         )
     _get(graph, weight.name).copy_(value.restore())
     zero_point = torch.zeros_like(value.scale, dtype=torch.int64) if value.zero_point is None else value.zero_point

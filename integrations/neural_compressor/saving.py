@@ -13,12 +13,14 @@ from neural_compressor.torch.quantization import quantize
 from torch import fx, nn
 
 import ilwp_plugin
+from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin import Ledger
 from ilwp_plugin.errors import ConfigError, FormatError, TrainingError
 from ilwp_plugin.method.chains import unwrap
 
 from .algorithm import attached
 from .composition import Composition, config_from_dict
+from .config import ALGORITHM
 from .stacking import compress_exported, is_exported, restore_exported
 
 __all__ = ["FILE", "load", "make_savable", "save"]
@@ -57,12 +59,21 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
         raise ConfigError("bits: None trains with the loss only, and leaves nothing to save as compressed; set bits")
     if found.compressed is None:
         raise TrainingError("the model is prepared, not converted; call convert(model) first")
-    mapping: Any = model.qconfig
-    parts = [config for config in mapping.values() if isinstance(config, Composition)]
-    others = {name: v for part in parts for name, v in part.to_dict().items() if name != "ilwp"}
-    metadata = {_KEY: {"version": version("neural-compressor-pt"), "others": others, "ilwp": found.config.to_dict()}}
     file.parent.mkdir(parents=True, exist_ok=True)
-    return found.compressed.with_others_of(model, metadata).save(file)
+    return found.compressed.with_others_of(model, describe(qconfig(model), found.config)).save(file)
+
+
+def describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
+    """The metadata of a converted model's file: how INC made it.
+
+    Args:
+        mapping: INC's, of operators to configurations.
+        config: ilwp's.
+    """
+    parts = [config for config in mapping.values() if isinstance(config, Composition)]
+    others = {name: values for part in parts for name, values in part.to_dict().items() if name != ALGORITHM}
+    about = {"version": version("neural-compressor-pt"), "others": others, "ilwp": config.to_dict()}
+    return {_KEY: about}
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:
@@ -101,6 +112,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         model = quantize(model, config_from_dict(others))
     stored.apply_to(model)
     return model
+
+
+def qconfig(model: nn.Module) -> Mapping[Any, Any]:
+    """INC's mapping of a converted model's operators to configurations."""
+    own: Any = unwrap(model)
+    mapping: Mapping[Any, Any] = own.qconfig
+    return mapping
 
 
 def make_savable(model: nn.Module, mapping: Mapping[Any, Any]) -> None:

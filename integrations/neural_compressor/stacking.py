@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.export import export
@@ -42,11 +45,13 @@ class Stacked:
         config: of INC.
         dynamic_batch: whether the export leaves the size of a batch open.
         ilwp: the configuration of ilwp, or None.
+        source: the float model, where every weight of the graph follows from ilwp's integers in it; else None.
     """
 
     config: BaseConfig
     dynamic_batch: bool
     ilwp: CoreConfig | None
+    source: CompressedModel | None = None
 
 
 def stack(
@@ -64,8 +69,8 @@ def stack(
     That would round a second time what ilwp has rounded. So wherever ilwp's weights are whole multiples of a step, the
     scale of INC's grid is set to that step (times the gain of the batch norm), and INC's codes are ilwp's: this holds
     for the layers of `weight_step`. The values of a chain (`bits`) lie on no common grid, so its layers get INC's; with
-    `bits=None` depthwise layers are on the grid of `weight_step`, too. Either way their INT8 codes are predicted by each
-    other, without loss, where that saves bytes.
+    `bits=None` depthwise layers are on the grid of `weight_step`, too. Either way the INT8 codes of depthwise layers
+    are predicted by each other, without loss, where that saves bytes.
 
     Args:
         model: a float model; ilwp changes it in place.
@@ -93,8 +98,9 @@ def stack(
     graph = _exported(model, inputs, stacked, calibrate or (lambda graph: call(graph, inputs)))
     for weight in integer_weights(graph).values():  # scales as float32, which a file holds, not as Python has them
         set_weight(graph, weight, weight.value)
-    if ilwp is not None:
-        _keep_grids(graph, model, attached(model).compressed)
+    compressed = attached(model).compressed if float_configs else None
+    if compressed is not None and _keep_grids(graph, model, compressed):
+        setattr(graph, _ATTRIBUTE, replace(stacked, source=compressed))
     graph.recompile()
     return graph
 
@@ -131,24 +137,24 @@ def _exported(
     return graph
 
 
-def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedModel | None) -> None:
-    """Where ilwp's weights are on a grid, let INC's codes be the same integers."""
-    grid = None if compressed is None else compressed.grid
-    if grid is None:
-        return
+def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedModel) -> bool:
+    """Where ilwp's weights are on a grid, let INC's codes be the same integers. Tells whether that is everywhere."""
+    kept = 0
     weights = integer_weights(graph)
     state = unwrap(model).state_dict()
-    for info, own in zip(grid.infos, grid.values, strict=True):
-        weight = weights.get(info.name)
+    for name, own in compressed.quantized.items():
+        weight = weights.get(name)
         if weight is None or int(own.centred.abs().max()) > _LARGEST or own.scale.dim():
             continue
-        folded = graph.get_parameter(weight.name).detach()
-        gain = _gains(folded, state[info.name])
+        folded = graph.state_dict()[name]
+        gain = _gains(folded, state[name])
         codes = own.centred * gain.sign().long().reshape(-1, *[1] * (folded.dim() - 1))
         if weight.value.scale.numel() == 1 and not bool((gain == gain[0]).all()):
             continue  # one scale for the whole tensor, and channels of different gains
         scale = (own.scale * gain.abs()).reshape(-1)
         set_weight(graph, weight, IntegerTensor(codes, scale if weight.value.scale.numel() > 1 else scale[0]))
+        kept += 1
+    return kept == len(weights)
 
 
 def _gains(folded: Tensor, weight: Tensor) -> Tensor:
@@ -166,28 +172,68 @@ def is_exported(model: nn.Module) -> bool:
 
 
 def compress_exported(graph: fx.GraphModule) -> CompressedModel:
-    """A graph that INC has quantized, its weights as integer codes and scales; nothing is rounded.
+    """A graph that INC has quantized; nothing is rounded.
+
+    It is stored as its integer codes and scales. Where all of those follow from the integers of ilwp, the float model
+    that holds these is stored instead, if that is smaller, with a digest of the graph that `load` has to arrive at.
+
+    Args:
+        graph: as `stack` returned it.
 
     Raises:
-        TensorError: a tensor cannot be stored.
+        TensorError: a tensor cannot be stored, or the graph was not made by `stack`.
     """
+    if not is_exported(graph):
+        raise TensorError(f"this {type(graph).__name__} was not made by stack(...)")
     stacked: Stacked = getattr(graph, _ATTRIBUTE)
-    weights = integer_weights(graph)
-    state = {name: tensor.detach() for name, tensor in other_tensors(graph, weights).items()}
-    state.update({name: weight.value.restore() for name, weight in weights.items()})
     scales, zeros = activations(graph)
-    if len(scales):
-        if not torch.equal(scales.float().double(), scales):
-            raise TensorError("the scale of an activation is no float32 number")
-        state[_SCALES], state[_ZEROS] = scales.float(), zeros.to(torch.int32)
+    if not torch.equal(scales.float().double(), scales):
+        raise TensorError("the scale of an activation is no float32 number")
     about = {
         "version": version("neural-compressor-pt"),
         "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
         "dynamic_batch": stacked.dynamic_batch,
         "ilwp": None if stacked.ilwp is None else stacked.ilwp.to_dict(),
     }
+    codes = _compress_codes(graph, scales, zeros, about)
+    if stacked.source is None:
+        return codes
+    packed = {_SCALES: _to_text(scales.float()), _ZEROS: _to_text(zeros.int()), "digest": _digest(graph)}
+    metadata = {**stacked.source.metadata, "neural_compressor": {**about, **packed}}
+    source = stacked.source.with_others_of(stacked.source.state_dict(), metadata)
+    return min(codes, source, key=lambda file: file.ledger.file_bytes)
+
+
+def _compress_codes(graph: fx.GraphModule, scales: Tensor, zeros: Tensor, about: Mapping[str, Any]) -> CompressedModel:
+    weights = integer_weights(graph)
+    state = {name: tensor.detach() for name, tensor in other_tensors(graph, weights).items()}
+    state.update({name: weight.value.restore() for name, weight in weights.items()})
+    if len(scales):
+        state[_SCALES], state[_ZEROS] = scales.float(), zeros.to(torch.int32)
     values = {name: weight.value for name, weight in weights.items()}
-    return compress(state, CoreConfig(bits=None), quantized=values, metadata={"neural_compressor": about})
+    return compress(state, CoreConfig(bits=None), quantized=values, metadata={"neural_compressor": dict(about)})
+
+
+def _to_text(values: Tensor) -> str:
+    return base64.b64encode(values.numpy().astype(values.numpy().dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def _from_text(text: Any, dtype: str, where: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), dtype).copy())
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{where}: no list of scales or zero points: {error}") from None
+
+
+def _digest(graph: fx.GraphModule) -> str:
+    """Of everything that the graph computes with."""
+    weights = integer_weights(graph)
+    tensors = [tensor for weight in weights.values() for tensor in (weight.value.codes, weight.value.scale)]
+    tensors += [*other_tensors(graph, weights).values(), *activations(graph)]
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def restore_exported(
@@ -205,6 +251,8 @@ def restore_exported(
     ilwp = about.get("ilwp")
     if isinstance(ilwp, dict):
         stacked = Stacked(config, stacked.dynamic_batch, CoreConfig.from_dict(ilwp))
+    if "digest" in about:
+        return _restore_from_source(stored, about, model, inputs, stacked, where)
     graph = _exported(model, inputs, stacked, lambda graph: call(graph, inputs))
     weights, values = integer_weights(graph), stored.quantized
     state = stored.state_dict()
@@ -222,6 +270,33 @@ def restore_exported(
             tensor.copy_(state[name])
     empty = torch.empty(0)
     set_activations(graph, state.get(_SCALES, empty).double(), state.get(_ZEROS, empty).long())
+    return graph
+
+
+def _restore_from_source(
+    stored: CompressedModel,
+    about: Mapping[str, Any],
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    stacked: Stacked,
+    where: str,
+) -> fx.GraphModule:
+    """Go the way that `stack` went, from the stored float model."""
+    own = copy.deepcopy(unwrap(model))
+    stored.apply_to(own)
+    graph = _exported(own, inputs, stacked, lambda graph: call(graph, inputs))
+    for weight in integer_weights(graph).values():
+        set_weight(graph, weight, weight.value)
+    _keep_grids(graph, own, stored)
+    scales, zeros = (_from_text(about.get(_SCALES), "<f4", where), _from_text(about.get(_ZEROS), "<i4", where))
+    set_activations(graph, scales.double(), zeros.long())
+    if _digest(graph) != about["digest"]:
+        raise TensorError(
+            f"{where}: export and folding of batch norms give other numbers here than where it was saved (torch "
+            f"{torch.__version__} here, neural-compressor-pt {about.get('version')} there); ilwp_plugin.load restores "
+            "the float model exactly"
+        )
+    setattr(graph, _ATTRIBUTE, replace(stacked, source=stored))
     return graph
 
 

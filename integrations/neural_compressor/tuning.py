@@ -17,6 +17,7 @@ from ilwp_plugin.errors import ConfigError, TrainingError
 
 from .algorithm import attached, core_config
 from .config import IlwpConfig
+from .saving import describe, qconfig
 
 __all__ = ["Trial", "Tuned", "autotune"]
 
@@ -27,7 +28,7 @@ class Trial:
 
     Attributes:
         config: without sets of values.
-        file_bytes: size of the file.
+        file_bytes: size of the file that `save` writes.
         result: of the user's `eval_fn`.
         passed: whether it meets the criterion.
     """
@@ -106,9 +107,10 @@ def autotune(
             copy.deepcopy(model), config, run_fn=run_fn, run_args=run_args, example_inputs=example_inputs
         )
         result = evaluate(quantized, str(config.to_dict()))
-        compressed = attached(quantized).compressed
-        assert compressed is not None  # candidates without bits are refused
-        trial = Trial(config, compressed.ledger.file_bytes, result, bool(accept(baseline, result)))
+        found = attached(quantized)
+        assert found.compressed is not None  # candidates that quantize nothing are refused
+        file = found.compressed.with_others_of(quantized, describe(qconfig(quantized), found.config))
+        trial = Trial(config, file.ledger.file_bytes, result, bool(accept(baseline, result)))
         trials.append(trial)
         if trial.passed and (best is None or trial.file_bytes < best[0].file_bytes):
             best = trial, quantized
@@ -141,11 +143,14 @@ def _candidates(tune_config: TuningConfig, model: nn.Module, example_inputs: Any
     for number, config in enumerate(configs):
         if config in configs[:number]:
             raise ConfigError(f"config_set holds the same configuration twice: {config.to_dict()}")
-        if config.bits is None:
+        if config.bits is None and config.weight_step is None:
             raise ConfigError("bits: None quantizes nothing, so there is nothing to compare")
     sizes = []
     for config in configs:
         mapping = config.to_config_mapping(model_info=config.get_model_info(model))
         core = core_config(mapping, model, example_inputs)
-        sizes.append(estimate(model, core, example_inputs=example_inputs).file_bytes)
+        calibration = None if core.weight_step is None else example_inputs
+        metadata = describe(mapping, core)
+        ledger = estimate(model, core, example_inputs=example_inputs, calibration=calibration, metadata=metadata)
+        sizes.append(ledger.file_bytes)
     return sorted(zip(sizes, configs, strict=True), key=lambda candidate: candidate[0])

@@ -139,7 +139,7 @@ class CompressedModel:
 
     @property
     def quantized(self) -> dict[str, IntegerTensor]:
-        """The tensors that are stored as codes on a grid, by name: what `compress` was given as `quantized`, and more."""
+        """The tensors that are stored as codes on a grid, by name; those given to `compress` among them."""
         if self.grid is None:
             return {}
         return {info.name: value for info, value in zip(self.grid.infos, self.grid.values, strict=True)}

@@ -5,7 +5,7 @@ Importing this registers it: without that, INC would skip a configuration of ilw
 
 from .algorithm import attached, register, regularizer
 from .composition import compose, config_from_dict
-from .config import IlwpConfig
+from .config import IlwpConfig, schema
 from .saving import load, save
 from .stacking import compress_exported, stack
 from .tuning import Trial, Tuned, autotune
@@ -23,6 +23,7 @@ __all__ = [
     "register",
     "regularizer",
     "save",
+    "schema",
     "stack",
 ]
 

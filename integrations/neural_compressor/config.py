@@ -20,7 +20,7 @@ from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, nearest
 from ilwp_plugin.method.chains import unwrap
 
-__all__ = ["ALGORITHM", "LOCAL_FIELDS", "IlwpConfig", "Operator"]
+__all__ = ["ALGORITHM", "LOCAL_FIELDS", "IlwpConfig", "Operator", "schema"]
 
 ALGORITHM = "ilwp"
 
@@ -275,6 +275,37 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IlwpConfig:
         return IlwpConfig.from_dict(self.to_dict())
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of what `IlwpConfig.from_dict` takes, for editors."""
+    core = CoreConfig.model_json_schema()
+    fields = {}
+    for name in _FIELDS:
+        field = dict(core["properties"][name])
+        about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+        options = {"type": "array", "items": field, "minItems": 1, "description": "A set of values to tune over."}
+        fields[name] = {**about, **field} if name in _LISTS else {**about, "anyOf": [field, options]}
+    fields["white_list"] = {
+        "description": "'*' for all layers, or names (regular expressions) and types ('{type}Conv2d').",
+        "default": DEFAULT_WHITE_LIST,
+        "anyOf": [
+            {"const": DEFAULT_WHITE_LIST},
+            {"type": "null"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        ],
+    }
+    one = {"type": "object", "properties": fields, "additionalProperties": False}
+    both = {
+        "type": "object",
+        "properties": {
+            GLOBAL: {"$ref": "#/$defs/fields"},
+            LOCAL: {"type": "object", "additionalProperties": {"$ref": "#/$defs/fields"}},
+        },
+        "anyOf": [{"required": [GLOBAL]}, {"required": [LOCAL]}],
+        "additionalProperties": False,
+    }
+    return {"title": "ILWP in Neural Compressor", "$defs": {"fields": one}, "anyOf": [{"$ref": "#/$defs/fields"}, both]}
 
 
 _INTERNAL = frozenset(("params_list", "non_tunable_params", "global_config", "local_config"))

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.errors import ConfigError, FormatError, TensorError
+from ilwp_plugin.errors import ConfigError, FormatError, TensorError, TrainingError
 from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 
@@ -31,7 +32,9 @@ from .exported import activations, integer_weights, other_tensors, set_activatio
 
 __all__ = ["compress_exported", "is_exported", "restore_exported", "stack"]
 
-_ATTRIBUTE = "ilwp_stack"
+_KEY = "ilwp_stack"
+"""In the `meta` of a graph module, which its copies share."""
+
 _SCALES, _ZEROS = "activation_scales", "activation_zero_points"
 _LARGEST = 127
 """Codes of INC's weights are int8."""
@@ -100,7 +103,7 @@ def stack(
         set_weight(graph, weight, weight.value)
     compressed = attached(model).compressed if float_configs else None
     if compressed is not None and _keep_grids(graph, model, compressed):
-        setattr(graph, _ATTRIBUTE, replace(stacked, source=compressed))
+        graph.meta[_KEY] = replace(stacked, source=compressed)
     graph.recompile()
     return graph
 
@@ -133,7 +136,19 @@ def _exported(
     with torch.no_grad():
         calibrate(graph)
     graph = convert(graph)
-    setattr(graph, _ATTRIBUTE, stacked)
+    graph.meta[_KEY] = stacked
+    graph.eval, graph.train = MethodType(_stay, graph), MethodType(_train, graph)
+    return graph
+
+
+def _stay(graph: fx.GraphModule) -> fx.GraphModule:
+    """`eval()` of an exported graph, which knows no other mode; torch's own raises."""
+    return graph
+
+
+def _train(graph: fx.GraphModule, mode: bool = True) -> fx.GraphModule:
+    if mode:
+        raise TrainingError("an exported INT8 model cannot be trained; train before stack(...), with its run_fn")
     return graph
 
 
@@ -168,7 +183,7 @@ def _gains(folded: Tensor, weight: Tensor) -> Tensor:
 
 def is_exported(model: nn.Module) -> bool:
     """Whether `stack` made a model."""
-    return isinstance(getattr(model, _ATTRIBUTE, None), Stacked)
+    return isinstance(model, fx.GraphModule) and isinstance(model.meta.get(_KEY), Stacked)
 
 
 def compress_exported(graph: fx.GraphModule) -> CompressedModel:
@@ -185,7 +200,7 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
     """
     if not is_exported(graph):
         raise TensorError(f"this {type(graph).__name__} was not made by stack(...)")
-    stacked: Stacked = getattr(graph, _ATTRIBUTE)
+    stacked: Stacked = graph.meta[_KEY]
     scales, zeros = activations(graph)
     if not torch.equal(scales.float().double(), scales):
         raise TensorError("the scale of an activation is no float32 number")
@@ -296,7 +311,7 @@ def _restore_from_source(
             f"{torch.__version__} here, neural-compressor-pt {about.get('version')} there); ilwp_plugin.load restores "
             "the float model exactly"
         )
-    setattr(graph, _ATTRIBUTE, replace(stacked, source=stored))
+    graph.meta[_KEY] = replace(stacked, source=stored)
     return graph
 
 

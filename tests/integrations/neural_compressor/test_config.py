@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,18 @@ def test_registered_with_a_tuning_set_and_supported_operators() -> None:
     assert config_registry.get_cls_configs()["torch"]["ilwp"] is IlwpConfig
     assert len(IlwpConfig.get_config_set_for_tuning().expand()) == 15
     assert IlwpConfig.supported_configs[0].operators == [nn.Conv2d]
+
+
+def test_schema_by_the_command_line() -> None:
+    command = [str(Path(sys.executable).parent / "ilwp"), "schema", "--toolkit", "inc"]
+    schema = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    fields = schema["$defs"]["fields"]["properties"]
+    assert set(fields) == set(IlwpConfig().to_dict())
+    single, several = fields["bits"]["anyOf"]
+    assert several["type"] == "array" and several["items"] == single
+    assert fields["mode"]["anyOf"][0]["enum"] == ["collocated", "full", "local", "none"]
+
+
+def test_example_is_valid() -> None:
+    config = IlwpConfig.from_json_file(str(Path("examples/neural_compressor/config.json")))
+    assert bits(config)["features.4.0"] == 8 and bits(config)["features.5.0"] == 6

@@ -132,10 +132,10 @@ def _exported(
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple({0: batch} if isinstance(value, Tensor) else None for value in inputs)
     own = copy.deepcopy(unwrap(model)).eval()  # the export shares its parameters, which folding would change
-    graph = prepare(export(own, inputs, dynamic_shapes=shapes), copy.deepcopy(stacked.config))
+    prepared = prepare(export(own, inputs, dynamic_shapes=shapes), copy.deepcopy(stacked.config))
     with torch.no_grad():
-        calibrate(graph)
-    graph = convert(graph)
+        calibrate(prepared)
+    graph: fx.GraphModule = convert(prepared)
     graph.meta[_KEY] = stacked
     graph.eval, graph.train = MethodType(_stay, graph), MethodType(_train, graph)
     return graph

@@ -40,13 +40,7 @@ def report(title: str, quantized: nn.Module) -> None:
     """Save, load into a fresh model, and evaluate that."""
     ledger = save(quantized, Path(options.out) / f"{title}.ilwp")
     restored = load(Path(options.out) / f"{title}.ilwp", initial_model(settings, data).eval(), examples)
-    print(f"{title}: {ledger.file_bytes:,} bytes, accuracy {test(restored):.2f} %", flush=True)
-
-
-def test(network: nn.Module) -> float:
-    """Exported graphs are in eval mode for good, and say so when asked to change it."""
-    network.train = network.eval = lambda mode=True: network  # type: ignore[method-assign, assignment]
-    return accuracy(network, data)
+    print(f"{title}: {ledger.file_bytes:,} bytes, accuracy {accuracy(restored, data):.2f} %", flush=True)
 
 
 def fine_tune(network: nn.Module) -> None:
@@ -66,7 +60,8 @@ def fine_tune(network: nn.Module) -> None:
     network.eval()
 
 
-print(f"{settings}\nfp32: {sum(t.nbytes for t in model.state_dict().values()):,} bytes, accuracy {test(model):.2f} %")
+size = sum(tensor.nbytes for tensor in model.state_dict().values())
+print(f"{settings}\nfp32: {size:,} bytes, accuracy {accuracy(model, data):.2f} %")
 
 report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
 report("with training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), run_fn=fine_tune, example_inputs=examples))
@@ -74,7 +69,7 @@ report("with training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), run_f
 tuned = autotune(
     model,
     TuningConfig(config_set=[IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])]),
-    eval_fn=test,
+    eval_fn=lambda network: accuracy(network, data),
     criterion=lambda before, after: after >= before - 0.5,
 )
 for trial in tuned.trials:

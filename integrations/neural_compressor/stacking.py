@@ -137,7 +137,8 @@ def _exported(
         calibrate(prepared)
     graph: fx.GraphModule = convert(prepared)
     graph.meta[_KEY] = stacked
-    graph.eval, graph.train = MethodType(_stay, graph), MethodType(_train, graph)
+    methods: Any = graph
+    methods.eval, methods.train = MethodType(_stay, graph), MethodType(_train, graph)
     return graph
 
 

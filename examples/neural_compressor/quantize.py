@@ -23,7 +23,7 @@ logging.getLogger("neural_compressor").setLevel(logging.ERROR)
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
 parser.add_argument("--data-folder")
-parser.add_argument("--epochs", type=int, help="of the first training; fine-tuning takes a quarter of it")
+parser.add_argument("--epochs", type=int, help="of each of the two trainings")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", default="out", help="folder for the files")
 options = parser.parse_args()
@@ -43,14 +43,15 @@ def report(title: str, quantized: nn.Module) -> None:
     print(f"{title}: {ledger.file_bytes:,} bytes, accuracy {accuracy(restored, data):.2f} %", flush=True)
 
 
-def fine_tune(network: nn.Module) -> None:
+def train_with_loss(network: nn.Module) -> None:
     """The user's own training loop; INC calls it between `prepare` and `convert`."""
-    epochs, batches = max(1, settings.epochs // 4), len(data.train_images) // settings.batch
-    optimizer = optim.SGD(network.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-    inter_layer_loss = regularizer(network, TrainingRun.of(optimizer, epochs * batches, schedule))
+    batches = len(data.train_images) // settings.batch
+    steps = settings.epochs * batches
+    optimizer = optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False)
+    inter_layer_loss = regularizer(network, TrainingRun.of(optimizer, steps, schedule))
     network.train()
-    for _ in range(epochs):
+    for _ in range(settings.epochs):
         for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
             loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + inter_layer_loss()
             optimizer.zero_grad()
@@ -64,7 +65,8 @@ size = sum(tensor.nbytes for tensor in model.state_dict().values())
 print(f"{settings}\nfp32: {size:,} bytes, accuracy {accuracy(model, data):.2f} %")
 
 report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
-report("with training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), run_fn=fine_tune, example_inputs=examples))
+untrained = initial_model(settings, data)
+report("with training", quantize(untrained, IlwpConfig(bits=6), run_fn=train_with_loss, example_inputs=examples))
 
 tuned = autotune(
     model,

@@ -47,6 +47,7 @@ def test_every_algorithm_runs(mobilenet: nn.Module, images: Tensor, how: str) ->
     quantized = quantize(mobilenet, COMPOSITIONS[how](), example_inputs=images)
     assert ran(quantized) == (True, True)
     assert not hasattr(quantized, "quantizer")
+    assert quantized.classifier.bits == 8 and attached(quantized).compressed.layers[3].bits == 4, "each has its own"
 
 
 def test_prepare_train_convert(mobilenet: nn.Module, images: Tensor) -> None:
@@ -116,8 +117,8 @@ def test_what_would_run_nowhere_is_refused(mobilenet: nn.Module) -> None:
         quantize(mobilenet, compose(RTNConfig(**{**RTN, "white_list": ["absent"]}), IlwpConfig()))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is not None, reason="accelerate is there")
-def test_rtn_by_layers_names_what_it_needs(mobilenet: nn.Module) -> None:
+def test_rtn_by_layers_names_what_it_needs(mobilenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="needs accelerate.*use_layer_wise=False"):
         quantize(mobilenet, compose(RTNConfig(), IlwpConfig()))
 

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -141,6 +141,13 @@ class CompressedModel:
         """The compressed layers, chain by chain."""
         return [_summary(chain, layer) for chain in self.chains for layer in chain.layers]
 
+    @property
+    def quantized(self) -> dict[str, IntegerTensor]:
+        """The tensors that are stored as codes on a grid, by name; those given to `compress` among them."""
+        if self.grid is None:
+            return {}
+        return {info.name: value for info, value in zip(self.grid.infos, self.grid.values, strict=True)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The restored tensors in the order of the original: compressed layers exactly as quantized, the others equal.
 
@@ -178,6 +185,40 @@ class CompressedModel:
                     f"got {tuple(tensor.shape)} {tensor.dtype}"
                 )
         model.load_state_dict(restored)
+
+    def with_others_of(self, model: Model, metadata: Mapping[str, Any] | None = None) -> CompressedModel:
+        """The same compressed tensors, with every other one as a model has it now.
+
+        Compressing a restored model again would quantize what is quantized already; this does not.
+
+        Args:
+            model: a module, or a state dict.
+            metadata: a JSON object to store along, instead of the one here.
+
+        Raises:
+            TensorError: a compressed tensor is missing, or has changed since.
+        """
+        state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+        for section in self._decoded:
+            for name, tensor in section.tensors.items():
+                if name not in state or not _same_bits(state[name].detach().cpu(), tensor):
+                    how = "changed since it was compressed" if name in state else "not there any more"
+                    raise TensorError(f"tensor {name!r} is {how}; compress the model again")
+        coded = [name for chain in self.chains for name in chain.tensors]
+        others = [section for section in (self.grid, self.batch_norms) if section is not None]
+        packed = [name for section in others for name in section.tensors]
+        directory, raw, infos = _directory(state, coded, packed)
+        chains = [
+            replace(chain, layers=tuple(replace(layer, info=infos[layer.info.name]) for layer in chain.layers))
+            for chain in self.chains
+        ]
+        grid, norms = self.grid, self.batch_norms
+        if grid is not None:
+            grid = replace(grid, infos=tuple(infos[info.name] for info in grid.infos))
+        if norms is not None:
+            norms = replace(norms, infos=tuple(tuple(infos[i.name] for i in norm) for norm in norms.infos))
+        metadata = self.metadata if metadata is None else metadata
+        return CompressedModel(directory, chains, raw, metadata, self.excluded, grid, norms)
 
     def to_bytes(self) -> bytes:
         """The content of the file."""

@@ -121,19 +121,20 @@ class ChainEncoder:
     def _quantized(self, number: int, kernels: Tensor, shape: torch.Size, feedback: Feedback | None) -> QuantizedLayer:
         """The layer under the configured mode, or under the one that takes the fewest bits at the same step."""
         name, step = self._chain.layers[number], None
+        config = self._config.for_layer(name)
         given = self._references.get(name, self._references.get(f"{name}.weight"))
         if number == 0:
             choices = [PREDICTORS["none"].references(kernels, [])]
         elif given is not None:
             choices = [previous_layer_references(given, len(kernels), self._counts[:number], name)]
         else:
-            modes = PREDICTORS if self._config.mode == AUTO else [self._config.mode]
+            modes = PREDICTORS if config.mode == AUTO else [config.mode]
             searched = partial(self._progress.searched, name)
             choices = [PREDICTORS[mode].references(kernels, self._pool.layers, searched) for mode in modes]
         if len(choices) > 1:
             # One step for all, that of the weights themselves: so their errors are equal, and their bits tell.
-            step = self._step(kernels)
-        layers = [self._round(kernels, references, shape, feedback, step) for references in choices]
+            step = _step(kernels, config)
+        layers = [self._round(config, kernels, references, shape, feedback, step) for references in choices]
         return min(layers, key=lambda layer: self._bits(number, layer))
 
     def _bits(self, number: int, layer: QuantizedLayer) -> float:
@@ -143,14 +144,9 @@ class ChainEncoder:
         indices = Histogram.of(layer.references.numpy()).entropy if mode in ("local", "full") else 0.0
         return Histogram.of(codes).entropy * codes.size + indices * len(codes)
 
-    def _step(self, residual: Tensor) -> Tensor:
-        if self._config.residual_step is not None:
-            return torch.tensor(self._config.residual_step, dtype=torch.float32)
-        assert self._config.bits is not None
-        return STEP_RULES[self._config.range](residual, largest_code(self._config.bits))
-
     def _round(
         self,
+        config: IlwpConfig,
         kernels: Tensor,
         references: Tensor,
         shape: torch.Size,
@@ -158,13 +154,12 @@ class ChainEncoder:
         step: Tensor | None,
     ) -> QuantizedLayer:
         """The layer at a given step, or at that of its residuals."""
-        config = self._config
         assert config.bits is not None
         reference = gather_references(self._pool.filled, references)
         residual = kernels - reference
         fixed = step is not None or config.residual_step is not None
         largest = largest_code(BITS[-1] if fixed else config.bits)
-        step = self._step(residual) if step is None else step
+        step = _step(residual, config) if step is None else step
         if not float(step) > 0:
             codes = torch.zeros_like(residual)
         else:
@@ -345,6 +340,14 @@ class Encoder:
     def _ordered(self) -> list[TensorInfo]:
         """Weights on the grid, then biases, each in the order of the directory."""
         return [info for kind in (self._grid, self._biases) for info in kind.values() if info.name in self._on_grid]
+
+
+def _step(residual: Tensor, config: IlwpConfig) -> Tensor:
+    """The step of a layer, a float32 scalar."""
+    if config.residual_step is not None:
+        return torch.tensor(config.residual_step, dtype=torch.float32)
+    assert config.bits is not None
+    return STEP_RULES[config.range](residual, largest_code(config.bits))
 
 
 def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:

@@ -118,3 +118,18 @@ def test_schema_names_every_field_and_registry() -> None:
     assert schema["additionalProperties"] is False
     assert schema["properties"]["mode"]["enum"] == ["auto", "collocated", "full", "local", "none"]
     assert all("description" in field for field in schema["properties"].values())
+
+
+def test_overrides() -> None:
+    config = IlwpConfig(overrides={"a": {"bits": 4}, "{re}.*b": {"mode": "local", "range": "mse"}})
+    assert config.for_layer("a").bits == 4
+    assert config.for_layer("a.b") == config.replace(mode="local", range="mse"), "of several the last one counts"
+    assert config.for_layer("c") == config
+    assert IlwpConfig.from_json(json.dumps(config.to_dict())) == config
+    for overrides, message in (
+        ({"a": {"bits": 9}}, r"overrides\.a\.bits: .*less than or equal to 8, got 9"),
+        ({"a": {"bist": 4}}, r"overrides\.a\.bist.*known: mode, bits, range"),
+        ({"a": {"mode": "ful"}}, "did you mean 'full'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            IlwpConfig(overrides=overrides)

@@ -20,7 +20,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.selection import chains_of, layer_configs
 from ilwp_plugin.training.inter_layer_loss import chain_modules, index_maps
 
 __all__ = ["ResidualFakeQuantizer"]
@@ -29,9 +29,11 @@ __all__ = ["ResidualFakeQuantizer"]
 class _ChainState:
     """The reconstruction of one chain, computed once for each state of its weights."""
 
-    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig, references: Sequence[Tensor | None]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Conv2d], configs: Sequence[IlwpConfig], references: Sequence[Tensor | None]
+    ) -> None:
         self.modules = list(modules)
-        self.config = config
+        self.configs = list(configs)
         self.references = list(references)
         self.enabled = True
         self._versions: list[tuple[int, int]] = []
@@ -52,25 +54,23 @@ class _ChainState:
     @torch.inference_mode(False)  # what a forward in inference mode leaves in the cache has to serve training too
     @torch.no_grad()
     def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        config = self.config
-        assert config.bits is not None
         taps = weights[0].shape[-2] * weights[0].shape[-1]
         kernels = [as_kernels(weight, taps) for weight in weights]
-        anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
-        predictor = PREDICTORS[config.mode]
+        anchor = stored_anchor(kernels[0], weights[0].dtype, self.configs[0].anchor)
+        predictors = [PREDICTORS[config.mode] for config in self.configs]
 
         def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
             given = self.references[number]
             if given is None:
-                return predictor.references(layer, earlier)
+                return predictors[number].references(layer, earlier)
             return previous_layer_references(given, len(layer), [len(e) for e in earlier], f"number {number}")
 
         _, restored = quantize_chain(
             kernels,
             None if anchor is None else anchor.float(),
             choose,
-            config.bits,
-            STEP_RULES[config.range],
+            [cast(int, config.bits) for config in self.configs],
+            [STEP_RULES[config.range] for config in self.configs],
         )
         return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
 
@@ -139,7 +139,8 @@ class ResidualFakeQuantizer:
                         " leave it out with `ignored_scopes`"
                     )
         maps = index_maps(self.chains, modules, references or {})
-        self._states = [_ChainState(*state) for state in zip(modules, [config] * len(modules), maps, strict=True)]
+        configs = [layer_configs(chain, config) for chain in self.chains]
+        self._states = [_ChainState(*state) for state in zip(modules, configs, maps, strict=True)]
         self._hooks = []
         for state in self._states:
             for number, module in enumerate(state.modules):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from ilwp_plugin import adapters
+from ilwp_plugin import toolkits
 from ilwp_plugin.calibration import calibrate
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
@@ -40,6 +42,7 @@ from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.structure import resize_layers
+from ilwp_plugin.search import Knobs, Log, Trial, smallest_file
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,
@@ -151,6 +154,13 @@ class CompressedModel:
         """The compressed layers, chain by chain."""
         return [_summary(chain, layer) for chain in self.chains for layer in chain.layers]
 
+    @property
+    def quantized(self) -> dict[str, IntegerTensor]:
+        """The tensors that are stored as codes on a grid, by name; those given to `compress` among them."""
+        if self.grid is None:
+            return {}
+        return {info.name: value for info, value in zip(self.grid.infos, self.grid.values, strict=True)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The restored tensors in the order of the original: compressed layers exactly as quantized, the others equal.
 
@@ -210,6 +220,40 @@ class CompressedModel:
         self.apply_to(own)
         return model
 
+    def with_others_of(self, model: Model, metadata: Mapping[str, Any] | None = None) -> CompressedModel:
+        """The same compressed tensors, with every other one as a model has it now.
+
+        Compressing a restored model again would quantize what is quantized already; this does not.
+
+        Args:
+            model: a module, or a state dict.
+            metadata: a JSON object to store along, instead of the one here.
+
+        Raises:
+            TensorError: a compressed tensor is missing, or has changed since.
+        """
+        state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+        for section in self._decoded:
+            for name, tensor in section.tensors.items():
+                if name not in state or not _same_bits(state[name].detach().cpu(), tensor):
+                    how = "changed since it was compressed" if name in state else "not there any more"
+                    raise TensorError(f"tensor {name!r} is {how}; compress the model again")
+        coded = [name for chain in self.chains for name in chain.tensors]
+        others = [section for section in (self.grid, self.batch_norms) if section is not None]
+        packed = [name for section in others for name in section.tensors]
+        directory, raw, infos = _directory(state, coded, packed)
+        chains = [
+            replace(chain, layers=tuple(replace(layer, info=infos[layer.info.name]) for layer in chain.layers))
+            for chain in self.chains
+        ]
+        grid, norms = self.grid, self.batch_norms
+        if grid is not None:
+            grid = replace(grid, infos=tuple(infos[info.name] for info in grid.infos))
+        if norms is not None:
+            norms = replace(norms, infos=tuple(tuple(infos[i.name] for i in norm) for norm in norms.infos))
+        metadata = self.metadata if metadata is None else metadata
+        return CompressedModel(directory, chains, raw, metadata, self.excluded, grid, norms, self.provenance)
+
     def to_bytes(self) -> bytes:
         """The content of the file."""
         return b"".join(self._pack())
@@ -246,10 +290,19 @@ def compress(
     references: Mapping[str, Tensor] | Provenance | None = None,
     quantized: Mapping[str, IntegerTensor] | None = None,
     calibration: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    target_bytes: int | None = None,
+    target_bits_per_weight: float | None = None,
+    resume: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
     """Quantize a model as its configuration says; what that does not name is kept as it is.
+
+    With one of `max_drop`, `target_bytes` and `target_bits_per_weight` the steps and the dead zone of the
+    configuration are searched instead, for the smallest file within the drop, or the best one within the size; some
+    fifteen files are tried.
 
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
@@ -263,6 +316,11 @@ def compress(
             codes, without loss, in the order given (depthwise layers are predicted by the one before).
         calibration: a batch, or an iterable of batches, of what the model is called with, without labels: weights are
             then quantized with error feedback, and batch norms and biases follow. Needs a module.
+        evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        max_drop: how much less than the model itself the restored one may score.
+        target_bytes: the most that the whole file may take.
+        target_bits_per_weight: the same, in bits of the whole file for each element of the model's parameters.
+        resume: a file that keeps the trials of the search, which goes on with them when it is started again.
         metadata: a JSON object to store along.
         progress: is told the progress.
 
@@ -271,7 +329,7 @@ def compress(
         TensorError: a tensor cannot be stored, or holds NaN or infinity where it is quantized, or is not what
             `quantized` restores to.
         ConfigError: nothing to quantize, or a configuration that does not fit the arguments.
-        CalibrationError: the model cannot be calibrated with these inputs.
+        CalibrationError: the model cannot be calibrated with these inputs, or the target cannot be met.
         MissingDependencyError: `config.align` without torch-pruning.
     """
     config = IlwpConfig.of(config)
@@ -280,6 +338,106 @@ def compress(
         if references or quantized:
             raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
         model, alignment = _aligned(model, config, example_inputs)
+    options: dict[str, Any] = {
+        "example_inputs": example_inputs,
+        "references": references,
+        "quantized": quantized,
+        "calibration": calibration,
+        "metadata": metadata,
+    }
+    targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
+    if any(target is not None for target in targets.values()):
+        knobs = _search(model, config, targets, evaluate, resume, progress, options)
+        config = config.replace(**knobs)
+    compressed = _compress(model, config, progress=progress, **options)
+    compressed.alignment = alignment
+    return compressed
+
+
+def _search(
+    model: Model,
+    config: IlwpConfig,
+    targets: Mapping[str, float | None],
+    evaluate: Callable[[nn.Module], float] | None,
+    resume: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> dict[str, float]:
+    """The fields of the configuration that meet a target."""
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(f"one target at a time, got {sorted(given)}")
+    (kind, target), *_ = given.items()
+    if target < 0 or not math.isfinite(target):
+        raise ConfigError(f"{kind}: expected a finite number >= 0, got {target!r}")
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    if kind == "max_drop" and (evaluate is None or module is None):
+        raise ConfigError("max_drop: needs a module and `evaluate`, to see what the restored model scores")
+    state: Mapping[str, Tensor] = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    weights = [t for t in (state.values() if module is None else module.parameters()) if t.is_floating_point()]
+    start = max(float(torch.cat([w.detach().flatten().float().cpu() for w in weights]).std()), 1e-6)
+    fixed_residuals = config.residual_step
+
+    def knobs_of(knobs: Knobs) -> dict[str, float]:
+        residual = fixed_residuals if fixed_residuals is not None else knobs.weight_step * RESIDUAL_SHARE
+        return {**asdict(knobs), "residual_step": residual}
+
+    def score(compressed: CompressedModel | None) -> float | None:
+        if evaluate is None or module is None:
+            return None
+        restored = copy.deepcopy(module).eval()
+        if compressed is not None:
+            compressed.apply_to(restored)
+        return float(evaluate(restored))
+
+    tried = 0
+
+    def run(knobs: Knobs) -> Trial:
+        nonlocal tried
+        tried += 1
+        if progress is not None:
+            progress(f"trial with a step of {knobs.weight_step:.3g}", tried, max(tried, EXPECTED_TRIALS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IlwpWarning)  # said once, by the last compression
+            compressed = _compress(model, config.replace(**knobs_of(knobs)), **options)
+        return Trial(knobs, compressed.ledger.file_bytes, score(compressed))
+
+    digest = hashlib.blake2b(repr((config.to_dict(), sorted(given.items()))).encode(), digest_size=16)
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(raw_bytes(tensor.detach().cpu()))
+    log = Log(resume, digest.hexdigest())
+    zones = (0.56, 0.5, 0.62) if options["calibration"] is not None else (0.5,)
+    if kind == "max_drop":
+        before = score(None)
+        assert before is not None
+        found = smallest_file(run, log, start, zones, lambda t: before - float(t.score or 0.0) <= target, False)
+    else:
+        numel = sum(weight.numel() for weight in weights)
+        limit = target if kind == "target_bytes" else target * numel / 8
+        zones = zones if evaluate is not None else zones[:1]
+        found = smallest_file(run, log, start, zones, lambda t: t.nbytes <= limit, True)
+    return knobs_of(found.knobs)
+
+
+RESIDUAL_SHARE = 0.5
+"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
+
+EXPECTED_TRIALS = 15
+"""Of a search; only for the progress bar."""
+
+
+def _compress(
+    model: Model,
+    config: IlwpConfig,
+    *,
+    example_inputs: Any,
+    references: Mapping[str, Tensor] | Provenance | None,
+    quantized: Mapping[str, IntegerTensor] | None,
+    calibration: Any,
+    metadata: Mapping[str, Any] | None,
+    progress: Progress | None = None,
+) -> CompressedModel:
     module = unwrap(model) if isinstance(model, nn.Module) else None
     if module is None and not isinstance(model, Mapping):
         raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
@@ -316,15 +474,11 @@ def compress(
         assert module is not None
         calibrate(module, calibration, encoder, encoder.layers)
     elif config.weight_step is not None:
-        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=2)
+        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=3)
     encoder.finish(state)
     raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
     chains, grid, merged = encoder.sections()
-    compressed = CompressedModel(
-        directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance=provenance
-    )
-    compressed.alignment = alignment
-    return compressed
+    return CompressedModel(directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance)
 
 
 def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:
@@ -336,7 +490,7 @@ def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.
         )
     model = copy.deepcopy(unwrap(model)).cpu()
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
-    return model, adapters.load("pruning").align(model, inputs, config)
+    return model, toolkits.load("pruning").align(model, inputs, config)
 
 
 ROUNDED_ALONE = (

@@ -1,5 +1,5 @@
-"""Adapters to compression toolkits, found lazily by entry point: see `ilwp_plugin.adapters`."""
+"""Adapters to compression toolkits; see `ilwp_plugin.toolkits`, which finds them."""
 
-from ilwp_plugin.adapters import GROUP, load, names
+from ilwp_plugin.toolkits import GROUP, load, names, register_installed, schema
 
-__all__ = ["GROUP", "load", "names"]
+__all__ = ["GROUP", "load", "names", "register_installed", "schema"]

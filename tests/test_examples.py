@@ -59,3 +59,25 @@ def test_prune(tmp_path: Path) -> None:
 def test_alignment_figures(tmp_path: Path) -> None:
     run("alignment_figures.py", "--out", tmp_path)
     assert {"rate_accuracy.png", "distributions_3x3.png", "references_3x3.png"} <= {f.name for f in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_neural_compressor(tmp_path: Path) -> None:
+    text = run("neural_compressor/quantize.py", "--epochs", 4, "--out", tmp_path)
+    sizes = {
+        line.split(": ")[0]: int(line.split(": ")[1].split(" ")[0].replace(",", ""))
+        for line in text.splitlines()
+        if " bytes, accuracy " in line
+    }
+    assert sizes["ilwp and static INT8"] < sizes["static INT8 alone"] / 2 < sizes["fp32"] / 7
+    assert sizes["tuned"] < (tmp_path / "after training.ilwp").stat().st_size
+    assert {path.stat().st_size for path in tmp_path.glob("*.ilwp")} == set(sizes.values()) - {sizes["fp32"]}
+
+
+@pytest.mark.slow
+def test_neural_compressor_table() -> None:
+    text = run("neural_compressor/compare.py", "--epochs", 4)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    files = {row[0]: int(row[3].replace(",", "")) for row in rows if row[3].replace(",", "").isdigit()}
+    assert len(rows) == 10 and len(files) == 6
+    assert files["ilwp, one grid for all layers + static INT8"] < files["INC static INT8"] / 2

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import ilwp_plugin
-from ilwp_plugin import adapters
+from ilwp_plugin import toolkits
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.compression import CompressedModel
@@ -114,7 +114,7 @@ def align(
     program = read_program(source)
     model, inputs = layers_of_program(program), example_inputs_of(program)
     before = ilwp_plugin.estimate(model, chosen, example_inputs=inputs).total_bytes
-    report = adapters.load("pruning").align(model, inputs, chosen)
+    report = toolkits.load("pruning").align(model, inputs, chosen)
     compressed = ilwp_plugin.compress(model, chosen, example_inputs=inputs)
     if out.suffix == ".pt2":
         load_into_program(program, model.state_dict())

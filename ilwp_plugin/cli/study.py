@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ilwp_plugin
-from ilwp_plugin import IlwpConfig
+from ilwp_plugin import IlwpConfig, toolkits
 from ilwp_plugin import analysis as figures
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
@@ -91,6 +91,10 @@ def analyze(
     output.print(f"figures and analysis.json are in {out}", soft_wrap=True)
 
 
-def schema() -> None:
+def schema(
+    toolkit: Annotated[
+        str | None, typer.Option(help="As the configuration of this toolkit holds it (inc, ...).")
+    ] = None,
+) -> None:
     """Print the JSON schema of the configuration, for editors."""
-    ui.print_json(IlwpConfig.model_json_schema())
+    ui.print_json(IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit))

@@ -191,8 +191,8 @@ def quantize_chain(
     kernels: Sequence[Tensor],
     anchor: Tensor | None,
     choose: ChooseReferences,
-    bits: int,
-    rule: StepRule,
+    bits: int | Sequence[int],
+    rule: StepRule | Sequence[StepRule],
 ) -> tuple[list[QuantizedLayer], list[Tensor]]:
     """Quantize a chain in closed loop.
 
@@ -201,15 +201,16 @@ def quantize_chain(
         anchor: (kernels, taps) float32, the first layer as the decoder will see it; None quantizes the first layer
             too, predicted by zero.
         choose: chooses the references of a layer.
-        bits: 2..8.
-        rule: how the step is set.
+        bits: 2..8, one number or one for each layer of `kernels`.
+        rule: how the step is set, likewise.
 
     Weights that are exactly 0, as masks of pruning leave them, stay exactly 0.
 
     Returns:
         The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
     """
-    largest = largest_code(bits)
+    layer_bits = [bits] * len(kernels) if isinstance(bits, int) else bits
+    layer_rules = rule if isinstance(rule, Sequence) else [rule] * len(kernels)
     restored = KernelPool(sum(map(len, kernels)), kernels[0].shape[1], kernels[0].device)
     if anchor is not None:
         restored.append(anchor)
@@ -224,8 +225,8 @@ def quantize_chain(
         residual = layer - gather_references(restored.filled, references)
         if zeros is not None:
             residual = residual.masked_fill(zeros, 0.0)
-        codes, step = quantize_residual(residual, largest, rule)
-        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros)
+        codes, step = quantize_residual(residual, largest_code(layer_bits[number]), layer_rules[number])
+        quantized = QuantizedLayer(codes.to(torch.int16), float(step), layer_bits[number], references, zeros)
         layers.append(quantized)
         restored.append(reconstruct(quantized, restored.filled))
     return layers, restored.layers

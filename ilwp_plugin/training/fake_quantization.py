@@ -21,7 +21,7 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.selection import chains_of, layer_configs
 from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
 
 __all__ = ["ResidualFakeQuantizer"]
@@ -30,9 +30,11 @@ __all__ = ["ResidualFakeQuantizer"]
 class _ChainState:
     """The reconstruction of one chain, computed once for each state of its weights."""
 
-    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig, references: Sequence[Tensor | None]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Conv2d], configs: Sequence[IlwpConfig], references: Sequence[Tensor | None]
+    ) -> None:
         self.modules = list(modules)
-        self.config = config
+        self.configs = list(configs)
         self.references = list(references)
         self.enabled = True
         # Pruned weights stay pruned, whatever the training does to what lies behind them.
@@ -61,23 +63,21 @@ class _ChainState:
     @torch.inference_mode(False)  # what a forward in inference mode leaves in the cache has to serve training too
     @torch.no_grad()
     def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        config = self.config
-        assert config.bits is not None
         taps = weights[0].shape[-2] * weights[0].shape[-1]
         kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
-        anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
-        predictor = PREDICTORS[config.mode]
+        anchor = stored_anchor(kernels[0], weights[0].dtype, self.configs[0].anchor)
+        predictors = [PREDICTORS[config.mode] for config in self.configs]
 
         def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
             given = self.references[number]
-            return predictor.references(layer, earlier) if given is None else given
+            return predictors[number].references(layer, earlier) if given is None else given
 
         _, restored = quantize_chain(
             kernels,
             None if anchor is None else anchor.float(),
             choose,
-            config.bits,
-            STEP_RULES[config.range],
+            [cast(int, config.bits) for config in self.configs],
+            [STEP_RULES[config.range] for config in self.configs],
         )
         return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
 
@@ -154,7 +154,8 @@ class ResidualFakeQuantizer:
         maps = references_of(self.chains, modules, references or {})
         if config.mode != "collocated" and any(isinstance(value, Origin) for value in (references or {}).values()):
             maps = [[None] * len(members) for members in modules]  # as `compress` does
-        self._states = [_ChainState(*state) for state in zip(modules, [config] * len(modules), maps, strict=True)]
+        configs = [layer_configs(chain, config) for chain in self.chains]
+        self._states = [_ChainState(*state) for state in zip(modules, configs, maps, strict=True)]
         self._hooks = []
         for state in self._states:
             for number, module in enumerate(state.modules):

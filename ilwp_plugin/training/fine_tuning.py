@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ilwp_plugin import adapters
+from ilwp_plugin import toolkits
 from ilwp_plugin.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
@@ -159,7 +159,7 @@ def fine_tune(
     """
     config, plan, model = IlwpConfig.of(config), plan or FineTuning(), unwrap(model)
     if config.align:
-        coupler = coupler or adapters.load("pruning").Coupling
+        coupler = coupler or toolkits.load("pruning").Coupling
         config = config.replace(align=False)  # of what follows
     if config.bits is None:
         raise ConfigError("bits: None quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")

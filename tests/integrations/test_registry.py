@@ -5,7 +5,7 @@ from pathlib import Path
 import ilwp_integrations
 import pytest
 
-from ilwp_plugin import adapters
+from ilwp_plugin import toolkits
 from ilwp_plugin.errors import MissingDependencyError, RegistryError
 
 
@@ -16,7 +16,7 @@ def announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[n
 
     def enter(**values: str) -> None:
         entries = [EntryPoint(name.rstrip("_"), value, ilwp_integrations.GROUP) for name, value in values.items()]
-        monkeypatch.setattr(adapters, "entry_points", lambda group: entries)
+        monkeypatch.setattr(toolkits, "entry_points", lambda group: entries)
 
     return enter
 
@@ -47,5 +47,5 @@ def test_errors(announce, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
 
 
 def test_what_is_installed_can_be_listed() -> None:
-    assert ilwp_integrations.names() == ["pruning"]
+    assert ilwp_integrations.names() == ["inc", "pruning"]
     ilwp_integrations.load("pruning").register()

@@ -494,8 +494,8 @@ def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.
 
 
 ROUNDED_ALONE = (
-    "weights are rounded as they are; with `calibration` inputs (some hundred examples, no labels) error feedback and "
-    "re-estimated batch norms halve the file at the same accuracy"
+    "weights are rounded as they are; with a module and `calibration` inputs (some hundred examples, no labels) errors "
+    "are made up for by later weights and batch norms follow, which keeps more accuracy at the same size"
 )
 
 

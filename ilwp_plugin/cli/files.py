@@ -35,6 +35,14 @@ def compress(
     target_scopes: ui.Targets = None,
     ignored_scopes: ui.Ignored = None,
     layers: ui.Layers = None,
+    weight_step: ui.WeightStep = None,
+    residual_step: ui.ResidualStep = None,
+    batch_norm: ui.BatchNorm = None,
+    batch_norm_eps: ui.BatchNormEps = None,
+    target_bytes: Annotated[int | None, typer.Option(help="The most that the file may take; finds the steps.")] = None,
+    target_bits_per_weight: Annotated[
+        float | None, typer.Option(help="The same, in bits of the file for each element of the state dict.")
+    ] = None,
     key: ui.Key = None,
     as_json: ui.Json = False,
 ) -> None:
@@ -50,13 +58,23 @@ def compress(
         target_scopes=target_scopes,
         ignored_scopes=ignored_scopes,
         layers=layers,
+        weight_step=weight_step,
+        residual_step=residual_step,
+        batch_norm=batch_norm,
+        batch_norm_eps=batch_norm_eps,
     )
     state = read_state_dict(source, key)
     if out.exists() and out.samefile(source):
         raise FileError(f"cannot write {out}: it is the input")
     before = source.stat().st_size
     with ui.progress_bar() as report:
-        model = ilwp_plugin.compress(state, chosen, progress=lambda _, done, total: report("kernels", done, total))
+        model = ilwp_plugin.compress(
+            state,
+            chosen,
+            target_bytes=target_bytes,
+            target_bits_per_weight=target_bits_per_weight,
+            progress=lambda what, done, total: report("trials" if what.startswith("trial") else "kernels", done, total),
+        )
     model.save(out)
     if as_json:
         ui.print_json({**_report(model), "file": str(out), "source_bytes": before})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ilwp_plugin.coding import AUTO
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import ConfigError, TensorError
@@ -103,13 +104,13 @@ def align_model(
 
     Raises:
         ChainError: the model has no chain.
-        ConfigError: a mode other than collocated, or a scope other than depthwise.
+        ConfigError: a mode other than collocated and auto, or a scope other than depthwise.
         TensorError: the outputs on the probe are not finite, or a chain holds NaN or infinity.
     """
     config = IlwpConfig.of(config)
-    if config.mode != "collocated" or config.scope != "depthwise":
+    if config.mode not in ("collocated", AUTO) or config.scope != "depthwise":
         raise ConfigError(
-            f"alignment is for mode 'collocated' and scope 'depthwise', got {config.mode!r} and {config.scope!r}"
+            f"alignment is for mode 'collocated' (or 'auto') and scope 'depthwise', got {config.mode!r} and {config.scope!r}"
         )
     chains = chains_of(model, config, example_inputs=example_inputs)
     work = copy.deepcopy(model).double().eval().requires_grad_(True)  # the graph is traced by autograd

@@ -110,7 +110,7 @@ def align_model(
     config = IlwpConfig.of(config)
     if config.mode not in ("collocated", AUTO) or config.scope != "depthwise":
         raise ConfigError(
-            f"alignment is for mode 'collocated' (or 'auto') and scope 'depthwise', got {config.mode!r} and {config.scope!r}"
+            f"alignment is for mode 'collocated' or 'auto' and scope 'depthwise', got {config.mode!r}, {config.scope!r}"
         )
     chains = chains_of(model, config, example_inputs=example_inputs)
     work = copy.deepcopy(model).double().eval().requires_grad_(True)  # the graph is traced by autograd

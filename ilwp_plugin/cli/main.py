@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ilwp_plugin import __version__
-from ilwp_plugin.cli import demo, files, study
+from ilwp_plugin.cli import demo, files, launch, study
 from ilwp_plugin.cli.console import errors
 from ilwp_plugin.errors import IlwpError
 
@@ -46,6 +46,7 @@ app.command()(study.estimate)
 app.command()(study.analyze)
 app.command()(study.schema)
 app.command()(demo.demo)
+app.command(context_settings={"allow_interspersed_args": False})(launch.run)
 
 
 def run() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import ilwp_integrations
 import pytest
 
+from ilwp_plugin import toolkits
 from ilwp_plugin.errors import MissingDependencyError, RegistryError
 
 
@@ -15,7 +16,7 @@ def announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[n
 
     def enter(**values: str) -> None:
         entries = [EntryPoint(name.rstrip("_"), value, ilwp_integrations.GROUP) for name, value in values.items()]
-        monkeypatch.setattr(ilwp_integrations, "entry_points", lambda group: entries)
+        monkeypatch.setattr(toolkits, "entry_points", lambda group: entries)
 
     return enter
 

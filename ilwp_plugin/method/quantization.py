@@ -27,6 +27,7 @@ __all__ = [
     "bits_for",
     "largest_code",
     "quantize_chain",
+    "quantize_layer",
     "quantize_residual",
     "reconstruct",
     "stored_anchor",
@@ -135,6 +136,21 @@ def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
     return residual + gather_references(pool, layer.references)
 
 
+def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
+    """Quantize the residuals of one layer.
+
+    Args:
+        kernels: (kernels, taps) float32.
+        references: (kernels,) int64, see `method.prediction`.
+        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
+        bits: 2..8.
+        rule: how the step is set.
+    """
+    residual = kernels - gather_references(pool, references)
+    codes, step = quantize_residual(residual, largest_code(bits), rule)
+    return QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
+
+
 class KernelPool:
     """The reconstructed kernels of a chain, as it grows: one tensor, so that long chains are not copied each time."""
 
@@ -203,7 +219,6 @@ def quantize_chain(
     Returns:
         The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
     """
-    largest = largest_code(bits)
     restored = KernelPool(sum(map(len, kernels)), kernels[0].shape[1], kernels[0].device)
     if anchor is not None:
         restored.append(anchor)
@@ -214,11 +229,8 @@ def quantize_chain(
             references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
-        residual = layer - gather_references(restored.filled, references)
-        codes, step = quantize_residual(residual, largest, rule)
-        quantized = QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
-        layers.append(quantized)
-        restored.append(reconstruct(quantized, restored.filled))
+        layers.append(quantize_layer(layer, references, restored.filled, bits, rule))
+        restored.append(reconstruct(layers[-1], restored.filled))
     return layers, restored.layers
 
 

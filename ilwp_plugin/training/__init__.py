@@ -1,7 +1,22 @@
 """Add inter-layer weight prediction to a training loop."""
 
+from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
 from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms
+from ilwp_plugin.training.schedule import Schedule, SgdRun
+from ilwp_plugin.training.session import Session, SessionStatistics
 
-__all__ = ["InterLayerLoss", "ResidualFakeQuantizer", "TrainingRun", "automatic_loss_weight", "gradient_rms"]
+__all__ = [
+    "ClosedLoop",
+    "InterLayerLoss",
+    "ResidualFakeQuantizer",
+    "Schedule",
+    "Session",
+    "SessionStatistics",
+    "SgdRun",
+    "TrainingRun",
+    "WeightSource",
+    "automatic_loss_weight",
+    "gradient_rms",
+]

@@ -1,0 +1,90 @@
+"""From a trained and stripped model to the `.ilwp` file; the same for all versions of NNCF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
+
+from ilwp_plugin import CompressedModel, IlwpConfig, compress
+from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.method.chains import Chains
+
+__all__ = ["bake", "explicit", "integer_weight", "is_baked", "to_file"]
+
+_BEFORE_BAKING = "_ilwp_weights_before_baking"
+"""Attribute of a stripped model: the weights that its codes come from. Quantizing reconstructed weights once more would
+give other codes, since the largest residual sets the step."""
+
+
+def explicit(config: IlwpConfig, chains: Chains) -> IlwpConfig:
+    """The configuration that finds just these chains, in a state dict too."""
+    layers = tuple(layer for chain in chains for layer in chain.layers)
+    return config.replace(layers=layers, target_scopes=(), ignored_scopes=())
+
+
+@torch.no_grad()
+def bake(model: nn.Module, weights: Mapping[str, Tensor], config: IlwpConfig) -> None:
+    """Put the reconstructed weights into a model in place of those that they come from.
+
+    Args:
+        model: a model without hooks on these weights, or whose hooks are about to be removed.
+        weights: by name in the state dict, as the quantizer saw them.
+        config: one that finds the chains in `weights`, see `explicit`.
+    """
+    restored = compress(dict(weights), config).state_dict()
+    for name, tensor in restored.items():
+        parameter = model.get_parameter(name)
+        parameter.data = tensor.to(parameter.device)
+    setattr(model, _BEFORE_BAKING, (dict(weights), config))
+
+
+def is_baked(model: nn.Module) -> bool:
+    """Whether `bake` has been there."""
+    return hasattr(model, _BEFORE_BAKING)
+
+
+@torch.no_grad()
+def integer_weight(weight: Tensor, quantizer: FakeQuantize) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The codes of a weight that torch's FakeQuantize, as it stands in a stripped model, quantizes.
+
+    Returns:
+        codes (int16, shape of the weight), scale, zero point (both one-dimensional), axis of the channels. The weight
+        `(code - zero_point) * scale` is quantized to itself, so outputs stay the same bit for bit.
+    """
+    shape = [1] * weight.dim()
+    if quantizer.scale.numel() > 1:
+        shape[quantizer.ch_axis] = -1
+    scale, zero = quantizer.scale.flatten(), quantizer.zero_point.flatten()
+    codes = torch.round(quantizer(weight) / scale.reshape(shape)) + zero.reshape(shape)
+    return codes.to(torch.int16), scale, zero, quantizer.ch_axis
+
+
+def to_file(
+    stripped: nn.Module,
+    config: IlwpConfig,
+    quantizers: Iterable[tuple[str, FakeQuantize]],
+    metadata: Mapping[str, Any],
+) -> CompressedModel:
+    """A stripped model as the file holds it.
+
+    Args:
+        stripped: without hooks of ilwp.
+        config: how the file quantizes; for a baked model that one's.
+        quantizers: those that NNCF has left on weights, by the weight's name in the state dict.
+        metadata: stored along.
+
+    Raises:
+        TrainingError: the model was baked with another configuration.
+    """
+    state: dict[str, Tensor] = dict(stripped.state_dict())
+    baked: tuple[dict[str, Tensor], IlwpConfig] | None = getattr(stripped, _BEFORE_BAKING, None)
+    if baked is not None:
+        weights, used = baked
+        if config != used:
+            raise TrainingError("the model has been trained with residuals quantized under another configuration")
+        state.update(weights)
+    return compress(state, config, metadata=metadata)

@@ -136,7 +136,9 @@ def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
     return residual + gather_references(pool, layer.references)
 
 
-def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
+def quantize_layer(
+    kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule, kept: Tensor | None = None
+) -> QuantizedLayer:
     """Quantize the residuals of one layer.
 
     Args:
@@ -145,8 +147,11 @@ def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int,
         pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
         bits: 2..8.
         rule: how the step is set.
+        kept: (kernels, taps) bool: False for pruned weights, whose codes are 0. None keeps all.
     """
     residual = kernels - gather_references(pool, references)
+    if kept is not None:
+        residual = torch.where(kept, residual, 0.0)
     codes, step = quantize_residual(residual, largest_code(bits), rule)
     return QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
 

@@ -43,7 +43,7 @@ class ClosedLoop:
     drawn anew in each pass are followed exactly. A layer that has not been called in this pass (another execution
     order, a part of the model alone) is taken from its source.
 
-    Weights that are 0 stay 0.
+    Weights that masks have set to 0 stay 0.
 
     Args:
         config: `bits` must not be None.
@@ -76,9 +76,10 @@ class ClosedLoop:
         self._called.add(number)
         return straight_through(weight, self._restore(number, weight))
 
-    def weights(self) -> list[Tensor]:
-        """The layers' weights as the quantizer sees them in evaluation."""
-        return [source.weight().detach() for source in self.sources]
+    def reconstructed(self) -> list[Tensor]:
+        """The layers' reconstructed weights in evaluation, from their sources."""
+        self._restored, self._called = {}, set()
+        return [self._restore(number, source.weight()) for number, source in enumerate(self.sources)]
 
     @torch.inference_mode(False)  # what a pass in inference mode leaves here has to serve training too
     @torch.no_grad()
@@ -102,5 +103,7 @@ class ClosedLoop:
         else:
             earlier = [self._restored[i] for i in range(number)]
             references, pool = PREDICTORS[config.mode].references(kernels, earlier), torch.cat(earlier)
-        quantized = quantize_layer(kernels, references, pool, config.bits, STEP_RULES[config.range])
-        return torch.where(kernels == 0, 0.0, reconstruct(quantized, pool))
+        kept = kernels != 0 if self.sources[number].pruned else None
+        quantized = quantize_layer(kernels, references, pool, config.bits, STEP_RULES[config.range], kept)
+        restored = reconstruct(quantized, pool)
+        return restored if kept is None else torch.where(kept, restored, 0.0)

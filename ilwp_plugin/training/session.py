@@ -148,14 +148,6 @@ class Session:
             return torch.zeros((), device=self._sources[0][0].weight().device)
         return weight * self.inter_layer_loss()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that the quantizer sees in evaluation, by name in the state dict: copies."""
-        return {
-            key: source.weight().detach().clone()
-            for chain, sources in zip(self.chains, self._sources, strict=True)
-            for key, source in zip(chain.keys, sources, strict=True)
-        }
-
     def statistics(self, compressed: Callable[[], CompressedModel] | None = None) -> SessionStatistics:
         """What the training has come to.
 

@@ -18,7 +18,15 @@ if _VERSION.startswith("2.19."):
         os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
     from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args
 elif _VERSION.startswith("3."):
-    from .modern import NNCFConfig, create_compressed_model, register, register_default_init_args
+    from .modern import (
+        NNCFConfig,
+        apply_ilwp,
+        controller_of,
+        create_compressed_model,
+        load_from_config,
+        register,
+        register_default_init_args,
+    )
 else:
     raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")
 

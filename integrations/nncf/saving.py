@@ -12,6 +12,7 @@ from torch.ao.quantization import FakeQuantize
 from ilwp_plugin import CompressedModel, IlwpConfig, compress
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.method.chains import Chains
+from ilwp_plugin.training import ClosedLoop
 
 __all__ = ["bake", "explicit", "integer_weight", "is_baked", "to_file"]
 
@@ -27,19 +28,23 @@ def explicit(config: IlwpConfig, chains: Chains) -> IlwpConfig:
 
 
 @torch.no_grad()
-def bake(model: nn.Module, weights: Mapping[str, Tensor], config: IlwpConfig) -> None:
+def bake(model: nn.Module, loops: Mapping[tuple[str, ...], ClosedLoop], config: IlwpConfig) -> None:
     """Put the reconstructed weights into a model in place of those that they come from.
 
     Args:
-        model: a model without hooks on these weights, or whose hooks are about to be removed.
-        weights: by name in the state dict, as the quantizer saw them.
-        config: one that finds the chains in `weights`, see `explicit`.
+        model: a model whose hooks of ilwp are about to be removed.
+        loops: by the layers of their chains; they find their weights in this model.
+        config: one that finds the chains in its state dict, see `explicit`.
     """
-    restored = compress(dict(weights), config).state_dict()
-    for name, tensor in restored.items():
-        parameter = model.get_parameter(name)
-        parameter.data = tensor.to(parameter.device)
-    setattr(model, _BEFORE_BAKING, (dict(weights), config))
+    before = {
+        f"{layer}.weight": source.weight().detach().clone()
+        for layers, loop in loops.items()
+        for layer, source in zip(layers, loop.sources, strict=True)
+    }
+    for layers, loop in loops.items():
+        for layer, weight in zip(layers, loop.reconstructed(), strict=True):
+            model.get_parameter(f"{layer}.weight").data = weight.clone()
+    setattr(model, _BEFORE_BAKING, (before, config))
 
 
 def is_baked(model: nn.Module) -> bool:
@@ -78,7 +83,7 @@ def to_file(
         metadata: stored along.
 
     Raises:
-        TrainingError: the model was baked with another configuration.
+        TrainingError: the model was baked with another configuration, or the file would not restore it.
     """
     state: dict[str, Tensor] = dict(stripped.state_dict())
     baked: tuple[dict[str, Tensor], IlwpConfig] | None = getattr(stripped, _BEFORE_BAKING, None)
@@ -87,4 +92,10 @@ def to_file(
         if config != used:
             raise TrainingError("the model has been trained with residuals quantized under another configuration")
         state.update(weights)
-    return compress(state, config, metadata=metadata)
+    file = compress(state, config, metadata=metadata)
+    if baked is not None:
+        restored, computed = file.state_dict(), stripped.state_dict()
+        for name in weights:
+            if not torch.equal(restored[name], computed[name].cpu()):
+                raise TrainingError(f"layer {name!r}: the file would not restore what the model computes with")
+    return file

@@ -22,7 +22,7 @@ from nncf.torch.compression_method_api import (
 from nncf.torch.graph.transformations.commands import PTInsertionCommand, PTTargetPoint
 from nncf.torch.graph.transformations.layout import PTTransformationLayout
 from nncf.torch.nncf_network import NNCFNetwork
-from nncf.torch.quantization.algo import QuantizationBuilder
+from nncf.torch.quantization.algo import QuantizationBuilder, QuantizationController
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import TrainingError
@@ -225,11 +225,11 @@ def bake_network(model: NNCFNetwork, chains: Chains) -> None:
     hooks = _hooks(model)
     if not hooks:
         return
-    loop = next(iter(hooks.values())).loop
-    if loop.enabled:
-        # From the model itself, which may be a copy: its hooks know its own modules.
-        weights = {f"{layer}.weight": MaskedWeight(model.get_submodule(layer)).weight() for layer in hooks}
-        bake(model, {name: weight.detach().clone() for name, weight in weights.items()}, explicit(loop.config, chains))
+    # The loops of the model's own hooks: it may be a copy.
+    loops = {chain.layers: hooks[chain.layers[0]].loop for chain in chains}
+    config = explicit(next(iter(loops.values())).config, chains)
+    if all(loop.enabled for loop in loops.values()):
+        bake(model, loops, config)
     for layer in hooks:
         module = model.get_submodule(layer)
         for key, operation in list(module.pre_ops.items()):
@@ -255,12 +255,37 @@ def _check_neighbours(model: NNCFNetwork, session: Session, sections: dict[str, 
                     )
 
 
+class _QuantizationController(QuantizationController):  # type: ignore[misc]
+    """NNCF's, whose stripping does not move a weight.
+
+    NNCF quantizes raw weights there, before masks are applied to them, and torch's formula rounds ties in another way.
+    """
+
+    @torch.no_grad()
+    def strip_model(
+        self, model: NNCFNetwork, do_copy: bool = False, strip_format: StripFormat = StripFormat.NATIVE
+    ) -> NNCFNetwork:
+        model = copy_model(model) if do_copy else model
+        for module in model.modules():
+            quantizer = weight_quantizer(module)
+            if quantizer is not None and quantizer.is_enabled_quantization():
+                weight = MaskedWeight(module).weight()
+                module.weight.data = quantizer.quantize(weight, execute_traced_op_as_identity=False).detach()
+        return super().strip_model(model, False, strip_format)
+
+
 class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
     """NNCF's quantization, which leaves the weights of ilwp's layers on their own grid.
 
     int8 would quantize what is quantized already, and the file could not hold the result as residual codes. Activations
     are quantized as ever. With `"bits": null` ilwp quantizes nothing, and nothing is left out here.
     """
+
+    def _build_controller(self, model: NNCFNetwork) -> QuantizationController:
+        controller = super()._build_controller(model)
+        if type(controller) is QuantizationController:
+            controller.__class__ = _QuantizationController
+        return controller
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
         section = Section.find(self.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from nncf.common import composite_compression
 from nncf.common.statistics import NNCFStatistics
 from nncf.config.config import NNCFConfig
 from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
@@ -16,7 +17,7 @@ from ilwp_plugin.errors import TrainingError
 
 from ..config import ALGORITHM, Section, section_schema
 from .algorithm import Builder, QuantizationBesideIlwp
-from .stripping import estimate_ilwp, save_ilwp
+from .stripping import copy_with_masks, estimate_ilwp, save_ilwp
 
 __all__ = ["register"]
 
@@ -39,6 +40,7 @@ def register() -> None:
     PT_COMPRESSION_ALGORITHMS.register(ALGORITHM)(Builder)
     # The registry refuses a second entry of a name; this one stands in the place of NNCF's own.
     PT_COMPRESSION_ALGORITHMS.registry_dict["quantization"] = QuantizationBesideIlwp
+    composite_compression.copy_model = copy_with_masks  # which cannot copy the masks of rb_sparsity
     PTCompressionAlgorithmController.save_ilwp = save_ilwp
     PTCompressionAlgorithmController.estimate_ilwp = estimate_ilwp
 

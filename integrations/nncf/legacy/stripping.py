@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from nncf.common.utils.backend import copy_model
 from nncf.torch.compression_method_api import PTCompressionAlgorithmController
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel, IlwpConfig
@@ -50,7 +51,27 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
 def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
     """A stripped copy of the controller's model; the model itself where it has been stripped in place."""
     model = controller.model
-    return model if is_baked(model) else controller.strip(do_copy=True)
+    if is_baked(model):
+        return model
+    _detach_masks(model)
+    return controller.strip(do_copy=True)
+
+
+def copy_with_masks(model: nn.Module) -> nn.Module:
+    """NNCF's copy of a model, also one with rb_sparsity."""
+    _detach_masks(model)
+    return copy_model(model)  # type: ignore[no-any-return]
+
+
+def _detach_masks(model: nn.Module) -> None:
+    """rb_sparsity keeps results with gradient, in its masks and in the loss of its controller, which cannot be copied."""
+    controller = model.nncf.compression_controller
+    losses = [part.loss for part in getattr(controller, "child_ctrls", [controller]) if part is not None]
+    for module in [*model.modules(), *losses]:
+        for values in (module._buffers, module.__dict__):
+            for name, value in values.items():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    values[name] = value.detach()
 
 
 def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathLike[str], **fields: Any) -> Ledger:

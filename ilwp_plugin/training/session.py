@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ilwp_plugin.compression import CompressedModel, LayerSummary, compress
+from ilwp_plugin.compression import CompressedModel, LayerSummary
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
@@ -110,9 +110,7 @@ class Session:
                 '"training": {"steps": ..., "mean_lr": ..., "momentum": ...} what SGD is going to do, '
                 "or set loss_weight to a number"
             )
-        predicted = sum(
-            source.weight().numel() for sources in self._sources for source in sources[1:]
-        )
+        predicted = sum(source.weight().numel() for sources in self._sources for source in sources[1:])
         with torch.no_grad():
             weight = automatic_loss_weight(self.schedule.training.run(), predicted, float(self.inter_layer_loss()))
         _log.info("inter-layer loss weight %.4g (automatic, for %d predicted weights)", weight, predicted)

@@ -29,7 +29,9 @@ def legacy_names(model: nn.Module, *, root: str | None = None) -> dict[str, tupl
     def spelled(names: Sequence[str]) -> str:
         return "/".join(names)
 
-    def walk(module: nn.Module, path: str, plain: list[str], prefixed: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def walk(
+        module: nn.Module, path: str, plain: list[str], prefixed: list[str]
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield path, tuple(dict.fromkeys((spelled(prefixed), spelled(plain))))
         for name, child in module.named_children():
             kind = type(child).__name__.removeprefix("NNCF")
@@ -45,7 +47,14 @@ def legacy_names(model: nn.Module, *, root: str | None = None) -> dict[str, tupl
     return dict(walk(model, "", [top], [top]))
 
 
-_WRAPPED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.Embedding, nn.GroupNorm, nn.LayerNorm)
+_WRAPPED = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.Embedding,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
 _OPERATION = re.compile(r"/[a-z_0-9]+_\d+$")
 
 
@@ -113,7 +122,9 @@ def translate(config: IlwpConfig, model: nn.Module) -> IlwpConfig:
             except re.error as error:
                 raise ConfigError(f"{option}: {pattern!r} is not a regular expression: {error}") from None
             if not matched:
-                raise ConfigError(f"{option}: {pattern!r} matches nothing in the model; {nearest(pattern, convolutions)}")
+                raise ConfigError(
+                    f"{option}: {pattern!r} matches nothing in the model; {nearest(pattern, convolutions)}"
+                )
             found.update(dict.fromkeys(name for name in matched if name in convolutions))
         return tuple(found)
 

@@ -100,4 +100,3 @@ def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
         for operation in operands(module):
             if isinstance(operation, FakeQuantize):
                 yield f"{name}.weight", operation
-

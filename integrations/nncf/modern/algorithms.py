@@ -28,7 +28,16 @@ from .config import NNCFConfig, init_inputs
 from .hooks import FrozenRBPruningMask, mask_hooks
 from .sparsity_schedules import SparsitySchedule
 
-__all__ = ["IlwpPart", "MagnitudeSparsityPart", "Part", "RBSparsityPart", "adapt_batch_norms", "ignored_scope", "prune_masks", "quantize"]
+__all__ = [
+    "IlwpPart",
+    "MagnitudeSparsityPart",
+    "Part",
+    "RBSparsityPart",
+    "adapt_batch_norms",
+    "ignored_scope",
+    "prune_masks",
+    "quantize",
+]
 
 
 class Part:
@@ -178,7 +187,9 @@ def ignored_scope(model: nn.Module, whole: Mapping[str, Any], section: Mapping[s
         names += matched
     if not names:
         return None
-    return nncf.IgnoredScope(patterns=[f"^{name.replace('.', '/')}/[a-z0-9_]+/[0-9]+$" for name in names], validate=False)
+    return nncf.IgnoredScope(
+        patterns=[f"^{name.replace('.', '/')}/[a-z0-9_]+/[0-9]+$" for name in names], validate=False
+    )
 
 
 def prune_masks(
@@ -298,7 +309,9 @@ class _Inputs(Sequence[Any]):
 
 def adapt_batch_norms(model: nn.Module, config: NNCFConfig, sections: Iterable[Mapping[str, Any]]) -> None:
     """Re-estimate batch norm statistics where a section asks for it."""
-    wanted = [s.get("initializer", {}).get("batchnorm_adaptation", {}).get("num_bn_adaptation_samples", 0) for s in sections]
+    wanted = [
+        s.get("initializer", {}).get("batchnorm_adaptation", {}).get("num_bn_adaptation_samples", 0) for s in sections
+    ]
     if max(wanted, default=0) == 0:
         return
     if config.init_loader is None:

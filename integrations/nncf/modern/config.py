@@ -155,6 +155,8 @@ def example_input(config: NNCFConfig, device: torch.device | str = "cpu") -> tup
         if kind not in ("float", "long") or filler not in ("random", "ones", "zeros") or "keyword" in info:
             raise ConfigError(f"input_info: {dict(info)} cannot be mapped to NNCF 3")
         shape = tuple(info.get("sample_size", (1, 3, 224, 224)))
-        tensor = torch.rand(shape, generator=generator) if filler == "random" else torch.full(shape, float(filler == "ones"))
+        tensor = (
+            torch.rand(shape, generator=generator) if filler == "random" else torch.full(shape, float(filler == "ones"))
+        )
         inputs.append((tensor.long() if kind == "long" else tensor).to(device))
     return tuple(inputs)

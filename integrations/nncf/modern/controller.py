@@ -239,7 +239,9 @@ class Controller:
             for parameter, name in getattr(model, "_ilwp_weight_quantizers", {}).items()
             if storage is not None
         ]
-        return to_file(model, config, [(n, q) for n, q in quantizers if isinstance(q, FakeQuantize)], {"toolkit": "nncf"})
+        return to_file(
+            model, config, [(n, q) for n, q in quantizers if isinstance(q, FakeQuantize)], {"toolkit": "nncf"}
+        )
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""

@@ -149,7 +149,9 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
     if session is None:
         hooks = list(residual_quantizers(wrap_model(model)).values())
         if not hooks:
-            raise TrainingError("ilwp has not been applied to this model; call apply_ilwp(model, config, example_input)")
+            raise TrainingError(
+                "ilwp has not been applied to this model; call apply_ilwp(model, config, example_input)"
+            )
         config = hooks[0].config
         layers = tuple(layer for chain in dict.fromkeys(hook.layers for hook in hooks) for layer in chain)
         chains = _chains(model, config.replace(layers=layers, target_scopes=(), ignored_scopes=()), example)

@@ -148,9 +148,11 @@ def parameter_hooks(model: nn.Module, parameter: str) -> list[tuple[str, nn.Modu
         return []
     storage = get_hook_storage(model)
     key = HookStorage._generate_key(parameter, 0)
-    return [(f"post_hooks.{key}.{number}", hook) for number, hook in storage.post_hooks[key].items()] if (
-        key in storage.post_hooks
-    ) else []
+    return (
+        [(f"post_hooks.{key}.{number}", hook) for number, hook in storage.post_hooks[key].items()]
+        if (key in storage.post_hooks)
+        else []
+    )
 
 
 def residual_quantizers(model: nn.Module) -> dict[str, ResidualQuantizer]:

@@ -1,4 +1,4 @@
-"""Every stack with and without ilwp, on Fashion-MNIST: fine-tunings of one trained and aligned MobileNetV2 of width 0.5.
+"""Every stack with and without ilwp, on Fashion-MNIST: fine-tunings of one trained, aligned MobileNetV2.
 
     OMP_NUM_THREADS=1 python examples/nncf/table.py --out out/nncf-table
 
@@ -55,7 +55,9 @@ def run(config: Path, without: str) -> dict[str, float]:
     return json.loads((out / "result.json").read_text())
 
 
-print("| stack | accuracy %, without | with | sparsity % | depthwise B, without | with | ratio | file B, without | with |")
+print(
+    "| stack | accuracy %, without | with | sparsity % | depthwise B, without | with | ratio | file B, without | with |"
+)
 print("|" + " --- |" * 9)
 for config in configs:
     if options.stacks and config.stem not in options.stacks:

@@ -13,6 +13,8 @@ try:
 except PackageNotFoundError:
     raise ModuleNotFoundError("No module named 'nncf'", name="nncf") from None
 
+__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args"]
+
 if _VERSION.startswith("2.19."):
     if "nncf.torch" not in sys.modules:
         os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
@@ -27,7 +29,7 @@ elif _VERSION.startswith("3."):
         register,
         register_default_init_args,
     )
+
+    __all__ += ["apply_ilwp", "controller_of", "load_from_config"]
 else:
     raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")
-
-__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args"]

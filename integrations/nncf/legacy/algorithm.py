@@ -232,9 +232,10 @@ def bake_network(model: NNCFNetwork, chains: Chains) -> None:
         bake(model, loops, config)
     for layer in hooks:
         module = model.get_submodule(layer)
-        for key, operation in list(module.pre_ops.items()):
+        operations: Any = module.pre_ops
+        for key, operation in list(operations.items()):
             if isinstance(getattr(operation, "op", None), ResidualQuantizer):
-                module.remove_pre_forward_operation(key)
+                del operations[key]
 
 
 def _check_neighbours(model: NNCFNetwork, session: Session, sections: dict[str, Any]) -> None:
@@ -267,10 +268,12 @@ class _QuantizationController(QuantizationController):  # type: ignore[misc]
     ) -> NNCFNetwork:
         model = copy_model(model) if do_copy else model
         for module in model.modules():
-            quantizer = weight_quantizer(module)
+            quantizer: Any = weight_quantizer(module)
             if quantizer is not None and quantizer.is_enabled_quantization():
                 weight = MaskedWeight(module).weight()
-                module.weight.data = quantizer.quantize(weight, execute_traced_op_as_identity=False).detach()
+                module.get_parameter("weight").data = quantizer.quantize(
+                    weight, execute_traced_op_as_identity=False
+                ).detach()
         return super().strip_model(model, False, strip_format)
 
 
@@ -292,8 +295,9 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
         if section is not None and section.config.bits is not None:
             _, chains = chains_of_network(target_model, section)
             operations = operation_names(target_model)
-            weights = dict(self._algo_config.get("weights", {}))
+            own_section: dict[str, Any] = self._algo_config  # type: ignore[has-type]
+            weights = dict(own_section.get("weights", {}))
             own = [operations[layer] for chain in chains for layer in chain.layers]
             weights["ignored_scopes"] = [*weights.get("ignored_scopes", []), *own]
-            self._algo_config = {**self._algo_config, "weights": weights}
+            self._algo_config = {**own_section, "weights": weights}
         return super()._get_transformation_layout(target_model)

@@ -11,6 +11,7 @@ from nncf.torch.pruning.filter_pruning.layers import FilterPruningMask
 from nncf.torch.quantization.layers import BaseQuantizer
 from nncf.torch.sparsity.layers import BinaryMask
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import ClosedLoop
@@ -49,7 +50,7 @@ class ResidualQuantizer(nn.Module, StatefulModuleInterface):  # type: ignore[mis
             self._constant = self.loop(self.number, weight).detach().clone()
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self._constant is not None and torch.jit.is_tracing():
+        if self._constant is not None and is_tracing():  # type: ignore[no-untyped-call]
             return self._constant
         with no_nncf_trace():
             return self.loop(self.number, weight)

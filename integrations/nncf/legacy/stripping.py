@@ -50,11 +50,12 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
 
 def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
     """A stripped copy of the controller's model; the model itself where it has been stripped in place."""
-    model = controller.model
+    model: nn.Module = controller.model
     if is_baked(model):
         return model
     _detach_masks(model)
-    return controller.strip(do_copy=True)
+    copied: nn.Module = controller.strip(do_copy=True)
+    return copied
 
 
 def copy_with_masks(model: nn.Module) -> nn.Module:
@@ -64,8 +65,8 @@ def copy_with_masks(model: nn.Module) -> nn.Module:
 
 
 def _detach_masks(model: nn.Module) -> None:
-    """rb_sparsity keeps results with gradient, in its masks and in the loss of its controller, which cannot be copied."""
-    controller = model.nncf.compression_controller
+    """rb_sparsity keeps results with gradient, in its masks and in its loss, and those cannot be copied."""
+    controller: Any = model.nncf.compression_controller  # type: ignore[union-attr]
     losses = [part.loss for part in getattr(controller, "child_ctrls", [controller]) if part is not None]
     for module in [*model.modules(), *losses]:
         for values in (module._buffers, module.__dict__):

@@ -94,9 +94,9 @@ class _SparsityPart(Part):
         layers: dict[str, float] = {}
         zeros = total = 0
         for _, parameter, mask in mask_hooks(self.model):
-            keep = mask.mask > 0 if isinstance(mask, RBPruningMask) else mask.binary_mask
-            layers[parameter] = 1 - float(keep.double().mean())  # type: ignore[union-attr]
-            zeros, total = zeros + int((~keep.bool()).sum()), total + keep.numel()  # type: ignore[operator,union-attr]
+            keep: Any = mask.mask > 0 if isinstance(mask, RBPruningMask) else mask.binary_mask
+            layers[parameter] = 1 - float(keep.double().mean())
+            zeros, total = zeros + int((~keep.bool()).sum()), total + keep.numel()
         return {
             "sparsity": zeros / max(1, total),
             "target_sparsity": self.schedule.level(self.epoch),

@@ -19,8 +19,15 @@ from ..config import ALGORITHM, Section, algorithm_sections
 __all__ = ["NNCFConfig", "check_keys", "example_input", "register_default_init_args"]
 
 _SCOPES = ("ignored_scopes", "target_scopes", "validate_scopes")
-_SPARSITY = ("schedule", "sparsity_target", "sparsity_target_epoch", "sparsity_freeze_epoch")
-_SPARSITY += ("multistep_steps", "multistep_sparsity_levels", "sparsity_level_setting_mode", "patience")
+_SPARSITY = (
+    "schedule",
+    "sparsity_target",
+    "sparsity_target_epoch",
+    "sparsity_freeze_epoch",
+    "multistep_steps",
+    "multistep_sparsity_levels",
+    "sparsity_level_setting_mode",
+)
 
 KNOWN: dict[str, Mapping[str, Sequence[str]]] = {
     "quantization": {
@@ -149,7 +156,7 @@ def example_input(config: NNCFConfig, device: torch.device | str = "cpu") -> tup
             return (inputs[:1].to(device),)
         raise ConfigError("the NNCF config has no input_info, and no data were registered for initialization")
     generator = torch.Generator().manual_seed(0)
-    inputs = []
+    made: list[Tensor] = []
     for info in [infos] if isinstance(infos, Mapping) else infos:
         kind, filler = info.get("type", "float"), info.get("filler", "random")
         if kind not in ("float", "long") or filler not in ("random", "ones", "zeros") or "keyword" in info:
@@ -158,5 +165,5 @@ def example_input(config: NNCFConfig, device: torch.device | str = "cpu") -> tup
         tensor = (
             torch.rand(shape, generator=generator) if filler == "random" else torch.full(shape, float(filler == "ones"))
         )
-        inputs.append((tensor.long() if kind == "long" else tensor).to(device))
-    return tuple(inputs)
+        made.append((tensor.long() if kind == "long" else tensor).to(device))
+    return tuple(made)

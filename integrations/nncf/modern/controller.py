@@ -28,6 +28,10 @@ from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quan
 __all__ = ["CompressionStage", "Controller", "Statistics"]
 
 
+_WEIGHT_QUANTIZERS = "_ilwp_weight_quantizers"
+"""Attribute of a stripped model: names of the hooks that quantize weights, by the parameter's."""
+
+
 class CompressionStage(IntEnum):
     """How far a model is compressed."""
 
@@ -76,7 +80,7 @@ class Scheduler:
 
 
 class Statistics:
-    """Statistics by algorithm: `.ilwp` (SessionStatistics), `.magnitude_sparsity`, ...; None for one that is not there."""
+    """By algorithm: `.ilwp` (SessionStatistics), `.magnitude_sparsity`, ...; None for one that is not there."""
 
     def __init__(self, found: Mapping[str, Any]) -> None:
         self._found = dict(found)
@@ -178,7 +182,7 @@ class Controller:
 
     @torch.no_grad()
     def strip(self, do_copy: bool = True) -> nn.Module:
-        """The plain model: masks and reconstructed weights baked in, quantizers as those of torch. Outputs stay the same.
+        """The plain model: masks and reconstructed weights baked in, quantizers as those of torch.
 
         Raises:
             TrainingError: a mask or a quantizer has been put behind ilwp's hook.
@@ -202,7 +206,7 @@ class Controller:
             weight.data = storage.get_submodule(name).quantize(weight.data).detach()
         if not storage.is_empty():
             model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.NATIVE, example_input=self._example)
-        model._ilwp_weight_quantizers = quantized  # names of the hooks, by parameter
+        setattr(model, _WEIGHT_QUANTIZERS, quantized)
         return model
 
     def export_model(self, save_path: str | os.PathLike[str], *unused: Any, **options: Any) -> None:
@@ -233,15 +237,12 @@ class Controller:
             elif fields:
                 raise ConfigError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
         model = self.strip()
-        storage = get_hook_storage(model) if is_wrapped(model) else None
-        quantizers = [
-            (parameter, storage.get_submodule(name))
-            for parameter, name in getattr(model, "_ilwp_weight_quantizers", {}).items()
-            if storage is not None
-        ]
-        return to_file(
-            model, config, [(n, q) for n, q in quantizers if isinstance(q, FakeQuantize)], {"toolkit": "nncf"}
-        )
+        quantizers: list[tuple[str, FakeQuantize]] = []
+        for parameter, name in getattr(model, _WEIGHT_QUANTIZERS, {}).items():
+            quantizer = get_hook_storage(model).get_submodule(name)
+            assert isinstance(quantizer, FakeQuantize), "stripping has replaced NNCF's own"
+            quantizers.append((parameter, quantizer))
+        return to_file(model, config, quantizers, {"toolkit": "nncf"})
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""

@@ -73,9 +73,9 @@ def create_compressed_model(
     chosen = None if section is None else translate(section.config, model)
     if "filter_pruning" in sections:
         history = None if state is None else state["filters"]
-        part = prune_filters(model, config, sections["filter_pruning"], example, history)
-        rebuild["filters"] = part.history
-        parts.append(part)
+        pruned = prune_filters(model, config, sections["filter_pruning"], example, history)
+        rebuild["filters"] = pruned.history
+        parts.append(pruned)
     chains = None if chosen is None else _chains(model, chosen, example)
     if state is not None:
         if state["hooks"] is not None:
@@ -149,9 +149,7 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
     if session is None:
         hooks = list(residual_quantizers(wrap_model(model)).values())
         if not hooks:
-            raise TrainingError(
-                "ilwp has not been applied to this model; call apply_ilwp(model, config, example_input)"
-            )
+            raise TrainingError("ilwp has not been applied to this model; call apply_ilwp first")
         config = hooks[0].config
         layers = tuple(layer for chain in dict.fromkeys(hook.layers for hook in hooks) for layer in chain)
         chains = _chains(model, config.replace(layers=layers, target_scopes=(), ignored_scopes=()), example)
@@ -209,8 +207,8 @@ def _reattach(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: 
     found = {hook.layers for hook in residual_quantizers(model).values()}
     if found != loops.keys():
         raise TrainingError(
-            f"the checkpoint was trained with the chains {sorted(found)}, and this config gives {sorted(loops)}; resume "
-            "with the config of the checkpoint"
+            f"the checkpoint was trained with the chains {sorted(found)}, and this config gives {sorted(loops)}; "
+            "resume with the config of the checkpoint"
         )
     for hook in residual_quantizers(model).values():
         hook.loop = loops[hook.layers]

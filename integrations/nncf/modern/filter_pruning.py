@@ -1,4 +1,4 @@
-"""NNCF 2's `filter_pruning` on NNCF 3, which has none: torch-pruning takes the filters out before anything is hooked in."""
+"""NNCF 2's `filter_pruning` on NNCF 3, which has none: torch-pruning takes filters out before anything is hooked in."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ def _ends(model: nn.Module, example: Sequence[Tensor]) -> tuple[list[nn.Module],
         model(*example)
     for hook in hooks:
         hook.remove()
-    linear = [module for module in order if isinstance(module, nn.Linear)]
+    linear: list[nn.Module] = [module for module in order if isinstance(module, nn.Linear)]
     return order[:1], linear[-1:] or order[-1:]

@@ -39,7 +39,7 @@ _MASKS = (UnstructuredPruningMask, RBPruningMask)
 def ilwp_residual_quantize(weight: Tensor, hook: ResidualQuantizer) -> Tensor:
     """One operation for NNCF's graph, whatever goes on inside."""
     if has_torch_function_unary(weight):
-        return handle_torch_function(ilwp_residual_quantize, (weight,), weight, hook)  # type: ignore[no-any-return]
+        return handle_torch_function(ilwp_residual_quantize, (weight,), weight, hook)
     return hook.loop(hook.number, weight)
 
 
@@ -100,8 +100,8 @@ class _Unknown:
 
     def weight(self) -> Tensor:
         raise TrainingError(
-            f"layer {self.layer!r} has not run yet in this pass, and its hook has been restored without its model; call "
-            "ilwp_integrations.nncf.controller_of(model, example_input)"
+            f"layer {self.layer!r} has not run yet in this pass, and its hook has been restored without its model; "
+            "call ilwp_integrations.nncf.controller_of(model, example_input)"
         )
 
 

@@ -22,7 +22,7 @@ class SparsitySchedule:
     """
 
     def __init__(self, section: Mapping[str, Any]) -> None:
-        self._params = params = section.get("params", {})
+        params: Mapping[str, Any] = section.get("params", {})
         default = "polynomial" if section["algorithm"] == "magnitude_sparsity" else "exponential"
         self.kind = params.get("schedule", default)
         if self.kind not in ("polynomial", "exponential", "multistep"):
@@ -30,6 +30,7 @@ class SparsitySchedule:
                 f"{section['algorithm']}: schedule {self.kind!r} cannot be mapped to NNCF 3; use polynomial, "
                 "exponential or multistep"
             )
+        self._power, self._concave = float(params.get("power", 0.9)), bool(params.get("concave", True))
         self.initial = float(section.get("sparsity_init", 0.0))
         self.target = float(params.get("sparsity_target", 0.5))
         self.target_epoch = int(params.get("sparsity_target_epoch", 90))
@@ -54,8 +55,7 @@ class SparsitySchedule:
             return self.target
         progress = epoch / self.target_epoch
         if self.kind == "exponential":
-            return 1 - (1 - self.initial) * ((1 - self.target) / (1 - self.initial)) ** progress
-        power = float(self._params.get("power", 0.9))
-        if self._params.get("concave", True):
-            return self.target - (self.target - self.initial) * (1 - progress) ** power
-        return self.initial + (self.target - self.initial) * progress**power
+            return float(1 - (1 - self.initial) * ((1 - self.target) / (1 - self.initial)) ** progress)
+        if self._concave:
+            return float(self.target - (self.target - self.initial) * (1 - progress) ** self._power)
+        return float(self.initial + (self.target - self.initial) * progress**self._power)

@@ -21,6 +21,7 @@ from nncf.torch.compression_method_api import (
 )
 from nncf.torch.graph.transformations.commands import PTInsertionCommand, PTTargetPoint
 from nncf.torch.graph.transformations.layout import PTTransformationLayout
+from nncf.torch.layers import NNCF_PADDING_VALUE_ATTR_NAME
 from nncf.torch.nncf_network import NNCFNetwork
 from nncf.torch.quantization.algo import QuantizationBuilder, QuantizationController
 from torch import Tensor, nn
@@ -175,6 +176,11 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
         """Leave the reconstructed weights in the model, without hooks."""
         model = copy_model(model) if do_copy else model
         bake_network(model, self.session.chains)
+        for module in model.modules():
+            padding = module._buffers.get(NNCF_PADDING_VALUE_ATTR_NAME)
+            if padding is not None and not bool(padding.any()):
+                # A buffer of NNCF's convolutions that is not in the user's model, for which the file is.
+                module._non_persistent_buffers_set.add(NNCF_PADDING_VALUE_ATTR_NAME)
         return model
 
     def prepare_for_export(self) -> None:

@@ -35,6 +35,7 @@ from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorErro
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.method.quantization import pruned_code
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,
@@ -63,7 +64,7 @@ class LayerSummary:
         mode: how its references are stored: none, collocated, local, full; "anchor" for an unquantized anchor.
         bits: of a code; None for an unquantized anchor.
         step: of the quantizer, in units of weight; None likewise.
-        zeros: share of codes that are 0; None likewise.
+        zeros: share of codes that are 0 or those of pruned weights; None likewise.
         entropy: order-0 entropy of the codes, in bits a weight; None likewise.
     """
 
@@ -414,7 +415,7 @@ def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
         mode=layer.mode,
         bits=layer.quantized.bits,
         step=layer.quantized.step,
-        zeros=float((codes == 0).double().mean()),
+        zeros=float(((codes == 0) | (codes == pruned_code(layer.quantized.bits))).double().mean()),
         entropy=Histogram.of(codes.numpy()).entropy,
     )
 

@@ -30,6 +30,7 @@ from ilwp_plugin.method.quantization import (
     as_kernels,
     bits_for,
     largest_code,
+    pruned_code,
     reconstruct,
     stored_anchor,
 )
@@ -132,7 +133,8 @@ class ChainEncoder:
     ) -> QuantizedLayer:
         assert self._config.bits is not None
         reference = gather_references(self._pool.filled, references)
-        residual = kernels - reference
+        pruned = kernels == 0  # see method.quantization.quantize_layer
+        residual = (kernels - reference).masked_fill(pruned, 0.0)
         absolute = self._config.residual_step is not None
         largest = largest_code(BITS[-1] if absolute else self._config.bits)
         if absolute:
@@ -147,7 +149,9 @@ class ChainEncoder:
         else:
             codes = feedback.codes(kernels.reshape(shape), reference.reshape(shape), float(step), 0.5, largest)
         codes = codes.reshape(residual.shape).to(torch.int16)
+        codes = codes.masked_fill(pruned, 0)
         bits = bits_for(codes) if absolute else self._config.bits
+        codes = codes.masked_fill(pruned & (reference != 0), pruned_code(bits))
         return QuantizedLayer(codes, float(step), bits, references)
 
     def section(self) -> ChainSection:

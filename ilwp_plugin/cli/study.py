@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 import ilwp_plugin
-from ilwp_plugin import IlwpConfig
+from ilwp_plugin import IlwpConfig, toolkits
 from ilwp_plugin import analysis as figures
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.cli.files import Input
+from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS
 from ilwp_plugin.weights import read_state_dict
@@ -91,6 +92,16 @@ def analyze(
     output.print(f"figures and analysis.json are in {out}", soft_wrap=True)
 
 
-def schema() -> None:
+def schema(
+    toolkit: Annotated[
+        str | None, typer.Option(help="Of this toolkit's whole configuration, with the section of ilwp in it (nncf).")
+    ] = None,
+) -> None:
     """Print the JSON schema of the configuration, for editors."""
-    ui.print_json(IlwpConfig.model_json_schema())
+    if toolkit is None:
+        ui.print_json(IlwpConfig.model_json_schema())
+        return
+    integration = toolkits.load(toolkit)
+    if not hasattr(integration, "schema"):
+        raise ConfigError(f"{toolkit} has no configuration file")
+    ui.print_json(integration.schema())

@@ -26,6 +26,7 @@ __all__ = [
     "as_kernels",
     "bits_for",
     "largest_code",
+    "pruned_code",
     "quantize_chain",
     "quantize_layer",
     "quantize_residual",
@@ -49,6 +50,11 @@ _MSE_CANDIDATES = 64
 def largest_code(bits: int) -> int:
     """Codes of `bits` bits run from minus this to plus this; zero is a level, and the grid is symmetric."""
     return (1 << (bits - 1)) - 1
+
+
+def pruned_code(bits: int) -> int:
+    """The one code of `bits` bits that the symmetric grid leaves free: the weight is 0, whatever its reference."""
+    return 1 << (bits - 1)
 
 
 @STEP_RULES.register("max")
@@ -110,7 +116,7 @@ class QuantizedLayer:
     """One predicted layer.
 
     Attributes:
-        codes: (kernels, taps) int16, of magnitude at most `largest_code(bits)`.
+        codes: (kernels, taps) int16, of magnitude at most `largest_code(bits)`, or `pruned_code(bits)`.
         step: float32 value >= 0, in units of weight.
         bits: 2..8.
         references: (kernels,) int64 kernel numbers, see `method.prediction`.
@@ -123,7 +129,7 @@ class QuantizedLayer:
 
 
 def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
-    """`Khat = codes * step + reference`.
+    """`Khat = codes * step + reference`, and 0 where the weight is pruned.
 
     Args:
         layer: the quantized layer.
@@ -133,13 +139,15 @@ def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
         (kernels, taps) float32.
     """
     residual = layer.codes.float() * torch.tensor(layer.step, dtype=torch.float32)
-    return residual + gather_references(pool, layer.references)
+    restored = residual + gather_references(pool, layer.references)
+    return restored.masked_fill_(layer.codes == pruned_code(layer.bits), 0.0)
 
 
-def quantize_layer(
-    kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule, kept: Tensor | None = None
-) -> QuantizedLayer:
+def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
     """Quantize the residuals of one layer.
+
+    A weight that is exactly 0 has been pruned and stays so: its residual counts as 0, and where its reference is not 0
+    it gets the code `pruned_code(bits)`.
 
     Args:
         kernels: (kernels, taps) float32.
@@ -147,12 +155,11 @@ def quantize_layer(
         pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
         bits: 2..8.
         rule: how the step is set.
-        kept: (kernels, taps) bool: False for pruned weights, whose codes are 0. None keeps all.
     """
-    residual = kernels - gather_references(pool, references)
-    if kept is not None:
-        residual = torch.where(kept, residual, 0.0)
-    codes, step = quantize_residual(residual, largest_code(bits), rule)
+    reference = gather_references(pool, references)
+    pruned = kernels == 0
+    codes, step = quantize_residual((kernels - reference).masked_fill(pruned, 0.0), largest_code(bits), rule)
+    codes = codes.masked_fill(pruned & (reference != 0), pruned_code(bits))
     return QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ilwp_plugin.coding import read_indices, write_indices
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.method.prediction import collocated_references
-from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
+from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, pruned_code, reconstruct
 from ilwp_plugin.sections.codes import read_codes, write_codes
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
@@ -238,6 +238,6 @@ def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> tuple[Mode,
 
 
 def _check_codes(reader: ByteReader, info: TensorInfo, codes: NDArray[np.int64], bits: int, step: float) -> None:
-    largest = int(np.abs(codes).max())
+    largest = int(np.abs(codes[codes != pruned_code(bits)]).max(initial=0))
     if largest > (largest_code(bits) if step > 0 else 0):
         raise reader.fail(f"{info.name}: a code of magnitude {largest} at {bits} bits, step {step}")

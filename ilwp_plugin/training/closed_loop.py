@@ -12,6 +12,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import (
+    BITS,
     STEP_RULES,
     as_kernels,
     quantize_layer,
@@ -43,7 +44,7 @@ class ClosedLoop:
     drawn anew in each pass are followed exactly. A layer that has not been called in this pass (another execution
     order, a part of the model alone) is taken from its source.
 
-    Weights that masks have set to 0 stay 0.
+    Weights that are 0 stay 0.
 
     Args:
         config: `bits` must not be None.
@@ -103,7 +104,8 @@ class ClosedLoop:
         else:
             earlier = [self._restored[i] for i in range(number)]
             references, pool = PREDICTORS[config.mode].references(kernels, earlier), torch.cat(earlier)
-        kept = kernels != 0 if self.sources[number].pruned else None
-        quantized = quantize_layer(kernels, references, pool, config.bits, STEP_RULES[config.range], kept)
-        restored = reconstruct(quantized, pool)
-        return restored if kept is None else torch.where(kept, restored, 0.0)
+        bits, rule = config.bits, STEP_RULES[config.range]
+        if config.residual_step is not None:
+            step = torch.tensor(config.residual_step, dtype=torch.float32)
+            bits, rule = BITS[-1], lambda *_: step
+        return reconstruct(quantize_layer(kernels, references, pool, bits, rule), pool)

@@ -13,12 +13,12 @@ try:
 except PackageNotFoundError:
     raise ModuleNotFoundError("No module named 'nncf'", name="nncf") from None
 
-__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args"]
+__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "schema"]
 
 if _VERSION.startswith("2.19."):
     if "nncf.torch" not in sys.modules:
         os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
-    from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args
+    from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args, schema
 elif _VERSION.startswith("3."):
     from .modern import (
         NNCFConfig,
@@ -28,6 +28,7 @@ elif _VERSION.startswith("3."):
         load_from_config,
         register,
         register_default_init_args,
+        schema,
     )
 
     __all__ += ["apply_ilwp", "controller_of", "load_from_config"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
-from ilwp_plugin import CompressedModel, IlwpConfig, compress
+from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.method.chains import Chains
 from ilwp_plugin.training import ClosedLoop
@@ -53,19 +53,17 @@ def is_baked(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def integer_weight(weight: Tensor, quantizer: FakeQuantize) -> tuple[Tensor, Tensor, Tensor, int]:
+def integer_weight(weight: Tensor, quantizer: FakeQuantize) -> IntegerTensor:
     """The codes of a weight that torch's FakeQuantize, as it stands in a stripped model, quantizes.
 
-    Returns:
-        codes (int16, shape of the weight), scale, zero point (both one-dimensional), axis of the channels. The weight
-        `(code - zero_point) * scale` is quantized to itself, so outputs stay the same bit for bit.
+    The weight `(code - zero_point) * scale` is quantized to itself, so outputs stay the same bit for bit.
     """
     shape = [1] * weight.dim()
     if quantizer.scale.numel() > 1:
         shape[quantizer.ch_axis] = -1
     scale, zero = quantizer.scale.flatten(), quantizer.zero_point.flatten()
     codes = torch.round(quantizer(weight) / scale.reshape(shape)) + zero.reshape(shape)
-    return codes.to(torch.int16), scale, zero, quantizer.ch_axis
+    return IntegerTensor(codes.to(torch.int16), scale, zero.to(torch.int16), quantizer.ch_axis)
 
 
 def to_file(
@@ -92,7 +90,12 @@ def to_file(
         if config != used:
             raise TrainingError("the model has been trained with residuals quantized under another configuration")
         state.update(weights)
-    file = compress(state, config, metadata=metadata)
+    # In the order of the chains, where there are any: each layer's codes are predicted by those before.
+    place = {f"{layer}.weight": number for number, layer in enumerate(config.layers or ())}
+    ordered = sorted(quantizers, key=lambda item: place.get(item[0], len(place)))
+    quantized = {name: integer_weight(stripped.get_parameter(name), quantizer) for name, quantizer in ordered}
+    state.update({name: codes.restore() for name, codes in quantized.items()})
+    file = compress(state, config, quantized=quantized, metadata=metadata)
     if baked is not None:
         restored, computed = file.state_dict(), stripped.state_dict()
         for name in weights:

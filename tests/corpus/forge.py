@@ -366,7 +366,7 @@ change(
 change("anchor_truncated", "needs 16 bytes", _chain(anchor=b"", groups=[], references=b""))
 
 # --- chain section: codes
-change("code_too_large", "a code of magnitude 8 at 4 bits", _chain(groups=[group([0, 8, -1, 0, 1, 1, 0, 0], 2)]))
+change("code_too_large", "a code of magnitude 8 at 4 bits", _chain(groups=[group([0, -8, -1, 0, 1, 1, 0, 0], 2)]))
 change("code_with_step_zero", "a code of magnitude 1 at 4 bits, step 0.0", _head(1, head(1, step=0.0)))
 change(
     "overflow_to_infinity",

@@ -3,6 +3,6 @@
 from nncf import NNCFConfig
 from nncf.torch import create_compressed_model, register_default_init_args
 
-from .registration import register
+from .registration import register, schema
 
-__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args"]
+__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "schema"]

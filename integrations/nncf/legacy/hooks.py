@@ -74,7 +74,6 @@ class MaskedWeight:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._pruned = False
 
     @property
     def masks(self) -> list[nn.Module]:
@@ -83,9 +82,8 @@ class MaskedWeight:
 
     @property
     def pruned(self) -> bool:
-        """Whether there are any, or were before stripping baked them in."""
-        self._pruned = self._pruned or bool(self.masks)
-        return self._pruned
+        """Whether there are any."""
+        return bool(self.masks)
 
     def weight(self) -> Tensor:
         """A `WeightSource`; the gradient goes to the weight, not to masks that are learned."""

@@ -19,7 +19,7 @@ from ..config import ALGORITHM, Section, section_schema
 from .algorithm import Builder, QuantizationBesideIlwp
 from .stripping import copy_with_masks, estimate_ilwp, save_ilwp
 
-__all__ = ["register"]
+__all__ = ["register", "schema"]
 
 
 def register() -> None:
@@ -66,3 +66,10 @@ def _add_statistics() -> None:
     field._field_type = dataclasses._FIELD  # type: ignore[attr-defined]
     NNCFStatistics.__dataclass_fields__[ALGORITHM] = field
     setattr(NNCFStatistics, ALGORITHM, None)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of NNCF's config with our section in it."""
+    register()
+    found: dict[str, Any] = NNCFConfig.schema()
+    return found

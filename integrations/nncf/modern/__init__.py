@@ -1,6 +1,6 @@
 """NNCF 3: it has function hooks and no JSON config; both ways in are here."""
 
-from .config import NNCFConfig, register_default_init_args
+from .config import NNCFConfig, register_default_init_args, schema
 from .creation import apply_ilwp, controller_of, create_compressed_model, load_from_config
 from .registration import register
 
@@ -12,4 +12,5 @@ __all__ = [
     "load_from_config",
     "register",
     "register_default_init_args",
+    "schema",
 ]

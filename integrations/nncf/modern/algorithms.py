@@ -256,8 +256,13 @@ def quantize(model: nn.Module, config: NNCFConfig, section: Mapping[str, Any]) -
     if kind is not None and kind not in _RANGES:
         raise ConfigError(f"quantization: range type {kind!r} cannot be mapped to NNCF 3; known: {', '.join(_RANGES)}")
     inputs = _Inputs(config, int(ranges.get("num_init_samples", 256)))
+    # NNCF 2 passes over asymmetric weights in this; NNCF 3 would raise.
+    asymmetric = section.get("weights", {}).get("mode") == "asymmetric"
+    overflow_fix = "disable" if asymmetric else section.get("overflow_fix", "enable")
+    if overflow_fix not in _OVERFLOW_FIXES:
+        raise ConfigError(f"quantization: overflow_fix {overflow_fix!r}; known: {', '.join(_OVERFLOW_FIXES)}")
     advanced = AdvancedQuantizationParameters(
-        overflow_fix=_OVERFLOW_FIXES[section.get("overflow_fix", "enable")],
+        overflow_fix=_OVERFLOW_FIXES[overflow_fix],
         disable_bias_correction=True,  # NNCF 2 has none in training
         activations_quantization_params=_parameters("activations", section),
         weights_quantization_params=_parameters("weights", section),

@@ -14,9 +14,9 @@ from torch import Tensor
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, FileError, nearest
 
-from ..config import ALGORITHM, Section, algorithm_sections
+from ..config import ALGORITHM, Section, algorithm_sections, section_schema
 
-__all__ = ["NNCFConfig", "check_keys", "example_input", "register_default_init_args"]
+__all__ = ["NNCFConfig", "check_keys", "example_input", "init_inputs", "register_default_init_args", "schema"]
 
 _SCOPES = ("ignored_scopes", "target_scopes", "validate_scopes")
 _SPARSITY = (
@@ -118,6 +118,37 @@ def check_keys(section: Mapping[str, Any]) -> None:
                 check(value, path)
 
     check(section, "")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of what is mapped from NNCF 2's config, with our section in it."""
+
+    def place(name: str, path: str) -> dict[str, Any]:
+        inner = KNOWN[name]
+        properties: dict[str, Any] = {}
+        for key in inner[path]:
+            below = f"{path}.{key}" if path else key
+            properties[key] = place(name, below) if below in inner else {}
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+    sections: dict[str, Any] = {ALGORITHM: section_schema()}
+    for name in KNOWN:
+        sections[name] = place(name, "")
+        sections[name]["properties"] |= {"algorithm": {"const": name}, **{scope: {} for scope in _SCOPES}}
+        sections[name]["required"] = ["algorithm"]
+    one = {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in sections]}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema",
+        "title": "NNCF configuration with inter-layer weight prediction, as far as NNCF 3 can do it",
+        "type": "object",
+        "properties": {
+            "input_info": {"type": ["object", "array"]},
+            "compression": {"oneOf": [one, {"type": "array", "items": one}]},
+            "target_device": {"enum": ["ANY", "CPU", "GPU", "NPU"]},
+            "ignored_scopes": {"type": ["string", "array"]},
+        },
+        "$defs": sections,
+    }
 
 
 def register_default_init_args(

@@ -23,7 +23,11 @@ RB = {
     "sparsity_init": 0.1,
     "params": {"sparsity_target": 0.4, "sparsity_target_epoch": 1, "sparsity_freeze_epoch": 1},
 }
-FILTERS = {"algorithm": "filter_pruning", "pruning_init": 0.3, "params": {"pruning_target": 0.3, "schedule": "baseline"}}
+FILTERS = {
+    "algorithm": "filter_pruning",
+    "pruning_init": 0.3,
+    "params": {"pruning_target": 0.3, "schedule": "baseline"},
+}
 INT8 = {"algorithm": "quantization", "initializer": {"range": {"num_init_samples": 8}}}
 
 
@@ -48,6 +52,7 @@ def config_of(
 
 def compressed(sections: Any, model: nn.Module | None = None, state: Any = None, **more: Any) -> tuple[Any, nn.Module]:
     model = network() if model is None else model
+    sections = list(sections) if isinstance(sections, tuple) else sections
     return create_compressed_model(model, config_of(sections, **more), compression_state=state, dump_graphs=False)
 
 

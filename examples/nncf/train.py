@@ -9,6 +9,7 @@ The loop is NNCF's own and knows nothing of ilwp: what to do stands in the JSON.
 import argparse
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -109,15 +110,20 @@ restored = compression_ctrl.strip()
 for parameter in restored.parameters():
     torch.nn.init.zeros_(parameter)  # so that what is measured can only come from the file
 load(out / "model.ilwp").apply_to(restored)
-weights = [m.weight for m in restored.modules() if isinstance(m, torch.nn.Conv2d)]
-depthwise = [w for w in weights if w.shape[1] == 1 and w.shape[-1] > 1][1:] if data.channels == 1 else []
+convolutions = {f"{n}.weight": m for n, m in restored.named_modules() if isinstance(m, torch.nn.Conv2d)}
+depthwise = {n for n, m in convolutions.items() if m.groups == m.in_channels > 1}
+
+
+def zeros(names: Iterable[str]) -> float:
+    weights = [convolutions[name].weight for name in names]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
 result = {
     "accuracy": accuracy(restored, data),
-    "sparsity": 1 - sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights),
-    "depthwise_sparsity": 1 - sum(int((w != 0).sum()) for w in depthwise) / max(1, sum(w.numel() for w in depthwise)),
-    "depthwise_bytes": sum(
-        size.file_bytes for name, size in ledger.layers.items() if name.endswith(".weight") and size.total_bytes
-    ),
+    "sparsity": zeros(convolutions),
+    "depthwise_sparsity": zeros(depthwise),
+    "depthwise_bytes": sum(size.file_bytes for name, size in ledger.layers.items() if name in depthwise),
     "file_bytes": ledger.file_bytes,
 }
 (out / "result.json").write_text(json.dumps(result, indent=1))

@@ -24,9 +24,9 @@ from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.training import Session
 
 from ..scopes import match
+from ..sparsity_schedules import SparsitySchedule
 from .config import NNCFConfig, init_inputs
 from .hooks import FrozenRBPruningMask, mask_hooks
-from .sparsity_schedules import SparsitySchedule
 
 __all__ = [
     "IlwpPart",

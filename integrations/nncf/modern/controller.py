@@ -25,9 +25,11 @@ from ..saving import bake, explicit, to_file
 from .algorithms import IlwpPart, Part
 from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quantizers
 
-__all__ = ["CompressionStage", "Controller", "Statistics"]
+__all__ = ["MASKED_BEFORE", "CompressionStage", "Controller", "Statistics"]
 
 
+MASKED_BEFORE = "_ilwp_masked_before"
+"""Attribute of a model: the weights that had masks when ilwp was applied."""
 _WEIGHT_QUANTIZERS = "_ilwp_weight_quantizers"
 """Attribute of a stripped model: names of the hooks that quantize weights, by the parameter's."""
 
@@ -221,7 +223,8 @@ class Controller:
         if Path(save_path).suffix == ".xml":
             import openvino
 
-            openvino.save_model(openvino.convert_model(model, example_input=self._example), save_path)
+            converted = openvino.convert_model(model, example_input=self._example)
+            openvino.save_model(converted, save_path, compress_to_fp16=False)
             return
         known = {name: options[name] for name in ("input_names", "output_names", "opset_version") if name in options}
         torch.onnx.export(model, self._example, os.fspath(save_path), dynamo=False, **known)
@@ -269,6 +272,12 @@ class Controller:
 
 def check_order(model: nn.Module, session: Session) -> None:
     """Raises TrainingError where NNCF does something to a layer behind ilwp, which would undo its grid."""
+    later = {parameter for _, parameter, _ in mask_hooks(model)} - getattr(model, MASKED_BEFORE, set())
+    if later:
+        raise TrainingError(
+            f"nncf.prune has put masks on {len(later)} weights behind ilwp, such as {min(later)!r}, and may have left "
+            "out ilwp's layers; apply it before ilwp"
+        )
     operations = {name: hook for name, hook in get_hook_storage(model).named_hooks() if name.startswith("pre_hooks")}
     for chain in session.chains:
         for layer in chain.layers:

@@ -19,9 +19,9 @@ from ..config import Section, sections_by_name
 from ..scopes import match, translate
 from .algorithms import IlwpPart, MagnitudeSparsityPart, Part, RBSparsityPart, adapt_batch_norms, prune_masks, quantize
 from .config import NNCFConfig, example_input
-from .controller import Controller
+from .controller import MASKED_BEFORE, Controller
 from .filter_pruning import prune_filters
-from .hooks import MaskedWeight, ResidualQuantizer, residual_quantizers, weight_quantizers
+from .hooks import MaskedWeight, ResidualQuantizer, mask_hooks, residual_quantizers, weight_quantizers
 
 __all__ = ["apply_ilwp", "controller_of", "create_compressed_model", "load_from_config"]
 
@@ -180,6 +180,7 @@ def _session(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: C
     sources = {layer: MaskedWeight(model, layer) for chain in chains for layer in chain.layers}
     session = Session(config, schedule, chains, sources)
     object.__setattr__(model, _SESSION, session)
+    object.__setattr__(model, MASKED_BEFORE, {parameter for _, parameter, _ in mask_hooks(wrap_model(model))})
     return session
 
 

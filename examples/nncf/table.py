@@ -27,7 +27,8 @@ parser.add_argument("--stacks", nargs="*", help="names of configs; all by defaul
 options = parser.parse_args()
 
 here = Path(__file__).parent
-configs = sorted((here / "configs").glob("*.json"))
+stacks = options.stacks or ["ilwp", "magnitude_sparsity", "rb_sparsity", "filter_pruning", "int8", "all"]
+configs = [here / "configs" / f"{name}.json" for name in stacks]
 base, aligned = options.out / "base.pt", options.out / "aligned.pt"
 options.out.mkdir(parents=True, exist_ok=True)
 if not aligned.exists():
@@ -60,8 +61,6 @@ print(
 )
 print("|" + " --- |" * 9)
 for config in configs:
-    if options.stacks and config.stem not in options.stacks:
-        continue
     before, after = run(config, "ilwp"), run(config, "")
     print(
         f"| {config.stem} | {before['accuracy']:.2f} | {after['accuracy']:.2f} | {100 * after['sparsity']:.0f} "

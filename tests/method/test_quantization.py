@@ -15,7 +15,9 @@ from ilwp_plugin.method.quantization import (
     STEP_RULES,
     as_kernels,
     largest_code,
+    pruned_code,
     quantize_chain,
+    quantize_layer,
     quantize_residual,
     reconstruct,
     stored_anchor,
@@ -140,3 +142,20 @@ def test_straight_through() -> None:
     gradient = random(2, 3, seed=2)
     result.backward(gradient)
     assert weight.grad is not None and torch.equal(weight.grad, gradient)
+
+
+def test_pruned_weights_stay_zero_and_cost_no_code_where_their_reference_is_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(8, 9, generator=generator)
+    layer = torch.randn(8, 9, generator=generator)
+    before[:4], layer[torch.rand(8, 9, generator=generator) < 0.5] = 0, 0
+    quantized = quantize_layer(layer, torch.arange(8), before, 4, STEP_RULES["max"])
+    restored = reconstruct(quantized, before)
+    pruned = layer == 0
+    assert bool((restored[pruned] == 0).all())
+    assert bool(((restored - layer)[~pruned].abs() <= quantized.step / 2 + 1e-6).all())
+    assert bool((quantized.codes[pruned & (before == 0)] == 0).all())
+    assert bool((quantized.codes[pruned & (before != 0)] == pruned_code(4)).all())
+    assert int(quantized.codes[~pruned].abs().max()) == largest_code(4)
+    dense = quantize_layer(layer + 1e-3, torch.arange(8), before, 4, STEP_RULES["max"])
+    assert int(dense.codes.max()) <= largest_code(4)

@@ -2,7 +2,7 @@
 
     python examples/nncf/int8_depthwise.py out/nncf-table/aligned.pt out/nncf-table/ilwp/checkpoint.pt
 
-Each file holds a MobileNetV2 of width 0.5 from `table.py`: before the fine-tuning with the inter-layer loss, and after it.
+Each file holds a MobileNetV2 of width 0.5 from `table.py`: before fine-tuning with the inter-layer loss, and after it.
 int8 is NNCF's: symmetric, one scale for each channel.
 """
 
@@ -10,8 +10,14 @@ import sys
 
 import torch
 
-from ilwp_plugin import IlwpConfig, IntegerTensor, compress
+from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.zoo import build_model
+
+
+def bytes_of(file: CompressedModel, layers: list[str]) -> int:
+    sizes = file.ledger.layers
+    return sum(sizes[f"{layer}.weight"].file_bytes for layer in layers)
+
 
 print("| weights | bits on ilwp's grid | depthwise B | as int8 codes, B |")
 print("| --- | --- | --- | --- |")
@@ -27,11 +33,8 @@ for path in sys.argv[1:]:
         scale = weight.abs().amax(dim=(1, 2, 3)) / 127
         codes[layer] = IntegerTensor(torch.round(weight / scale.clamp(min=1e-12)[:, None, None, None]).short(), scale)
 
-    def bytes_of(file: object) -> int:
-        sizes = file.ledger.layers  # type: ignore[attr-defined]
-        return sum(sizes[f"{layer}.weight"].file_bytes for layer in layers)
-
     on_grid = {f"{layer}.weight": value.restore() for layer, value in codes.items()}
-    int8 = bytes_of(compress({**state, **on_grid}, IlwpConfig(bits=None), quantized=codes))
+    int8 = bytes_of(compress({**state, **on_grid}, IlwpConfig(bits=None), quantized=codes), layers)
     for bits in (8, 6, 4):
-        print(f"| {path} | {bits} | {bytes_of(compress(state, IlwpConfig(bits=bits, layers=layers))):,} | {int8:,} |")
+        stored = bytes_of(compress(state, IlwpConfig(bits=bits, layers=layers)), layers)
+        print(f"| {path} | {bits} | {stored:,} | {int8:,} |")

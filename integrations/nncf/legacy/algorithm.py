@@ -306,4 +306,9 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
             own = [operations[layer] for chain in chains for layer in chain.layers]
             weights["ignored_scopes"] = [*weights.get("ignored_scopes", []), *own]
             self._algo_config = {**own_section, "weights": weights}
+            # Bits chosen by hand for these weights would name quantizers that are not there.
+            chosen: Any = getattr(self, "_precision_init_params", None)
+            if getattr(chosen, "bitwidth_per_scope", None):
+                left_out = {f"{operation}|WEIGHT" for operation in own}
+                chosen.bitwidth_per_scope = [entry for entry in chosen.bitwidth_per_scope if entry[1] not in left_out]
         return super()._get_transformation_layout(target_model)

@@ -149,6 +149,28 @@ ONLY_LEGACY: dict[str, tuple[Any, list[dict[str, Any]], str]] = {
 }
 
 
+def _scope(number: int, layer: str) -> str:
+    return f"MobileNetV2/Sequential[features]/InvertedResidual[{number}]/Sequential[conv]/{layer}/conv2d_0|WEIGHT"
+
+
+BITS_BY_HAND = {
+    "algorithm": "quantization",
+    "weights": {"mode": "asymmetric", "per_channel": True, "bits": 4},
+    "initializer": {
+        "range": {"num_init_samples": 8},
+        "precision": {
+            "type": "manual",
+            "bitwidth_per_scope": [
+                [8, _scope(2, "Conv2dNormActivation[0]/NNCFConv2d[0]")],
+                [8, _scope(2, "Conv2dNormActivation[1]/NNCFConv2d[0]")],
+            ],
+        },
+    },
+}
+"""The second one is a depthwise layer, whose weights ilwp quantizes."""
+ONLY_LEGACY["v2_bits_by_hand"] = (MobileNetV2, [BITS_BY_HAND], "'initializer.precision' cannot be mapped")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_build_with_our_section_appended(name: str) -> None:
     make, sections = PUBLISHED[name]
@@ -172,6 +194,6 @@ def test_what_nncf_3_cannot_do_is_refused_by_name(name: str) -> None:
         with pytest.raises(ConfigError, match=message):
             compressed([*sections, ILWP], built(make), shape=SHAPE)
         return
-    target = {"target_device": "TRIAL"} if "4bit" in name else {}
+    target = {"target_device": "TRIAL"} if "bit" in name else {}
     controller, model = compressed([*sections, ILWP], built(make), shape=SHAPE, **target)
     assert bool(model.eval()(images(8, 3, 32)).isfinite().all()) and controller.loss().item() > 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
+from ilwp_plugin import toolkits
 from ilwp_plugin.calibration import calibrate
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
@@ -35,7 +40,9 @@ from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorErro
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
-from ilwp_plugin.method.quantization import pruned_code
+from ilwp_plugin.method.provenance import Origin, Provenance
+from ilwp_plugin.method.structure import resize_layers
+from ilwp_plugin.search import Knobs, Log, Trial, smallest_file
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,
@@ -43,8 +50,10 @@ from ilwp_plugin.sections import (
     GridSection,
     decode_metadata,
     decode_raw,
+    decode_structure,
     encode_metadata,
     encode_raw,
+    encode_structure,
 )
 from ilwp_plugin.sections.raw import measure_raw, raw_bytes
 from ilwp_plugin.selection import Model, batch_norms, given_tensors, select_layers
@@ -64,8 +73,8 @@ class LayerSummary:
         mode: how its references are stored: none, collocated, local, full; "anchor" for an unquantized anchor.
         bits: of a code; None for an unquantized anchor.
         step: of the quantizer, in units of weight; None likewise.
-        zeros: share of codes that are 0 or those of pruned weights; None likewise.
-        entropy: order-0 entropy of the codes, in bits a weight; None likewise.
+        zeros: share of codes that are 0; None likewise.
+        entropy: order-0 entropy of the codes outside a map of zeros, in bits a code; None likewise.
     """
 
     name: str
@@ -87,7 +96,11 @@ class CompressedModel:
         grid: the other tensors that are stored as codes on a grid; None where there are none.
         batch_norms: the merged batch norms; None likewise.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
+        provenance: of a pruned model, the origin of the channels of each layer that lost some.
+        alignment: what `config.align` has done (`alignment.AlignmentReport`); known to `compress` only.
     """
+
+    alignment: Any = None
 
     def __init__(
         self,
@@ -98,6 +111,7 @@ class CompressedModel:
         excluded: Mapping[str, str] | None = None,
         grid: GridSection | None = None,
         batch_norms: BatchNormSection | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.chains = tuple(chains)
@@ -106,6 +120,7 @@ class CompressedModel:
         self._metadata = encode_metadata(metadata) if metadata else None
         self.excluded = dict(excluded or {})
         self._raw = dict(raw)
+        self.provenance = dict(provenance or {})
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -121,7 +136,8 @@ class CompressedModel:
 
     @cached_property
     def _coded_sections(self) -> list[SectionBytes]:
-        sections = [section.encode(self.tensors) for section in self._decoded]
+        sections = [encode_structure(self.provenance, self.tensors)] if self.provenance else []
+        sections += [section.encode(self.tensors) for section in self._decoded]
         return sections if self._metadata is None else [*sections, self._metadata]
 
     @cached_property
@@ -137,6 +153,13 @@ class CompressedModel:
     def layers(self) -> list[LayerSummary]:
         """The compressed layers, chain by chain."""
         return [_summary(chain, layer) for chain in self.chains for layer in chain.layers]
+
+    @property
+    def quantized(self) -> dict[str, IntegerTensor]:
+        """The tensors that are stored as codes on a grid, by name; those given to `compress` among them."""
+        if self.grid is None:
+            return {}
+        return {info.name: value for info, value in zip(self.grid.infos, self.grid.values, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The restored tensors in the order of the original: compressed layers exactly as quantized, the others equal.
@@ -176,6 +199,61 @@ class CompressedModel:
                 )
         model.load_state_dict(restored)
 
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.
+
+        Args:
+            model: as its class makes it, before any pruning; it is changed in place.
+
+        Returns:
+            The model.
+
+        Raises:
+            TensorError: the names do not fit, or a shape is not that of a pruned layer of its kind; the model is as it
+                was.
+        """
+        own = unwrap(model)
+        names = set(own.state_dict())
+        if names != {info.name for info in self.tensors}:
+            self.apply_to(own)  # which says what does not fit
+        resize_layers(own, {info.name: info.shape for info in self.tensors})
+        self.apply_to(own)
+        return model
+
+    def with_others_of(self, model: Model, metadata: Mapping[str, Any] | None = None) -> CompressedModel:
+        """The same compressed tensors, with every other one as a model has it now.
+
+        Compressing a restored model again would quantize what is quantized already; this does not.
+
+        Args:
+            model: a module, or a state dict.
+            metadata: a JSON object to store along, instead of the one here.
+
+        Raises:
+            TensorError: a compressed tensor is missing, or has changed since.
+        """
+        state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+        for section in self._decoded:
+            for name, tensor in section.tensors.items():
+                if name not in state or not _same_bits(state[name].detach().cpu(), tensor):
+                    how = "changed since it was compressed" if name in state else "not there any more"
+                    raise TensorError(f"tensor {name!r} is {how}; compress the model again")
+        coded = [name for chain in self.chains for name in chain.tensors]
+        others = [section for section in (self.grid, self.batch_norms) if section is not None]
+        packed = [name for section in others for name in section.tensors]
+        directory, raw, infos = _directory(state, coded, packed)
+        chains = [
+            replace(chain, layers=tuple(replace(layer, info=infos[layer.info.name]) for layer in chain.layers))
+            for chain in self.chains
+        ]
+        grid, norms = self.grid, self.batch_norms
+        if grid is not None:
+            grid = replace(grid, infos=tuple(infos[info.name] for info in grid.infos))
+        if norms is not None:
+            norms = replace(norms, infos=tuple(tuple(infos[i.name] for i in norm) for norm in norms.infos))
+        metadata = self.metadata if metadata is None else metadata
+        return CompressedModel(directory, chains, raw, metadata, self.excluded, grid, norms, self.provenance)
+
     def to_bytes(self) -> bytes:
         """The content of the file."""
         return b"".join(self._pack())
@@ -209,24 +287,40 @@ def compress(
     config: IlwpConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Any = None,
-    references: Mapping[str, Tensor] | None = None,
+    references: Mapping[str, Tensor] | Provenance | None = None,
     quantized: Mapping[str, IntegerTensor] | None = None,
     calibration: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    target_bytes: int | None = None,
+    target_bits_per_weight: float | None = None,
+    resume: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
     """Quantize a model as its configuration says; what that does not name is kept as it is.
 
+    With one of `max_drop`, `target_bytes` and `target_bits_per_weight` the steps and the dead zone of the
+    configuration are searched instead, for the smallest file within the drop, or the best one within the size; some
+    fifteen files are tried.
+
     Args:
         model: a module, or a state dict, whose order then stands for the execution order.
         config: an IlwpConfig, or its fields; IlwpConfig() if None.
-        example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not.
+        example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not; and for
+            alignment, which works on a copy: the file then holds other weights, which compute the same.
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
-            for none; instead of the configured mode, for these layers. Pruning and alignment supply these.
+            for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
+            channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
         quantized: by name of tensor or layer, weights that a toolkit has quantized already: they are stored as these
             codes, without loss, in the order given (depthwise layers are predicted by the one before).
         calibration: a batch, or an iterable of batches, of what the model is called with, without labels: weights are
             then quantized with error feedback, and batch norms and biases follow. Needs a module.
+        evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        max_drop: how much less than the model itself the restored one may score.
+        target_bytes: the most that the whole file may take.
+        target_bits_per_weight: the same, in bits of the whole file for each element of the model's parameters.
+        resume: a file that keeps the trials of the search, which goes on with them when it is started again.
         metadata: a JSON object to store along.
         progress: is told the progress.
 
@@ -235,9 +329,115 @@ def compress(
         TensorError: a tensor cannot be stored, or holds NaN or infinity where it is quantized, or is not what
             `quantized` restores to.
         ConfigError: nothing to quantize, or a configuration that does not fit the arguments.
-        CalibrationError: the model cannot be calibrated with these inputs.
+        CalibrationError: the model cannot be calibrated with these inputs, or the target cannot be met.
+        MissingDependencyError: `config.align` without torch-pruning.
     """
     config = IlwpConfig.of(config)
+    alignment = None
+    if config.align:
+        if references or quantized:
+            raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
+        model, alignment = _aligned(model, config, example_inputs)
+    options: dict[str, Any] = {
+        "example_inputs": example_inputs,
+        "references": references,
+        "quantized": quantized,
+        "calibration": calibration,
+        "metadata": metadata,
+    }
+    targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
+    if any(target is not None for target in targets.values()):
+        knobs = _search(model, config, targets, evaluate, resume, progress, options)
+        config = config.replace(**knobs)
+    compressed = _compress(model, config, progress=progress, **options)
+    compressed.alignment = alignment
+    return compressed
+
+
+def _search(
+    model: Model,
+    config: IlwpConfig,
+    targets: Mapping[str, float | None],
+    evaluate: Callable[[nn.Module], float] | None,
+    resume: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> dict[str, float]:
+    """The fields of the configuration that meet a target."""
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(f"one target at a time, got {sorted(given)}")
+    (kind, target), *_ = given.items()
+    if target < 0 or not math.isfinite(target):
+        raise ConfigError(f"{kind}: expected a finite number >= 0, got {target!r}")
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    if kind == "max_drop" and (evaluate is None or module is None):
+        raise ConfigError("max_drop: needs a module and `evaluate`, to see what the restored model scores")
+    state: Mapping[str, Tensor] = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    weights = [t for t in (state.values() if module is None else module.parameters()) if t.is_floating_point()]
+    start = max(float(torch.cat([w.detach().flatten().float().cpu() for w in weights]).std()), 1e-6)
+    fixed_residuals = config.residual_step
+
+    def knobs_of(knobs: Knobs) -> dict[str, float]:
+        residual = fixed_residuals if fixed_residuals is not None else knobs.weight_step * RESIDUAL_SHARE
+        return {**asdict(knobs), "residual_step": residual}
+
+    def score(compressed: CompressedModel | None) -> float | None:
+        if evaluate is None or module is None:
+            return None
+        restored = copy.deepcopy(module).eval()
+        if compressed is not None:
+            compressed.apply_to(restored)
+        return float(evaluate(restored))
+
+    tried = 0
+
+    def run(knobs: Knobs) -> Trial:
+        nonlocal tried
+        tried += 1
+        if progress is not None:
+            progress(f"trial with a step of {knobs.weight_step:.3g}", tried, max(tried, EXPECTED_TRIALS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IlwpWarning)  # said once, by the last compression
+            compressed = _compress(model, config.replace(**knobs_of(knobs)), **options)
+        return Trial(knobs, compressed.ledger.file_bytes, score(compressed))
+
+    digest = hashlib.blake2b(repr((config.to_dict(), sorted(given.items()))).encode(), digest_size=16)
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(raw_bytes(tensor.detach().cpu()))
+    log = Log(resume, digest.hexdigest())
+    zones = (0.56, 0.5, 0.62) if options["calibration"] is not None else (0.5,)
+    if kind == "max_drop":
+        before = score(None)
+        assert before is not None
+        found = smallest_file(run, log, start, zones, lambda t: before - float(t.score or 0.0) <= target, False)
+    else:
+        numel = sum(weight.numel() for weight in weights)
+        limit = target if kind == "target_bytes" else target * numel / 8
+        zones = zones if evaluate is not None else zones[:1]
+        found = smallest_file(run, log, start, zones, lambda t: t.nbytes <= limit, True)
+    return knobs_of(found.knobs)
+
+
+RESIDUAL_SHARE = 0.5
+"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
+
+EXPECTED_TRIALS = 15
+"""Of a search; only for the progress bar."""
+
+
+def _compress(
+    model: Model,
+    config: IlwpConfig,
+    *,
+    example_inputs: Any,
+    references: Mapping[str, Tensor] | Provenance | None,
+    quantized: Mapping[str, IntegerTensor] | None,
+    calibration: Any,
+    metadata: Mapping[str, Any] | None,
+    progress: Progress | None = None,
+) -> CompressedModel:
     module = unwrap(model) if isinstance(model, nn.Module) else None
     if module is None and not isinstance(model, Mapping):
         raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
@@ -256,7 +456,9 @@ def compress(
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
     packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
     directory, raw, infos = _directory(state, chain_keys, [*packed, *(key for n in norms.values() for key in n.keys)])
-    layers.chains.check_predicted(references or {})
+    provenance = {name: value for name, value in (references or {}).items() if isinstance(value, Origin)}
+    if not provenance:
+        layers.chains.check_predicted(references or {})
     encoder = Encoder(
         config,
         [(chain, [infos[key] for key in chain.keys]) for chain in layers.chains],
@@ -272,16 +474,28 @@ def compress(
         assert module is not None
         calibrate(module, calibration, encoder, encoder.layers)
     elif config.weight_step is not None:
-        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=2)
+        warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=3)
     encoder.finish(state)
     raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
     chains, grid, merged = encoder.sections()
-    return CompressedModel(directory, chains, raw, metadata, layers.chains.excluded, grid, merged)
+    return CompressedModel(directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance)
+
+
+def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:
+    """An aligned copy, and the report."""
+    if not isinstance(model, nn.Module) or example_inputs is None:
+        raise ConfigError(
+            "align=True needs the module itself and example_inputs, to find what follows its channels and to verify "
+            f"that its outputs stay; got a {type(model).__name__}" + (" without them" if example_inputs is None else "")
+        )
+    model = copy.deepcopy(unwrap(model)).cpu()
+    inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
+    return model, toolkits.load("pruning").align(model, inputs, config)
 
 
 ROUNDED_ALONE = (
-    "weights are rounded as they are; with `calibration` inputs (some hundred examples, no labels) error feedback and "
-    "re-estimated batch norms halve the file at the same accuracy"
+    "weights are rounded as they are; with a module and `calibration` inputs (some hundred examples, no labels) errors "
+    "are made up for by later weights and batch norms follow, which keeps more accuracy at the same size"
 )
 
 
@@ -323,11 +537,13 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
     for number, (kind, piece) in enumerate(archive.sections):
         reader = ByteReader(piece, f"{where}, section {number} ({kind.name.lower()})")
         if kind is SectionKind.CHAIN:
-            chains.append(ChainSection.decode(reader, archive.tensors))
+            chains.append(ChainSection.decode(reader, archive.tensors, singles.get(SectionKind.STRUCTURE)))
         elif kind in singles:
             raise reader.fail("a second section of a kind of which there may be one")
         elif kind is SectionKind.METADATA:
             singles[kind] = decode_metadata(reader)
+        elif kind is SectionKind.STRUCTURE:
+            singles[kind] = decode_structure(reader, archive.tensors)
         elif kind is SectionKind.GRID:
             singles[kind] = GridSection.decode(reader, archive.tensors)
         elif kind is SectionKind.BATCH_NORM:
@@ -345,7 +561,8 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
         if info.storage in ("coded", "packed") and coded[info.name] != 1:
             raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")
     raw, metadata = singles[SectionKind.RAW], singles.get(SectionKind.METADATA)
-    model = CompressedModel(archive.tensors, chains, raw, metadata, None, grid, norms)
+    provenance = singles.get(SectionKind.STRUCTURE)
+    model = CompressedModel(archive.tensors, chains, raw, metadata, None, grid, norms, provenance)
     model.ledger = ledger  # as read, not as this version would write it
     return model
 
@@ -365,7 +582,8 @@ def _directory(
     missing = {*coded, *packed} - set(state)
     if missing:
         raise TensorError(
-            f"no tensor {min(missing)!r} in the state dict; a parametrization on the layer has to be removed first"
+            f"no tensor {min(missing)!r} in the state dict; a parametrization or mask on the layer has to be removed "
+            "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations); zeros stay zeros"
         )
     storages: dict[tuple[Any, ...], Storage] = {_place(key, state[key]): "packed" for key in packed}
     storages.update({_place(key, state[key]): "coded" for key in coded})
@@ -407,7 +625,7 @@ def _check_tensor(name: object, tensor: object) -> None:
 def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
     if layer.quantized is None:
         return LayerSummary(layer.info.name, chain.kernel_size, layer.kernels, "anchor")
-    codes = layer.quantized.codes
+    codes, mapped = layer.quantized.codes, layer.quantized.zeros
     return LayerSummary(
         name=layer.info.name,
         kernel_size=chain.kernel_size,
@@ -415,8 +633,8 @@ def _summary(chain: ChainSection, layer: CodedLayer) -> LayerSummary:
         mode=layer.mode,
         bits=layer.quantized.bits,
         step=layer.quantized.step,
-        zeros=float(((codes == 0) | (codes == pruned_code(layer.quantized.bits))).double().mean()),
-        entropy=Histogram.of(codes.numpy()).entropy,
+        zeros=float((codes == 0).double().mean()),
+        entropy=Histogram.of((codes if mapped is None else codes[~mapped]).numpy()).entropy,
     )
 
 

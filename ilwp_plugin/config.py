@@ -14,11 +14,12 @@ from ilwp_plugin import strict_json
 from ilwp_plugin.coding import AUTO, CODERS
 from ilwp_plugin.errors import ConfigError, FileError, IlwpError, nearest
 from ilwp_plugin.method.batch_norm import MANTISSA_BITS
+from ilwp_plugin.method.chains import scope_matches
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS, STEP_RULES
 from ilwp_plugin.registry import Registry
 
-__all__ = ["Anchor", "IlwpConfig"]
+__all__ = ["Anchor", "IlwpConfig", "LayerOverride"]
 
 Anchor = Literal["fp32", "fp16", "quantized"]
 
@@ -36,6 +37,29 @@ def _name(registry: Registry[Any]) -> dict[str, Any]:
 _REGISTRIES: dict[str, Registry[Any]] = {"mode": PREDICTORS, "range": STEP_RULES, "coder": CODERS}
 
 
+def _registered(value: object, info: Any) -> object:
+    registry = _REGISTRIES[info.field_name]
+    known = [*registry, AUTO] if info.field_name != "range" else [*registry]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
+    return value
+
+
+class LayerOverride(BaseModel):
+    """What some layers do otherwise; None keeps what the configuration says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: str | None = Field(default=None, json_schema_extra=_name(PREDICTORS))
+    bits: Bits | None = None
+    range: str | None = Field(default=None, json_schema_extra=_name(STEP_RULES))
+
+    @field_validator("mode", "range", mode="before")
+    @classmethod
+    def _known(cls, value: object, info: Any) -> object:
+        return None if value is None else _registered(value, info)
+
+
 class IlwpConfig(BaseModel):
     """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
 
@@ -51,7 +75,11 @@ class IlwpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP configuration")
 
-    mode: str = Field(default="collocated", description="Prediction mode.", json_schema_extra=_name(PREDICTORS))
+    mode: str = Field(
+        default="collocated",
+        description="Prediction mode, or 'auto': for each layer the one that takes the fewest bits at the same step.",
+        json_schema_extra={"enum": [AUTO, *sorted(PREDICTORS)]},
+    )
     bits: Bits | None = Field(default=8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
     loss_weight: Weight | Literal["auto"] = Field(
         default="auto",
@@ -83,6 +111,17 @@ class IlwpConfig(BaseModel):
         default=None,
         description="The layers in the order in which they predict each other, instead of a traced order.",
     )
+    align: bool = Field(
+        default=False,
+        description="Permute, flip and scale channels first, where that does not change what the network computes, so "
+        "that kernels resemble their references. Needs example inputs and torch-pruning.",
+        strict=True,
+    )
+    overrides: dict[str, LayerOverride] = Field(
+        default_factory=dict,
+        description="Other bits, mode or range for some layers: objects by layer, named as in the scopes. Of several "
+        "that name a layer the last counts.",
+    )
     coder: str = Field(
         default=AUTO,
         description="Entropy coder of all codes: huffman (the paper's), ans, or 'auto', the smaller for each group of "
@@ -93,6 +132,11 @@ class IlwpConfig(BaseModel):
         default=None,
         description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
         "layer from its bits and range.",
+    )
+    rate_weight: Weight = Field(
+        default=0.0,
+        description="Rate-distortion optimised rounding of residuals: what a bit is worth, in squared steps; 0 rounds "
+        "to the nearest.",
     )
     weight_step: Step | None = Field(
         default=None,
@@ -121,11 +165,7 @@ class IlwpConfig(BaseModel):
     @field_validator("mode", "range", "coder", mode="before")
     @classmethod
     def _registered(cls, value: object, info: Any) -> object:
-        registry = _REGISTRIES[info.field_name]
-        known = [*registry, AUTO] if info.field_name == "coder" else [*registry]
-        if not isinstance(value, str) or value not in known:
-            raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
-        return value
+        return _registered(value, info)
 
     @field_validator("target_scopes", "ignored_scopes", "layers", mode="before")
     @classmethod
@@ -142,6 +182,9 @@ class IlwpConfig(BaseModel):
         except ValidationError as error:
             messages = dict.fromkeys(_message(detail) for detail in error.errors())
             raise ConfigError("; ".join(messages)) from None
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @classmethod
     def of(cls, config: IlwpConfig | Mapping[str, Any] | None) -> IlwpConfig:
@@ -187,6 +230,11 @@ class IlwpConfig(BaseModel):
         """A copy with some fields changed, validated like a new one."""
         return IlwpConfig.from_dict({**self.model_dump(), **changes})
 
+    def for_layer(self, layer: str) -> IlwpConfig:
+        """The configuration of one layer: this one with the last override that names the layer."""
+        chosen = [override for pattern, override in self.overrides.items() if scope_matches(pattern, layer)]
+        return self.replace(**chosen[-1].model_dump(exclude_none=True)) if chosen else self
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` restores it without loss."""
         return self.model_dump(mode="json")
@@ -197,6 +245,10 @@ def _message(detail: ErrorDetails) -> str:
     # pydantic names the members of a union in the path; a user knows only fields and positions.
     fields = IlwpConfig.model_fields
     path = ".".join(str(part) for i, part in enumerate(detail["loc"]) if i == 0 or isinstance(part, int))
+    if path == "overrides":
+        return (
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}; known: mode, bits, range"
+        )
     if detail["type"] == "extra_forbidden":
         return f"unknown key {path!r}; {nearest(path, fields)}"
     if path == "loss_weight":  # pydantic reports each member of the union

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin.calibration import BatchNormMoments
+from ilwp_plugin.coding import AUTO, Histogram
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.errors import ConfigError, TensorError
@@ -21,7 +22,8 @@ from ilwp_plugin.method.batch_norm import MergedBatchNorm, merge_batch_norm, rou
 from ilwp_plugin.method.chains import Chain
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, round_to_grid
-from ilwp_plugin.method.prediction import PREDICTORS, gather_references, previous_layer_references
+from ilwp_plugin.method.prediction import PREDICTORS, gather_references
+from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.method.quantization import (
     BITS,
     STEP_RULES,
@@ -29,11 +31,12 @@ from ilwp_plugin.method.quantization import (
     QuantizedLayer,
     as_kernels,
     bits_for,
+    keep_zeros,
     largest_code,
-    pruned_code,
     reconstruct,
     stored_anchor,
 )
+from ilwp_plugin.method.rounding import dead_zone_rounding, rate_rounding
 from ilwp_plugin.sections import BatchNormSection, ChainSection, CodedLayer, GridSection
 from ilwp_plugin.sections.chain import Mode, storage_mode
 
@@ -75,7 +78,7 @@ class ChainEncoder:
         chain: the chain.
         infos: the entries of its layers in the directory.
         config: the configuration; `bits` is set.
-        references: by layer, given index maps; see `compress`.
+        references: by layer, given index maps or origins; see `compress`.
         progress: is told.
     """
 
@@ -84,12 +87,16 @@ class ChainEncoder:
         chain: Chain,
         infos: Sequence[TensorInfo],
         config: IlwpConfig,
-        references: Mapping[str, Tensor],
+        references: Mapping[str, Tensor] | Provenance,
         progress: ProgressCounter,
     ) -> None:
         self._chain, self._infos, self._config = chain, infos, config
-        self._references, self._progress = references, progress
+        self._progress = progress
         self._counts = [info.numel // chain.taps for info in infos]
+        self._given = given_references(chain.layers, self._counts, references)
+        self._pruned = any(isinstance(value, Origin) for value in references.values())
+        if self._pruned and config.mode != "collocated":  # the origins are stored, the mode chooses
+            self._given, self._pruned = [None] * len(infos), False
         self._pool = KernelPool(sum(self._counts), chain.taps)
         self._anchor: Tensor | None = None
         self._layers: list[CodedLayer] = []
@@ -110,49 +117,77 @@ class ChainEncoder:
                 self._layers.append(CodedLayer(info, None, "none"))
                 self._progress.finished(name, len(kernels))
                 return self._pool.layers[0].reshape(weight.shape)
-        references = self._choose(number, kernels)
-        layer = self._round(kernels, references, weight.shape, feedback)
-        mode: Mode = storage_mode(references, self._counts[:number]) if number else "none"
+        layer = self._quantized(number, kernels, weight.shape, feedback)
+        mode: Mode = (
+            storage_mode(layer.references, self._counts[:number], self._ancestral(number)) if number else "none"
+        )
         self._layers.append(CodedLayer(info, layer, mode))
         self._pool.append(reconstruct(layer, self._pool.filled))
         self._progress.finished(name, len(kernels))
         return self._pool.layers[number].reshape(weight.shape)
 
-    def _choose(self, number: int, kernels: Tensor) -> Tensor:
-        name = self._chain.layers[number]
+    def _ancestral(self, number: int) -> Tensor | None:
+        return self._given[number] if self._pruned else None
+
+    def _quantized(self, number: int, kernels: Tensor, shape: torch.Size, feedback: Feedback | None) -> QuantizedLayer:
+        """The layer under the configured mode, or under the one that takes the fewest bits at the same step."""
+        name, step = self._chain.layers[number], None
+        config = self._config.for_layer(name)
+        given = self._given[number]
         if number == 0:
-            return torch.full((len(kernels),), -1, dtype=torch.int64)
-        given = self._references.get(name, self._references.get(f"{name}.weight"))
-        if given is not None:
-            return previous_layer_references(given, len(kernels), self._counts[:number], name)
-        predictor = PREDICTORS[self._config.mode]
-        return predictor.references(kernels, self._pool.layers, partial(self._progress.searched, name))
+            choices = [PREDICTORS["none"].references(kernels, [])]
+        elif given is not None:
+            choices = [given]
+        else:
+            modes = PREDICTORS if config.mode == AUTO else [config.mode]
+            searched = partial(self._progress.searched, name)
+            choices = [PREDICTORS[mode].references(kernels, self._pool.layers, searched) for mode in modes]
+        if len(choices) > 1:
+            # One step for all, that of the weights themselves: so their errors are equal, and their bits tell.
+            step = _step(kernels, config)
+        layers = [self._round(config, kernels, references, shape, feedback, step) for references in choices]
+        return min(layers, key=lambda layer: self._bits(number, layer))
+
+    def _bits(self, number: int, layer: QuantizedLayer) -> float:
+        """About what a layer takes: the entropy of its codes, and of its references where they are stored."""
+        codes = layer.codes.numpy()
+        mode = storage_mode(layer.references, self._counts[:number], self._ancestral(number)) if number else "none"
+        indices = Histogram.of(layer.references.numpy()).entropy if mode in ("local", "full") else 0.0
+        return Histogram.of(codes).entropy * codes.size + indices * len(codes)
 
     def _round(
-        self, kernels: Tensor, references: Tensor, shape: torch.Size, feedback: Feedback | None
+        self,
+        config: IlwpConfig,
+        kernels: Tensor,
+        references: Tensor,
+        shape: torch.Size,
+        feedback: Feedback | None,
+        step: Tensor | None,
     ) -> QuantizedLayer:
-        assert self._config.bits is not None
+        """The layer at a given step, or at that of its residuals."""
+        assert config.bits is not None
+        references, zeros = keep_zeros(kernels, references)
         reference = gather_references(self._pool.filled, references)
-        pruned = kernels == 0  # see method.quantization.quantize_layer
-        residual = (kernels - reference).masked_fill(pruned, 0.0)
-        absolute = self._config.residual_step is not None
-        largest = largest_code(BITS[-1] if absolute else self._config.bits)
-        if absolute:
-            step = torch.tensor(self._config.residual_step, dtype=torch.float32)
-        else:
-            step = STEP_RULES[self._config.range](residual, largest)
+        residual = kernels - reference
+        if zeros is not None:
+            residual = residual.masked_fill(zeros, 0.0)
+        fixed = step is not None or config.residual_step is not None
+        largest = largest_code(BITS[-1] if fixed else config.bits)
+        step = _step(residual, config) if step is None else step
         if not float(step) > 0:
             codes = torch.zeros_like(residual)
-        elif feedback is None:
-            # Adding 0.0 turns the negative zeros of rounding into zeros, so that equal codes are equal bits.
-            codes = torch.round(residual / step).clamp(-largest, largest) + 0.0
         else:
-            codes = feedback.codes(kernels.reshape(shape), reference.reshape(shape), float(step), 0.5, largest)
+            rounding = dead_zone_rounding(0.5, largest)
+            if config.rate_weight > 0:
+                rounding = rate_rounding(residual / step, config.rate_weight, largest)
+            if feedback is None:
+                codes = rounding(residual / step)
+            else:
+                codes = feedback.codes(kernels.reshape(shape), reference.reshape(shape), float(step), rounding)
         codes = codes.reshape(residual.shape).to(torch.int16)
-        codes = codes.masked_fill(pruned, 0)
-        bits = bits_for(codes) if absolute else self._config.bits
-        codes = codes.masked_fill(pruned & (reference != 0), pruned_code(bits))
-        return QuantizedLayer(codes, float(step), bits, references)
+        if zeros is not None:
+            codes = codes.masked_fill(zeros, 0)
+        return QuantizedLayer(codes, float(step), bits_for(codes) if fixed else config.bits, references, zeros)
 
     def section(self) -> ChainSection:
         """The chain's section, once all its layers are quantized."""
@@ -187,7 +222,7 @@ class Encoder:
         norms: Mapping[str, BatchNormKeys],
         quantized: Sequence[tuple[TensorInfo, IntegerTensor]],
         directory: Mapping[str, TensorInfo],
-        references: Mapping[str, Tensor],
+        references: Mapping[str, Tensor] | Provenance,
         progress: Progress | None,
     ) -> None:
         self._config, self._grid, self._biases, self._norms, self._directory = config, grid, biases, norms, directory
@@ -234,7 +269,8 @@ class Encoder:
             value = round_to_grid(weight, step, self._config.dead_zone)
         else:
             target = feedback.target(weight)
-            codes = feedback.codes(target, torch.zeros_like(target), step, self._config.dead_zone, LARGEST_CODE)
+            rounding = dead_zone_rounding(self._config.dead_zone, LARGEST_CODE)
+            codes = feedback.codes(target, torch.zeros_like(target), step, rounding)
             value = IntegerTensor(codes, torch.tensor(step))
         self._on_grid[info.name] = (info, value)
         self._progress.finished(name, info.shape[0])
@@ -320,6 +356,14 @@ class Encoder:
     def _ordered(self) -> list[TensorInfo]:
         """Weights on the grid, then biases, each in the order of the directory."""
         return [info for kind in (self._grid, self._biases) for info in kind.values() if info.name in self._on_grid]
+
+
+def _step(residual: Tensor, config: IlwpConfig) -> Tensor:
+    """The step of a layer, a float32 scalar."""
+    if config.residual_step is not None:
+        return torch.tensor(config.residual_step, dtype=torch.float32)
+    assert config.bits is not None
+    return STEP_RULES[config.range](residual, largest_code(config.bits))
 
 
 def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:

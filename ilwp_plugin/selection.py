@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from ilwp_plugin.calibration import is_batch_norm
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.encoder import BatchNormKeys
-from ilwp_plugin.errors import ConfigError, TensorError, nearest
-from ilwp_plugin.method.chains import Chains, find_chains, find_chains_by_name, is_real, matcher, unwrap
+from ilwp_plugin.errors import ChainError, ConfigError, TensorError, nearest
+from ilwp_plugin.method.chains import (
+    Chain,
+    Chains,
+    find_chains,
+    find_chains_by_name,
+    is_real,
+    matcher,
+    scope_matches,
+    unwrap,
+)
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.sections import ROLES
 
-__all__ = ["Model", "Selection", "batch_norms", "chains_of", "given_tensors", "select_layers"]
+__all__ = ["Model", "Selection", "batch_norms", "chains_of", "given_tensors", "layer_configs", "select_layers"]
 
 Model = nn.Module | Mapping[str, Tensor]
 
@@ -58,10 +67,21 @@ def chains_of(
         "others": [] if config.weight_step is None else list(_layers(model)),
     }
     if isinstance(model, nn.Module):
-        return find_chains(model, example_inputs=example_inputs, **options)
-    if not isinstance(model, Mapping):
+        chains = find_chains(model, example_inputs=example_inputs, **options)
+    elif isinstance(model, Mapping):
+        chains = find_chains_by_name(model, **options)
+    else:
         raise TensorError(f"expected a torch.nn.Module or a state dict, got {type(model).__name__}")
-    return find_chains_by_name(model, **options)
+    layers = [layer for chain in chains for layer in chain.layers]
+    for pattern in config.overrides:
+        if not any(scope_matches(pattern, layer) for layer in layers):
+            raise ChainError(f"`overrides`: {pattern!r} matches no layer of a chain; {nearest(pattern, layers)}")
+    return chains
+
+
+def layer_configs(chain: Chain, config: IlwpConfig) -> list[IlwpConfig]:
+    """The configuration of each layer of a chain, overrides applied."""
+    return [config.for_layer(layer) for layer in chain.layers]
 
 
 def select_layers(

@@ -7,13 +7,14 @@ announce their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from ilwp_plugin.errors import MissingDependencyError, RegistryError, nearest
 
-__all__ = ["GROUP", "load", "names", "register_installed"]
+__all__ = ["GROUP", "load", "names", "register_installed", "schema"]
 
 GROUP = "ilwp.integrations"
 
@@ -54,6 +55,20 @@ def load(name: str) -> ModuleType:
     if not isinstance(module, ModuleType) or not callable(getattr(module, "register", None)):
         raise RegistryError(f"integration {name!r}: {entry.value} is not a module with a function register()")
     return module
+
+
+def schema(name: str) -> dict[str, Any]:
+    """JSON schema of the configuration as a toolkit holds it: what the integration's function `schema()` returns.
+
+    Raises:
+        RegistryError: no integration has this name, or it offers no schema.
+        MissingDependencyError: its toolkit is not installed.
+    """
+    module = load(name)
+    offered: Callable[[], dict[str, Any]] | None = getattr(module, "schema", None)
+    if offered is None:
+        raise RegistryError(f"integration {name!r} has no configuration of its own; `ilwp schema` prints ilwp's")
+    return offered()
 
 
 def register_installed(only: Iterable[str] = ()) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from ilwp_plugin.container.directory import DTYPES
 from ilwp_plugin.errors import ChainError, ConfigError, FileError, IlwpError, TensorError
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS
+from ilwp_plugin.training import ResidualFakeQuantizer
 from ilwp_plugin.zoo import MODELS, build_model
 from tests.corpus import forge
 
@@ -258,7 +259,7 @@ def test_saving_a_file_of_another_encoder_tells_its_new_size(tmp_path: Path) -> 
 def test_parametrized_layers_are_refused(mobilenet: nn.Module) -> None:
     convolution = next(m for m in mobilenet.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
     nn.utils.parametrize.register_parametrization(convolution, "weight", nn.Identity())
-    with pytest.raises(TensorError, match="a parametrization on the layer has to be removed first"):
+    with pytest.raises(TensorError, match="a parametrization or mask on the layer has to be removed first"):
         compress(mobilenet)
 
 
@@ -337,7 +338,7 @@ def test_metadata_is_kept() -> None:
 def test_ledger_by_hand() -> None:
     """Two layers of one kernel each, zeros, at 8 bits: every byte accounted for."""
     state = {"a.weight": torch.ones(1, 1, 1, 2), "b.weight": torch.ones(1, 1, 1, 2), "n": torch.ones(3)}
-    model = compress(state)
+    model = compress(state, {"coder": "huffman"})
     ledger = model.ledger
     assert ledger.texture_bytes == 1  # two symbols of one bit
     assert ledger.non_texture_bytes == 0
@@ -431,4 +432,18 @@ def test_every_error_has_one_root() -> None:
     from ilwp_plugin import errors
 
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(classes) > 8 and all(issubclass(c, IlwpError) for c in classes)
+    assert len(classes) > 8 and all(issubclass(c, (IlwpError, UserWarning)) for c in classes)
+
+
+def test_overrides_change_single_layers(mobilenet: nn.Module) -> None:
+    config = IlwpConfig(overrides={"features.5": {"bits": 3}, "{re}features\\.7\\..*": {"mode": "none", "bits": 5}})
+    layers = {layer.name: layer for layer in compress(mobilenet, config).layers}
+    assert [layers[f"features.{i}.0.weight"].bits for i in (4, 5, 6, 7)] == [8, 3, 8, 5]
+    assert layers["features.7.0.weight"].mode == "none"
+    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    seen = mobilenet.get_submodule("features.7.0").weight.detach().clone()
+    quantizer.remove()
+    restored = compress(mobilenet, config).state_dict()
+    assert torch.equal(restored["features.7.0.weight"], seen)
+    with pytest.raises(ChainError, match="`overrides`: 'features.55' matches no layer of a chain"):
+        compress(mobilenet, IlwpConfig(overrides={"features.55": {"bits": 3}}))

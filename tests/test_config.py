@@ -12,7 +12,7 @@ from ilwp_plugin.errors import ConfigError, FileError
 def test_defaults_are_those_of_the_method() -> None:
     config = IlwpConfig()
     assert (config.mode, config.bits, config.loss_weight, config.scope) == ("collocated", 8, "auto", "depthwise")
-    assert (config.anchor, config.range, config.coder) == ("fp32", "max", "huffman")
+    assert (config.anchor, config.range, config.coder) == ("fp32", "max", "auto")
 
 
 @pytest.mark.parametrize(
@@ -116,5 +116,20 @@ def test_schema_names_every_field_and_registry() -> None:
     schema = IlwpConfig.model_json_schema()
     assert set(schema["properties"]) == set(IlwpConfig.model_fields)
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["mode"]["enum"] == ["collocated", "full", "local", "none"]
+    assert schema["properties"]["mode"]["enum"] == ["auto", "collocated", "full", "local", "none"]
     assert all("description" in field for field in schema["properties"].values())
+
+
+def test_overrides() -> None:
+    config = IlwpConfig(overrides={"a": {"bits": 4}, "{re}.*b": {"mode": "local", "range": "mse"}})
+    assert config.for_layer("a").bits == 4
+    assert config.for_layer("a.b") == config.replace(mode="local", range="mse"), "of several the last one counts"
+    assert config.for_layer("c") == config
+    assert IlwpConfig.from_json(json.dumps(config.to_dict())) == config
+    for overrides, message in (
+        ({"a": {"bits": 9}}, r"overrides\.a\.bits: .*less than or equal to 8, got 9"),
+        ({"a": {"bist": 4}}, r"overrides\.a\.bist.*known: mode, bits, range"),
+        ({"a": {"mode": "ful"}}, "did you mean 'full'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            IlwpConfig(overrides=overrides)

@@ -11,6 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from ilwp_plugin.ledger import PARTS
+
 ILWP = Path(sys.executable).parent / "ilwp"
 SOURCE = next((Path(package.__file__).parent / "models").glob("*.pth"))
 
@@ -42,8 +44,7 @@ def test_pretrained_network(mode: str, estimates: dict[str, dict[str, int]], tmp
     assert time.monotonic() - start < (10 if mode != "full" else 30)
 
     report = json.loads(run("inspect", out, "--json"))
-    parts = ("texture", "non_texture", "table", "anchor", "header", "other")
-    assert sum(report[f"{part}_bytes"] for part in parts) == report["file_bytes"] == out.stat().st_size
+    assert sum(report[f"{part}_bytes"] for part in PARTS) == report["file_bytes"] == out.stat().st_size
     assert estimates[mode]["file_bytes"] == out.stat().st_size
 
     run("decompress", out, "-o", tmp_path / "x.safetensors")

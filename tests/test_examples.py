@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ilwp_plugin import IlwpConfig, load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -38,3 +40,44 @@ def test_align() -> None:
     assert len(sizes) == 12
     assert all(sizes[bits, "aligned"] < sizes[bits, "collocated"] for bits in ("8", "6", "5", "4"))
     assert "13 layers, refused {}" in text
+
+
+def test_fine_tune(tmp_path: Path) -> None:
+    text = run("fine_tune.py", "--epochs", 2, "--out", tmp_path / "x.ilwp", "--checkpoint", tmp_path / "c.pt")
+    ratio = float(text.splitlines()[-1].split(" bytes, ")[1].split()[0])
+    assert ratio < 0.4 and all(layer.bits == 4 for layer in load(tmp_path / "x.ilwp").layers[1:])
+
+
+@pytest.mark.slow
+def test_prune(tmp_path: Path) -> None:
+    text = run("prune.py", "--epochs", 2, "--out", tmp_path)
+    assert len([line for line in text.splitlines() if "% |" in line]) == 6
+    assert load(tmp_path / "pruned_50%.ilwp").provenance
+
+
+@pytest.mark.slow
+def test_alignment_figures(tmp_path: Path) -> None:
+    run("alignment_figures.py", "--out", tmp_path)
+    assert {"rate_accuracy.png", "distributions_3x3.png", "references_3x3.png"} <= {f.name for f in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_neural_compressor(tmp_path: Path) -> None:
+    text = run("neural_compressor/quantize.py", "--epochs", 4, "--out", tmp_path)
+    sizes = {
+        line.split(": ")[0]: int(line.split(": ")[1].split(" ")[0].replace(",", ""))
+        for line in text.splitlines()
+        if " bytes, accuracy " in line
+    }
+    assert sizes["ilwp and static INT8"] < sizes["static INT8 alone"] / 2 < sizes["fp32"] / 7
+    assert sizes["tuned"] < (tmp_path / "after training.ilwp").stat().st_size
+    assert {path.stat().st_size for path in tmp_path.glob("*.ilwp")} == set(sizes.values()) - {sizes["fp32"]}
+
+
+@pytest.mark.slow
+def test_neural_compressor_table() -> None:
+    text = run("neural_compressor/compare.py", "--epochs", 4)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    files = {row[0]: int(row[3].replace(",", "")) for row in rows if row[3].replace(",", "").isdigit()}
+    assert len(rows) == 10 and len(files) == 6
+    assert files["ilwp, one grid for all layers + static INT8"] < files["INC static INT8"] / 2

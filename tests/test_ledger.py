@@ -8,9 +8,9 @@ def test_parts_sum_to_the_file() -> None:
     ledger = Ledger()
     for size, part in enumerate(PARTS, start=1):
         ledger.charge(part, "a" if size % 2 else None, size)
-    assert ledger.file_bytes == 21
-    assert ledger.total_bytes == 21 - ledger.other_bytes
-    assert ledger.layers["a"] == LayerBytes(texture_bytes=1, table_bytes=3, header_bytes=5)
+    assert ledger.file_bytes == 36
+    assert ledger.total_bytes == 1 + 2 + 3 + 4 + 5
+    assert ledger.layers["a"] == LayerBytes(texture_bytes=1, table_bytes=3, header_bytes=5, batch_norm_bytes=7)
     assert ledger.to_dict()["layers"]["a"]["total_bytes"] == 9
 
 

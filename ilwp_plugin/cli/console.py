@@ -22,15 +22,19 @@ output = Console(markup=False, highlight=False)  # names of tensors and files ar
 errors = Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="JSON file; see `ilwp schema`. Options override it.")]
-Mode = Annotated[str | None, typer.Option(help="Prediction mode: none, full, local or collocated (default).")]
+Mode = Annotated[str | None, typer.Option(help="Prediction mode: none, full, local, collocated (default), auto.")]
 Bits = Annotated[int | None, typer.Option(help="Bits of a residual code, 2 to 8 (default 8).")]
 Scope = Annotated[str | None, typer.Option(help="depthwise (default), or conv: every kernel larger than 1x1.")]
 Anchor = Annotated[str | None, typer.Option(help="Storage of a chain's first layer: fp32 (default), fp16, quantized.")]
 Range = Annotated[str | None, typer.Option("--range", help="Step of the quantizer: max (default), percentile, mse.")]
-Coder = Annotated[str | None, typer.Option(help="Entropy coder (default huffman).")]
+Coder = Annotated[str | None, typer.Option(help="Entropy coder: auto (default), huffman, ans.")]
 Targets = Annotated[list[str] | None, typer.Option("--target-scope", help="Take only this layer; may be repeated.")]
 Ignored = Annotated[list[str] | None, typer.Option("--ignored-scope", help="Leave out this layer; may be repeated.")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layers in order of prediction; repeat for each.")]
+WeightStep = Annotated[float | None, typer.Option(help="Step of all other weights; none keeps them as they are.")]
+ResidualStep = Annotated[float | None, typer.Option(help="One step of all residuals, instead of bits and range.")]
+BatchNorm = Annotated[str | None, typer.Option(help="exact (default), or merged: one scale and shift a channel.")]
+BatchNormEps = Annotated[float | None, typer.Option(help="The eps of the batch norms, which merging needs.")]
 Key = Annotated[str | None, typer.Option(help="Where the state dict is in a checkpoint that holds more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 

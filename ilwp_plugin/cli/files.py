@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 import ilwp_plugin
+from ilwp_plugin import toolkits
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.compression import CompressedModel
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.exported import example_inputs_of, layers_of_program, load_into_program, read_program, write_program
 from ilwp_plugin.weights import read_state_dict, write_safetensors
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
@@ -33,6 +35,14 @@ def compress(
     target_scopes: ui.Targets = None,
     ignored_scopes: ui.Ignored = None,
     layers: ui.Layers = None,
+    weight_step: ui.WeightStep = None,
+    residual_step: ui.ResidualStep = None,
+    batch_norm: ui.BatchNorm = None,
+    batch_norm_eps: ui.BatchNormEps = None,
+    target_bytes: Annotated[int | None, typer.Option(help="The most that the file may take; finds the steps.")] = None,
+    target_bits_per_weight: Annotated[
+        float | None, typer.Option(help="The same, in bits of the file for each element of the state dict.")
+    ] = None,
     key: ui.Key = None,
     as_json: ui.Json = False,
 ) -> None:
@@ -48,13 +58,23 @@ def compress(
         target_scopes=target_scopes,
         ignored_scopes=ignored_scopes,
         layers=layers,
+        weight_step=weight_step,
+        residual_step=residual_step,
+        batch_norm=batch_norm,
+        batch_norm_eps=batch_norm_eps,
     )
     state = read_state_dict(source, key)
     if out.exists() and out.samefile(source):
         raise FileError(f"cannot write {out}: it is the input")
     before = source.stat().st_size
     with ui.progress_bar() as report:
-        model = ilwp_plugin.compress(state, chosen, progress=lambda _, done, total: report("kernels", done, total))
+        model = ilwp_plugin.compress(
+            state,
+            chosen,
+            target_bytes=target_bytes,
+            target_bits_per_weight=target_bits_per_weight,
+            progress=lambda what, done, total: report("trials" if what.startswith("trial") else "kernels", done, total),
+        )
     model.save(out)
     if as_json:
         ui.print_json({**_report(model), "file": str(out), "source_bytes": before})
@@ -93,6 +113,43 @@ def verify(source: IlwpFile, max_bytes: MaxBytes = None) -> None:
     """Check every checksum and decode everything; exit code 1 if the file is damaged."""
     model = ilwp_plugin.load(source, max_bytes=max_bytes)
     output.print(f"{source}: good; {len(model.tensors)} tensors, {model.ledger.file_bytes:,} bytes", soft_wrap=True)
+
+
+def align(
+    source: Annotated[Path, typer.Argument(metavar="IN.pt2", help="A torch.export program, saved with its inputs.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The aligned program (.pt2), or its .ilwp file.")],
+    config: ui.Config = None,
+    bits: ui.Bits = None,
+    anchor: ui.Anchor = None,
+    step_range: ui.Range = None,
+    coder: ui.Coder = None,
+    as_json: ui.Json = False,
+) -> None:
+    """Permute, flip and scale channels of a network so that prediction fits; it computes the same as before."""
+    if out.suffix not in {".pt2", ".ilwp"}:
+        raise typer.BadParameter(f"{out} has to end in .pt2 or .ilwp", param_hint="--output")
+    chosen = ui.make_config(config, bits=bits, anchor=anchor, range=step_range, coder=coder)
+    program = read_program(source)
+    model, inputs = layers_of_program(program), example_inputs_of(program)
+    before = ilwp_plugin.estimate(model, chosen, example_inputs=inputs).total_bytes
+    report = toolkits.load("pruning").align(model, inputs, chosen)
+    compressed = ilwp_plugin.compress(model, chosen, example_inputs=inputs)
+    if out.suffix == ".pt2":
+        load_into_program(program, model.state_dict())
+        write_program(program, out)
+    else:
+        compressed.save(out)
+    after = compressed.ledger.total_bytes
+    if as_json:
+        ui.print_json({**asdict(report), "total_bytes": after, "total_bytes_before": before, "file": str(out)})
+        return
+    for layer, reason in report.refused.items():
+        output.print(f"{layer}: not permuted: {reason}", markup=False, soft_wrap=True)
+    output.print(
+        f"{out}: {len(report.aligned)} layers aligned, outputs changed by {report.change:.1e}; compressed layers "
+        f"{before:,} -> {after:,} bytes",
+        soft_wrap=True,
+    )
 
 
 def _report(model: CompressedModel) -> dict[str, Any]:

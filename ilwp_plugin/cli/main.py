@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from ilwp_plugin import __version__
 from ilwp_plugin.cli import demo, files, launch, study
 from ilwp_plugin.cli.console import errors
-from ilwp_plugin.errors import IlwpError
+from ilwp_plugin.errors import IlwpError, IlwpWarning
 
 __all__ = ["app", "run"]
 
@@ -42,6 +43,7 @@ app.command()(files.compress)
 app.command()(files.decompress)
 app.command()(files.inspect)
 app.command()(files.verify)
+app.command()(files.align)
 app.command()(study.estimate)
 app.command()(study.analyze)
 app.command()(study.schema)
@@ -51,6 +53,15 @@ app.command(context_settings={"allow_interspersed_args": False})(launch.run)
 
 def run() -> None:
     """Entry point. Exit codes: 0, done; 1, an error of ours, one line on stderr; 2, wrong usage; 130, interrupted."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, IlwpWarning):
+            errors.print(f"ilwp: warning: {message}", markup=False, soft_wrap=True, highlight=False)
+        else:
+            shown(message, category, *place, **more)
+
+    warnings.showwarning = show
     try:
         app()
     except IlwpError as error:

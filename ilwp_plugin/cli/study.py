@@ -13,7 +13,6 @@ from ilwp_plugin import analysis as figures
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.cli.files import Input
-from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS
 from ilwp_plugin.weights import read_state_dict
@@ -94,14 +93,8 @@ def analyze(
 
 def schema(
     toolkit: Annotated[
-        str | None, typer.Option(help="Of this toolkit's whole configuration, with the section of ilwp in it (nncf).")
+        str | None, typer.Option(help="As the configuration of this toolkit holds it (inc, ...).")
     ] = None,
 ) -> None:
     """Print the JSON schema of the configuration, for editors."""
-    if toolkit is None:
-        ui.print_json(IlwpConfig.model_json_schema())
-        return
-    integration = toolkits.load(toolkit)
-    if not hasattr(integration, "schema"):
-        raise ConfigError(f"{toolkit} has no configuration file")
-    ui.print_json(integration.schema())
+    ui.print_json(IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit))

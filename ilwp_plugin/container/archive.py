@@ -32,6 +32,7 @@ class SectionKind(enum.IntEnum):
     METADATA = 3
     GRID = 4
     BATCH_NORM = 5
+    STRUCTURE = 6
 
     @property
     def part(self) -> Part:

@@ -92,7 +92,8 @@ def round_batch_norm(
     Raises:
         TensorError: a value that is not finite, or beyond the range of the codes.
     """
-    scale, spread = scale.double().cpu(), spread.double().cpu()
+    given = (scale, mean_input, mean_output, spread)
+    scale, mean_input, mean_output, spread = (values.detach().double().cpu() for values in given)
     if not all(bool(values.isfinite().all()) for values in (scale, mean_input, mean_output, spread)):
         raise TensorError("batch norm: scale or shift is NaN or infinite")
     fraction, exponent = torch.frexp(scale.abs())  # scale = fraction * 2^exponent, fraction from 1/2 to 1
@@ -110,7 +111,7 @@ def round_batch_norm(
     codes = 1 + (exponent - lowest) * (1 << mantissa) + fraction - (1 << mantissa)
     codes = torch.where(used, codes, 0) * scale.sign().long()
     half = MergedBatchNorm(codes, codes, lowest, mantissa, 0.0, eps)
-    shift = mean_output.double().cpu() - mean_input.double().cpu() * half.scale.double()
+    shift = mean_output - mean_input * half.scale.double()
     step = torch.tensor(float(spread.square().mean().sqrt()) * 2.0**-mantissa, dtype=torch.float32)
     step = torch.maximum(step, (shift.abs().max() / _LARGEST_SHIFT).float())
     shift_codes = torch.round(shift / step.double()).long() if float(step) > 0 else torch.zeros_like(codes)

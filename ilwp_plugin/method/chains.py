@@ -25,6 +25,7 @@ __all__ = [
     "find_chains_by_name",
     "is_real",
     "matcher",
+    "scope_matches",
     "stored_weight",
     "unwrap",
 ]
@@ -329,25 +330,26 @@ def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     return list(layers)
 
 
+def scope_matches(pattern: str, layer: str) -> bool:
+    """Whether a scope (a layer, a module that holds it, or `{re}` and a regular expression) takes a layer."""
+    if pattern.startswith("{re}"):
+        return re.fullmatch(pattern.removeprefix("{re}"), layer) is not None
+    module = pattern.removesuffix(".weight")
+    return layer == module or layer.startswith(module + ".")
+
+
 def matcher(
     patterns: Sequence[str], names: Sequence[str], option: str, *, strict: bool = True
 ) -> Callable[[str], bool]:
     """Whether a layer is named by patterns as `find_chains` has them; strict: each has to match one of the names."""
-
-    def matches(pattern: str, name: str) -> bool:
-        if pattern.startswith("{re}"):
-            return re.fullmatch(pattern.removeprefix("{re}"), name) is not None
-        module = pattern.removesuffix(".weight")
-        return name == module or name.startswith(module + ".")
-
     for pattern in patterns:
         try:
-            used = any(matches(pattern, name) for name in names)
+            used = any(scope_matches(pattern, name) for name in names)
         except re.error as error:
             raise ChainError(f"`{option}`: {pattern!r} is not a regular expression: {error}") from None
         if strict and not used:
             raise ChainError(f"`{option}`: {pattern!r} matches no convolution; {nearest(pattern, names)}")
-    return lambda name: any(matches(pattern, name) for pattern in patterns)
+    return lambda name: any(scope_matches(pattern, name) for pattern in patterns)
 
 
 def _select(

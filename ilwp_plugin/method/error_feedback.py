@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ilwp_plugin.method.rounding import Rounding
+
 __all__ = ["Feedback", "Layer", "Moments", "input_columns"]
 
 Layer = nn.Conv2d | nn.Linear
@@ -125,15 +127,14 @@ class Feedback:
         after = quantized.double().reshape(self._view) @ self._means[1]
         return (before - after).reshape(-1).float()
 
-    def codes(self, weight: Tensor, reference: Tensor, step: float, dead_zone: float, largest: int) -> Tensor:
+    def codes(self, weight: Tensor, reference: Tensor, step: float, rounding: Rounding) -> Tensor:
         """Round `weight - reference` to multiples of a step, with feedback.
 
         Args:
             weight: in the layer's shape.
             reference: likewise; what the weight is predicted by.
             step: larger than 0, in units of weight.
-            dead_zone: levels smaller than this become 0; 0.5 is plain rounding.
-            largest: codes are at most this in magnitude.
+            rounding: of levels to codes.
 
         Returns:
             int64 codes in the layer's shape.
@@ -153,7 +154,7 @@ class Feedback:
             errors = torch.empty(groups, rows, block.stop - start, dtype=torch.float64)
             for j in range(start, block.stop):
                 level = rest[:, :, j]
-                code = torch.where(level.abs() < dead_zone, 0.0, torch.round(level)).clamp(-largest, largest)
+                code = rounding(level)
                 codes[:, :, j] = code
                 error = (level - code) / factor[:, j, j, None]
                 rest[:, :, j : block.stop] -= error[:, :, None] * factor[:, j, None, j : block.stop]

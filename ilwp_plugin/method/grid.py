@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ilwp_plugin.errors import TensorError
+from ilwp_plugin.method.rounding import dead_zone_rounding
 
 __all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "round_to_grid"]
 
@@ -106,8 +107,8 @@ def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> Intege
     """
     scale = torch.tensor(step, dtype=torch.float32)
     levels = weight.detach().cpu().float() / scale
-    codes = torch.where(levels.abs() < dead_zone, 0.0, torch.round(levels))
-    if not bool((codes.abs() <= LARGEST_CODE).all()):
+    codes = dead_zone_rounding(dead_zone, LARGEST_CODE)(levels)
+    if not bool((levels.abs() <= LARGEST_CODE).all()):
         raise TensorError(f"a step of {step} is too small: its largest weight is {float(weight.abs().max())}")
     return IntegerTensor(codes.to(torch.int64), scale)
 

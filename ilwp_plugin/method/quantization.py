@@ -25,8 +25,8 @@ __all__ = [
     "QuantizedLayer",
     "as_kernels",
     "bits_for",
+    "keep_zeros",
     "largest_code",
-    "pruned_code",
     "quantize_chain",
     "quantize_layer",
     "quantize_residual",
@@ -50,11 +50,6 @@ _MSE_CANDIDATES = 64
 def largest_code(bits: int) -> int:
     """Codes of `bits` bits run from minus this to plus this; zero is a level, and the grid is symmetric."""
     return (1 << (bits - 1)) - 1
-
-
-def pruned_code(bits: int) -> int:
-    """The one code of `bits` bits that the symmetric grid leaves free: the weight is 0, whatever its reference."""
-    return 1 << (bits - 1)
 
 
 @STEP_RULES.register("max")
@@ -116,20 +111,22 @@ class QuantizedLayer:
     """One predicted layer.
 
     Attributes:
-        codes: (kernels, taps) int16, of magnitude at most `largest_code(bits)`, or `pruned_code(bits)`.
+        codes: (kernels, taps) int16, of magnitude at most `largest_code(bits)`.
         step: float32 value >= 0, in units of weight.
         bits: 2..8.
         references: (kernels,) int64 kernel numbers, see `method.prediction`.
+        zeros: (kernels, taps) bool, weights that are exactly 0, whatever predicts them; their codes are 0. Or None.
     """
 
     codes: Tensor
     step: float
     bits: int
     references: Tensor
+    zeros: Tensor | None = None
 
 
 def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
-    """`Khat = codes * step + reference`, and 0 where the weight is pruned.
+    """`Khat = codes * step + reference`, or 0 where the layer says so.
 
     Args:
         layer: the quantized layer.
@@ -140,27 +137,7 @@ def reconstruct(layer: QuantizedLayer, pool: Tensor) -> Tensor:
     """
     residual = layer.codes.float() * torch.tensor(layer.step, dtype=torch.float32)
     restored = residual + gather_references(pool, layer.references)
-    return restored.masked_fill_(layer.codes == pruned_code(layer.bits), 0.0)
-
-
-def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
-    """Quantize the residuals of one layer.
-
-    A weight that is exactly 0 has been pruned and stays so: its residual counts as 0, and where its reference is not 0
-    it gets the code `pruned_code(bits)`.
-
-    Args:
-        kernels: (kernels, taps) float32.
-        references: (kernels,) int64, see `method.prediction`.
-        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
-        bits: 2..8.
-        rule: how the step is set.
-    """
-    reference = gather_references(pool, references)
-    pruned = kernels == 0
-    codes, step = quantize_residual((kernels - reference).masked_fill(pruned, 0.0), largest_code(bits), rule)
-    codes = codes.masked_fill(pruned & (reference != 0), pruned_code(bits))
-    return QuantizedLayer(codes.to(torch.int16), float(step), bits, references)
+    return restored if layer.zeros is None else restored.masked_fill(layer.zeros.to(restored.device), 0.0)
 
 
 class KernelPool:
@@ -215,8 +192,8 @@ def quantize_chain(
     kernels: Sequence[Tensor],
     anchor: Tensor | None,
     choose: ChooseReferences,
-    bits: int,
-    rule: StepRule,
+    bits: int | Sequence[int],
+    rule: StepRule | Sequence[StepRule],
 ) -> tuple[list[QuantizedLayer], list[Tensor]]:
     """Quantize a chain in closed loop.
 
@@ -225,12 +202,16 @@ def quantize_chain(
         anchor: (kernels, taps) float32, the first layer as the decoder will see it; None quantizes the first layer
             too, predicted by zero.
         choose: chooses the references of a layer.
-        bits: 2..8.
-        rule: how the step is set.
+        bits: 2..8, one number or one for each layer of `kernels`.
+        rule: how the step is set, likewise.
+
+    Weights that are exactly 0, as masks of pruning leave them, stay exactly 0.
 
     Returns:
         The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
     """
+    layer_bits = [bits] * len(kernels) if isinstance(bits, int) else bits
+    layer_rules = rule if isinstance(rule, Sequence) else [rule] * len(kernels)
     restored = KernelPool(sum(map(len, kernels)), kernels[0].shape[1], kernels[0].device)
     if anchor is not None:
         restored.append(anchor)
@@ -241,9 +222,49 @@ def quantize_chain(
             references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
-        layers.append(quantize_layer(layer, references, restored.filled, bits, rule))
+        layers.append(quantize_layer(layer, references, restored.filled, layer_bits[number], layer_rules[number]))
         restored.append(reconstruct(layers[-1], restored.filled))
     return layers, restored.layers
+
+
+def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
+    """Quantize the residuals of one layer. Weights that are exactly 0 stay so.
+
+    Args:
+        kernels: (kernels, taps) float32.
+        references: (kernels,) int64, see `method.prediction`.
+        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
+        bits: 2..8.
+        rule: how the step is set.
+    """
+    references, zeros = keep_zeros(kernels, references)
+    residual = kernels - gather_references(pool, references)
+    if zeros is not None:
+        residual = residual.masked_fill(zeros, 0.0)
+    codes, step = quantize_residual(residual, largest_code(bits), rule)
+    return QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros)
+
+
+_MANY_ZEROS = 0.25
+
+
+def keep_zeros(kernels: Tensor, references: Tensor) -> tuple[Tensor, Tensor | None]:
+    """How the exact zeros of a layer, as masks of pruning leave them, stay exactly zero.
+
+    Args:
+        kernels: (kernels, taps).
+        references: (kernels,) int64, see `method.prediction`.
+
+    Returns:
+        The references, none where all is zero, and a map of the zeros, (kernels, taps) bool; None where there are none,
+        or few and a prediction by zero keeps them anyway.
+    """
+    zeros = kernels == 0
+    share = float(zeros.double().mean())
+    if share == 1:
+        return torch.full_like(references, -1), None
+    predicted = bool((references >= 0).any())
+    return references, zeros if share > 0 and (predicted or share >= _MANY_ZEROS) else None
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -5,6 +5,7 @@ from ilwp_plugin.sections.chain import ChainSection, CodedLayer
 from ilwp_plugin.sections.grid import GridSection
 from ilwp_plugin.sections.metadata import decode_metadata, encode_metadata
 from ilwp_plugin.sections.raw import decode_raw, encode_raw, raw_bytes
+from ilwp_plugin.sections.structure import decode_structure, encode_structure
 
 __all__ = [
     "ROLES",
@@ -14,7 +15,9 @@ __all__ = [
     "GridSection",
     "decode_metadata",
     "decode_raw",
+    "decode_structure",
     "encode_metadata",
     "encode_raw",
+    "encode_structure",
     "raw_bytes",
 ]

@@ -48,16 +48,18 @@ class ClosedLoop:
 
     Args:
         config: `bits` must not be None.
-        sources: of the layers of the chain, in order.
+        layers: of the chain, in order.
+        sources: of their weights.
 
     Attributes:
         enabled: False passes weights through.
     """
 
-    def __init__(self, config: IlwpConfig, sources: Sequence[WeightSource]) -> None:
+    def __init__(self, config: IlwpConfig, layers: Sequence[str], sources: Sequence[WeightSource]) -> None:
         if config.bits is None:
             raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
         self.config = config
+        self._configs = [config.for_layer(layer) for layer in layers]
         self.sources = list(sources)
         self.enabled = True
         self._restored: dict[int, Tensor] = {}
@@ -93,7 +95,7 @@ class ClosedLoop:
 
     def _reconstruct(self, number: int, weight: Tensor) -> Tensor:
         """(kernels, taps) float32, from the reconstructed layers before it."""
-        config = self.config
+        config = self._configs[number]
         assert config.bits is not None
         kernels = as_kernels(weight, weight.shape[-2] * weight.shape[-1])
         if number == 0:

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import stored_weight, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS, previous_layer_references
+from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.quantization import (
     STEP_RULES,
     as_kernels,
@@ -20,8 +21,8 @@ from ilwp_plugin.method.quantization import (
     stored_anchor,
     straight_through,
 )
-from ilwp_plugin.selection import chains_of
-from ilwp_plugin.training.inter_layer_loss import chain_modules, index_maps
+from ilwp_plugin.selection import chains_of, layer_configs
+from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
 
 __all__ = ["ResidualFakeQuantizer"]
 
@@ -29,17 +30,27 @@ __all__ = ["ResidualFakeQuantizer"]
 class _ChainState:
     """The reconstruction of one chain, computed once for each state of its weights."""
 
-    def __init__(self, modules: Sequence[nn.Conv2d], config: IlwpConfig, references: Sequence[Tensor | None]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Conv2d], configs: Sequence[IlwpConfig], references: Sequence[Tensor | None]
+    ) -> None:
         self.modules = list(modules)
-        self.config = config
+        self.configs = list(configs)
         self.references = list(references)
         self.enabled = True
+        # Pruned weights stay pruned, whatever the training does to what lies behind them.
+        zeros = [cast(Tensor, stored_weight(module)).detach() == 0 for module in modules]
+        self.zeros = [mask if bool(mask.any()) else None for mask in zeros]
         self._versions: list[tuple[int, int]] = []
         self._restored: list[Tensor] = []
 
     def forget(self, *_: Any) -> None:
         """Weights changed behind the version counter (`.data`) are noticed at the next forward of the model."""
         self._versions = []
+
+    def masked(self, number: int, weight: Tensor) -> Tensor:
+        """A raw weight with its pruned ones 0, and no gradient to them."""
+        zeros = self.zeros[number]
+        return weight if zeros is None else weight.masked_fill(zeros.to(weight.device), 0.0)
 
     def restored(self, number: int) -> Tensor:
         weights = [cast(Tensor, stored_weight(module)) for module in self.modules]
@@ -52,30 +63,26 @@ class _ChainState:
     @torch.inference_mode(False)  # what a forward in inference mode leaves in the cache has to serve training too
     @torch.no_grad()
     def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        config = self.config
-        assert config.bits is not None
         taps = weights[0].shape[-2] * weights[0].shape[-1]
-        kernels = [as_kernels(weight, taps) for weight in weights]
-        anchor = stored_anchor(kernels[0], weights[0].dtype, config.anchor)
-        predictor = PREDICTORS[config.mode]
+        kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
+        anchor = stored_anchor(kernels[0], weights[0].dtype, self.configs[0].anchor)
+        predictors = [PREDICTORS[config.mode] for config in self.configs]
 
         def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
             given = self.references[number]
-            if given is None:
-                return predictor.references(layer, earlier)
-            return previous_layer_references(given, len(layer), [len(e) for e in earlier], f"number {number}")
+            return predictors[number].references(layer, earlier) if given is None else given
 
         _, restored = quantize_chain(
             kernels,
             None if anchor is None else anchor.float(),
             choose,
-            config.bits,
-            STEP_RULES[config.range],
+            [cast(int, config.bits) for config in self.configs],
+            [STEP_RULES[config.range] for config in self.configs],
         )
         return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
 
 
-class _Reconstructed(nn.Module):
+class _Reconstructed(FakeQuantization):
     """Parametrization of one layer's weight: forward the reconstruction, backward straight through."""
 
     def __init__(self, state: _ChainState, number: int) -> None:
@@ -83,17 +90,18 @@ class _Reconstructed(nn.Module):
         self.state, self.number = state, number
 
     def forward(self, weight: Tensor) -> Tensor:
+        raw = self.state.masked(self.number, weight)
         if not self.state.enabled:
-            return weight
-        return straight_through(weight, self.state.restored(self.number))
+            return raw
+        return straight_through(raw, self.state.restored(self.number))
 
 
 class ResidualFakeQuantizer:
     """Closed-loop residual quantization of all chains of a model, while it trains.
 
     Each chained layer computes with the weights that the file would restore; gradients go straight through to the raw
-    weights. `remove` gives the raw weights back: compressed with the same configuration they restore, bit for bit, to
-    what the model last computed with.
+    weights. Weights that are exactly 0 at the start, as pruning leaves them, stay 0. `remove` gives the raw weights
+    back: compressed with the same configuration they restore, bit for bit, to what the model last computed with.
 
         quantizer = ResidualFakeQuantizer(model, config)
         ...train...
@@ -104,7 +112,7 @@ class ResidualFakeQuantizer:
         model: the model; its convolutions get a parametrization of their weight.
         config: IlwpConfig() if None.
         example_inputs: see `compress`.
-        references: index maps by layer name, see `compress`.
+        references: index maps or origins by layer name, see `compress`.
 
     Raises:
         ChainError: the model has no chain.
@@ -118,11 +126,16 @@ class ResidualFakeQuantizer:
         config: IlwpConfig | None = None,
         *,
         example_inputs: Any = None,
-        references: Mapping[str, Tensor] | None = None,
+        references: Mapping[str, Tensor] | Provenance | None = None,
     ) -> None:
         config = IlwpConfig.of(config)
         if config.bits is None:
             raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
+        if config.align:
+            raise ConfigError(
+                "align=True: the file would hold aligned weights, not those that the model trains with; align the "
+                "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
+            )
         model = unwrap(model)
         self.chains = chains_of(model, config, example_inputs=example_inputs)
         modules = chain_modules(model, self.chains)
@@ -138,8 +151,11 @@ class ResidualFakeQuantizer:
                         f"layer {name!r}: its weight is also that of {holders}, which would compute with another value;"
                         " leave it out with `ignored_scopes`"
                     )
-        maps = index_maps(self.chains, modules, references or {})
-        self._states = [_ChainState(*state) for state in zip(modules, [config] * len(modules), maps, strict=True)]
+        maps = references_of(self.chains, modules, references or {})
+        if config.mode != "collocated" and any(isinstance(value, Origin) for value in (references or {}).values()):
+            maps = [[None] * len(members) for members in modules]  # as `compress` does
+        configs = [layer_configs(chain, config) for chain in self.chains]
+        self._states = [_ChainState(*state) for state in zip(modules, configs, maps, strict=True)]
         self._hooks = []
         for state in self._states:
             for number, module in enumerate(state.modules):
@@ -171,6 +187,6 @@ class ResidualFakeQuantizer:
                 if "bias" in module._parameters:  # behind the weight again: state dicts have an order
                     module._parameters["bias"] = module._parameters.pop("bias")
             with torch.no_grad():
-                for module, weight in zip(state.modules, weights, strict=bake):
-                    module.weight.copy_(weight)
+                for number, module in enumerate(state.modules):
+                    module.weight.copy_(weights[number] if bake else state.masked(number, module.weight))
         self._hooks, self._states = [], []

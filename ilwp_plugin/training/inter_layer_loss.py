@@ -8,18 +8,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.method.chains import Chains, unwrap
 from ilwp_plugin.method.loss import inter_layer_loss
-from ilwp_plugin.method.prediction import previous_layer_references
+from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight
 
 __all__ = ["InterLayerLoss", "chain_modules"]
 
 _log = logging.getLogger(__name__)
+
+
+class FakeQuantization(nn.Module):
+    """Base of parametrizations that quantize straight through: the loss looks behind them, at the weights that train.
+
+    There it pulls every weight on towards its reference. Of quantized weights it would rest as soon as their difference
+    is the code 0; that costs both bytes and accuracy (README, "Fine-tuning").
+    """
+
+
+def _trained_weight(module: nn.Conv2d) -> Tensor:
+    if parametrize.is_parametrized(module, "weight"):
+        behind = module.parametrizations.weight  # type: ignore[union-attr]
+        if len(behind) == 1 and isinstance(behind[0], FakeQuantization):  # type: ignore[arg-type,index]
+            raw: Tensor = behind.original  # type: ignore[union-attr,assignment]
+            return raw
+    return module.weight
 
 
 def chain_modules(model: nn.Module, chains: Chains) -> list[list[nn.Conv2d]]:
@@ -29,20 +47,16 @@ def chain_modules(model: nn.Module, chains: Chains) -> list[list[nn.Conv2d]]:
     return [[module for module in chain if isinstance(module, nn.Conv2d)] for chain in modules]
 
 
-def index_maps(
-    chains: Chains, modules: Sequence[Sequence[nn.Conv2d]], references: Mapping[str, Tensor]
+def references_of(
+    chains: Chains, modules: Sequence[Sequence[nn.Conv2d]], references: Mapping[str, Tensor] | Provenance
 ) -> list[list[Tensor | None]]:
-    """Given references by layer name as checked maps into the layer before, by chain and layer; None: not given."""
-    chains.check_predicted(references)
-    maps: list[list[Tensor | None]] = []
-    for chain, members in zip(chains, modules, strict=True):
-        counts = [module.weight.numel() // chain.taps for module in members]
-        maps.append([None])
-        for i, layer in enumerate(chain.layers[1:], start=1):
-            given = references.get(layer, references.get(f"{layer}.weight"))
-            before = counts[i - 1 : i]
-            maps[-1].append(None if given is None else previous_layer_references(given, counts[i], before, layer))
-    return maps
+    """Given references, checked, by chain and layer; see `method.provenance.given_references`."""
+    if not any(isinstance(value, Origin) for value in references.values()):
+        chains.check_predicted(references)
+    return [
+        given_references(chain.layers, [module.weight.numel() // chain.taps for module in members], references)
+        for chain, members in zip(chains, modules, strict=True)
+    ]
 
 
 class InterLayerLoss(nn.Module):
@@ -54,7 +68,8 @@ class InterLayerLoss(nn.Module):
         loss = criterion(model(x), y) + regularizer()
 
     The loss is always that of the collocated kernels, whatever the mode of the configuration, since it is what makes
-    them predict each other. The weights are those of the model at each call; they are not parameters of this module.
+    them predict each other. The weights are those of the model at each call, behind a `ResidualFakeQuantizer` the raw
+    ones; they are not parameters of this module.
     Under DistributedDataParallel every rank adds the same term, and averaging leaves it as it is.
 
     Args:
@@ -62,7 +77,7 @@ class InterLayerLoss(nn.Module):
         config: IlwpConfig() if None; `bits` plays no part.
         run: the training to come; needed where `config.loss_weight` is "auto" (see `training.loss_weight`).
         example_inputs: see `compress`.
-        references: index maps by layer name, see `compress`.
+        references: index maps or origins by layer name, see `compress`.
 
     Attributes:
         loss_weight: may be changed at any time, by a schedule for example.
@@ -81,14 +96,14 @@ class InterLayerLoss(nn.Module):
         *,
         run: TrainingRun | None = None,
         example_inputs: Any = None,
-        references: Mapping[str, Tensor] | None = None,
+        references: Mapping[str, Tensor] | Provenance | None = None,
     ) -> None:
         super().__init__()
         config = IlwpConfig.of(config)
         self.chains = chains_of(unwrap(model), config, example_inputs=example_inputs)
         # A list, not a ModuleList: the model's parameters must not become this module's too.
         self._modules_by_chain = chain_modules(model, self.chains)
-        self._indices = index_maps(self.chains, self._modules_by_chain, references) if references else None
+        self._references = references_of(self.chains, self._modules_by_chain, references) if references else None
         self.predicted_weights = self._count_predicted()
         self.loss_weight = self._choose_weight(config, run)
 
@@ -96,7 +111,7 @@ class InterLayerLoss(nn.Module):
         total = 0
         for number, (chain, modules) in enumerate(zip(self.chains, self._modules_by_chain, strict=True)):
             for i, module in enumerate(modules[1:], start=1):
-                index = None if self._indices is None else self._indices[number][i]
+                index = None if self._references is None else self._references[number][i]
                 total += module.weight.numel() if index is None else int((index >= 0).sum()) * chain.taps
         return total
 
@@ -122,9 +137,9 @@ class InterLayerLoss(nn.Module):
 
     def value(self) -> Tensor:
         """The loss itself, without its weight: the mean |residual| of the predicted weights."""
-        weights = [[module.weight for module in chain] for chain in self._modules_by_chain]
+        weights = [[_trained_weight(module) for module in chain] for chain in self._modules_by_chain]
         with torch.autocast(weights[0][0].device.type, enabled=False):
-            return inter_layer_loss(weights, self._indices)
+            return inter_layer_loss(weights, self._references)
 
     def forward(self) -> Tensor:
         if self.loss_weight == 0:

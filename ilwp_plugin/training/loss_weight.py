@@ -47,11 +47,13 @@ class TrainingRun:
             unit gradient moves a weight.
         gradient_rms: None for SGD. For an adaptive optimizer, whose step does not depend on the size of the gradient,
             the root mean square of the task's gradient on the predicted weights (see `gradient_rms`).
+        pull: how far to pull, as a multiple of the mean residual; None for that of a training from the beginning.
     """
 
     steps: int
     reach: float
     gradient_rms: float | None = None
+    pull: float | None = None
 
     @classmethod
     def of(
@@ -113,7 +115,7 @@ def _reach(
 
 
 def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residual: float) -> float:
-    """The loss weight that pulls by `max(1, 78 / sqrt(steps))` times the mean residual over the run.
+    """The loss weight that pulls by `run.pull`, or `max(1, 78 / sqrt(steps))`, times the mean residual over the run.
 
     Args:
         run: the run to come.
@@ -129,7 +131,7 @@ def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residua
     """
     if not run.reach > 0:
         raise TrainingError(f"the sum of the learning rates of the run is {run.reach}, expected more than 0")
-    multiple = max(_PULL_OF_LONG_RUNS, _PULL_OF_SHORT_RUNS / math.sqrt(run.steps))
+    multiple = run.pull or max(_PULL_OF_LONG_RUNS, _PULL_OF_SHORT_RUNS / math.sqrt(run.steps))
     ratio = multiple * mean_residual / run.reach
     if run.gradient_rms is None:
         return ratio * predicted_weights

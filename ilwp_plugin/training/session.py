@@ -97,7 +97,11 @@ class Session:
     ) -> None:
         self.config, self.schedule, self.chains = config, schedule, chains
         self._sources = [[sources[layer] for layer in chain.layers] for chain in chains]
-        self.loops = [] if config.bits is None else [ClosedLoop(config, chain) for chain in self._sources]
+        self.loops = (
+            []
+            if config.bits is None
+            else [ClosedLoop(config, c.layers, s) for c, s in zip(chains, self._sources, strict=True)]
+        )
         self.loss_weight = self._choose_weight()
         self.set_epoch(0)
 

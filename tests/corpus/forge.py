@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ilwp_plugin.coding import Histogram, HuffmanCode, HuffmanCoder
+from ilwp_plugin.coding import AnsCoder, Histogram, HuffmanCode, HuffmanCoder
 from ilwp_plugin.stream import ByteWriter
 
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
-RAW, CHAIN, METADATA = 1, 2, 3
+RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE = 1, 2, 3, 4, 5, 6
 F32, I64, BOOL, F8 = 0, 8, 9, 12
-_RAW, _CODED, _ALIAS, _SAME = 0 << 4, 1 << 4, 2 << 4, 0x40
+_RAW, _CODED, _ALIAS, _PACKED, _SAME = 0 << 4, 1 << 4, 2 << 4, 3 << 4, 0x40
 
 
 def varint(value: int) -> bytes:
@@ -102,6 +102,7 @@ class File:
     chain: Chain = field(default_factory=Chain)
     raw: bytes = struct.pack("<3f", 1, 2, 3)
     metadata: bytes | None = None
+    structure: bytes | None = None
     sections: list[tuple[int, bytes]] | None = None
     section_count: int | None = None
     section_lengths: dict[int, int] = field(default_factory=dict)
@@ -115,7 +116,8 @@ class File:
     def build(self) -> bytes:
         sections = self.sections
         if sections is None:
-            sections = [(CHAIN, self.chain.build())]
+            sections = [] if self.structure is None else [(STRUCTURE, self.structure)]
+            sections.append((CHAIN, self.chain.build()))
             sections += [] if self.metadata is None else [(METADATA, self.metadata)]
             sections.append((RAW, self.raw))
         count = len(self.tensors) if self.tensor_count is None else self.tensor_count
@@ -250,7 +252,7 @@ change("name_dot_in_component", "has a dot inside a component", _tensor(2, entry
 change("name_unknown_token", "unknown component 77", _tensor(2, entry([varint(77)], _RAW | F32, [3])))
 change("name_shares_too_much", "shares or adds more components", _tensor(2, entry(BIAS, _RAW | F32, [3], shared=9)))
 change("dtype_unknown", "unknown type or storage code 0xf", _tensor(2, entry(BIAS, _RAW | 15, [3])))
-change("storage_unknown", "unknown type or storage code 0x30", _tensor(2, entry(BIAS, 3 << 4, [3])))
+change("packed_nowhere", "is in 0 sections, expected 1", _all(_tensor(2, entry(BIAS, _PACKED, [3])), _set(raw=b"")))
 change("reserved_bit", "unknown type or storage code 0x80", _tensor(2, entry(BIAS, 0x80, [3])))
 change(
     "shape_2_63",
@@ -346,7 +348,7 @@ change(
     "symbols cannot fit in",
     _tensor(3, entry([token("c"), varint(2)], _CODED | F32, [1 << 39, 1, 2, 1])),
 )
-change("mode_unknown", "unknown mode 4 or bit width 4", _head(1, head(1, mode=4)))
+change("mode_unknown", "unknown mode 5 or bit width 4", _head(1, head(1, mode=5)))
 change("bits_1", "unknown mode 1 or bit width 1", _head(1, head(1, bits=1)))
 change("bits_9", "unknown mode 1 or bit width 9", _head(1, head(1, bits=9)))
 change("step_nan", "step nan, expected a finite number >= 0", _head(1, head(1, step=float("nan"))))
@@ -366,7 +368,7 @@ change(
 change("anchor_truncated", "needs 16 bytes", _chain(anchor=b"", groups=[], references=b""))
 
 # --- chain section: codes
-change("code_too_large", "a code of magnitude 8 at 4 bits", _chain(groups=[group([0, -8, -1, 0, 1, 1, 0, 0], 2)]))
+change("code_too_large", "a code of magnitude 8 at 4 bits", _chain(groups=[group([0, 8, -1, 0, 1, 1, 0, 0], 2)]))
 change("code_with_step_zero", "a code of magnitude 1 at 4 bits, step 0.0", _head(1, head(1, step=0.0)))
 change(
     "overflow_to_infinity",
@@ -436,6 +438,226 @@ change(
 )
 change("references_truncated", "needs 1 bytes, 0 are left", _chain(references=b"\x00\x60"))
 change("chain_trailing_bytes", "2 bytes too many", _chain(tail=b"\0\0"))
+
+
+# --- structure
+def origin(tensors: list[int], channels: int, survivors: bytes, order: int = 0, count: int | None = None) -> bytes:
+    numbers = b"".join(map(varint, tensors))
+    return varint(len(tensors) if count is None else count) + numbers + varint(channels) + bytes([order]) + survivors
+
+
+def _structure(*origins: bytes, count: int | None = None, tail: bytes = b"") -> Callable[[File], object]:
+    def edit(file: File) -> None:
+        file.structure = varint(len(origins) if count is None else count) + b"".join(origins) + tail
+        file.chain.heads[1] = head(1, mode=4)  # ancestral
+
+    return edit
+
+
+AB = origin([0, 1], 3, b"\xa0")  # of a and b channels 0 and 2 of 3
+change("structure_missing", "from a provenance that the file does not hold", _head(1, head(1, mode=4)))
+change("structure_trailing_bytes", "1 bytes too many", _structure(AB, tail=b"\0"))
+change("structure_count_too_large", "0 are left", _structure(AB, count=1 << 40))
+change("structure_without_tensors", "an origin of 0 tensors", _structure(origin([], 3, b"\xa0")))
+change("structure_too_many_tensors", "an origin of 5 tensors", _structure(origin([0, 1], 3, b"\xa0", count=5)))
+change("structure_tensor_out_of_range", "expected ascending numbers", _structure(origin([0, 4], 3, b"\xa0")))
+change("structure_tensor_twice", "expected ascending numbers", _structure(origin([1, 1], 3, b"\xa0")))
+change("structure_second_origin", "a.weight: a second origin", _structure(AB, origin([0], 3, b"\xa0")))
+change("structure_of_a_bias", "an alias or no weight", _structure(origin([2], 4, b"\xe0")))
+change("structure_fewer_channels", "2 survivors of 1 channels", _structure(origin([0], 1, b"\x80")))
+change("structure_2_40_channels", "survivors of 1099511627776 channels", _structure(origin([0], 1 << 40, b"\xa0")))
+change("structure_bitmap_too_long", "needs 134217728 bytes, 1 are left", _structure(origin([0], 1 << 30, b"\xa0")))
+change("structure_padding", "padding of its survivors is not zero", _structure(origin([0], 3, b"\xb0")))
+change("structure_too_many_survivors", "3 distinct survivors for 2", _structure(origin([0], 3, b"\xe0")))
+change("structure_survivor_twice", "1 distinct survivors for 2", _structure(origin([0], 4, b"\x00\x50", order=1)))
+change("structure_order_unknown", "unknown order 2 of survivors", _structure(origin([0], 3, b"\xa0", order=2)))
+
+
+@case("two_structure_sections", "a second section of a kind")
+def _(file: File) -> None:
+    one = varint(1) + AB
+    file.sections = [(STRUCTURE, one), (STRUCTURE, one), (CHAIN, file.chain.build()), (RAW, file.raw)]
+
+
+@case("structure_after_the_chain", "from a provenance that the file does not hold")
+def _(file: File) -> None:
+    file.chain.heads[1] = head(1, mode=4)
+    file.sections = [(CHAIN, file.chain.build()), (STRUCTURE, varint(1) + AB), (RAW, file.raw)]
+
+
+@case("structure_of_other_kernels", "1 survivors for shape (2, 1, 2, 1)")
+def _(file: File) -> None:
+    file.tensors[2] = entry([token("bias"), varint(2)], _RAW | F32, [1])
+    file.raw = struct.pack("<f", 1)
+    _structure(origin([2, 3], 2, b"\x80"))(file)
+
+
+# --- maps of zeros
+def _map(data: bytes) -> Callable[[File], object]:
+    def edit(file: File) -> None:
+        file.chain.heads[1] = head(1, mode=9)  # collocated, with a map
+        file.chain.anchor += data
+        file.chain.groups = [group([0, 1, -1, 0, 1, 1], 2)]
+
+    return edit
+
+
+change("map_of_no_zeros", "a map with 0 of 4 weights 0, or with padding", _map(b"\x00\x00"))
+change("map_of_zeros_only", "a map with 4 of 4 weights 0, or with padding", _map(b"\x00\xf0"))
+change("map_padding", "a map with 2 of 4 weights 0, or with padding", _map(b"\x00\xc1"))
+change("map_coding_unknown", "unknown coding 3 of reference indices", _map(b"\x03\xc0"))
+
+
+@case("map_2_40_weights", "a map of 1099511627776 weights in")
+def _(file: File) -> None:
+    file.tensors[1] = entry([token("b"), varint(2)], _CODED | F32, [1 << 39, 1, 2, 1])
+    _map(b"\x00\xc0")(file)
+
+
+# --- ANS
+def ans_group(codes: list[int], layers: int = 1) -> Group:
+    coder = AnsCoder()
+    symbols = np.array(codes, dtype=np.int64)
+    model = coder.fit(Histogram.of(symbols))
+    return Group(layers, 2, coder.table(model), coder.encode(model, symbols))
+
+
+def _ans(edit: Callable[[Group], object]) -> Callable[[File], object]:
+    def apply(file: File) -> None:
+        file.chain.groups = [ans_group([0, 1, -1, 0, 1, 1, 0, 0], 2)]
+        edit(file.chain.groups[0])
+
+    return apply
+
+
+def _put(**values: object) -> Callable[[Group], object]:
+    return lambda g: [setattr(g, key, value) for key, value in values.items()]
+
+
+change("ans_payload_empty", "8 symbols cannot fit in 0 bytes", _ans(_put(payload=b"")))
+change(
+    "ans_payload_too_long", "its bits do not hold 8 symbols", _ans(lambda g: setattr(g, "payload", g.payload + b"\1"))
+)
+change("ans_payload_padded", "ends in a zero byte", _ans(lambda g: setattr(g, "payload", g.payload + b"\0")))
+change("ans_payload_wrong", "its bits do not hold 8 symbols", _ans(_put(payload=b"\1\2\3\4")))
+change("ans_alphabet_too_large", "are more than it can hold", _ans(_put(table=varint(0) + varint(1 << 40) + b"\0")))
+change("ans_alphabet_far_away", "are more than it can hold", _ans(_put(table=varint(1 << 60) + varint(1) + b"\0\0")))
+change("ans_mantissa_unknown", "unknown form 0x50", _ans(_put(table=varint(1) + varint(2) + b"\x50\xff")))
+change("ans_edges_unused", "its first and last symbol must occur", _ans(_put(table=varint(1) + varint(2) + b"\0\xe0")))
+change("ans_weight_negative", "a weight out of range", _ans(_put(table=varint(1) + varint(2) + b"\0\x58")))
+change("ans_weight_too_large", "a weight out of range", _ans(_put(table=varint(1) + varint(0) + b"\0\x02\x88")))
+change("ans_table_truncated", "ends too early", _ans(_put(table=varint(1) + varint(2) + b"\0", payload=b"", length=0)))
+change("ans_table_padding", "padding after its last number", _ans(_put(table=varint(1) + varint(0) + b"\0\x6f")))
+
+
+# --- grid section
+def grid_head(tensor: int = 0, flags: int = 0, rest: bytes = struct.pack("<f", 0.5)) -> bytes:
+    return varint(tensor) + bytes([flags]) + rest
+
+
+def _grid(
+    heads: list[bytes], codes: list[int], *, shape: list[int] | None = None, **values: object
+) -> Callable[[File], object]:
+    """A file with one packed tensor and a grid section."""
+
+    def apply(file: File) -> None:
+        code = int(values.get("code", _PACKED | F32))  # type: ignore[call-overload]
+        file.tensors = [entry([token("g"), token("weight")], code, shape or [2, 2])]
+        body = varint(int(values.get("count", len(heads)))) + b"".join(heads)  # type: ignore[call-overload]
+        body += group(codes, len(heads)).build() + bytes(values.get("tail", b""))  # type: ignore[call-overload]
+        file.sections = [(GRID, body)] * int(values.get("times", 1)) + [(RAW, b"")]  # type: ignore[call-overload]
+
+    return apply
+
+
+_ONES = struct.pack("<2f", 1, 1)
+change("grid_twice", "a second section of a kind", _grid([grid_head()], [1, 2, 3, 4], times=2))
+change("grid_count_0", "a grid section of 0 tensors", _grid([grid_head()], [1, 2, 3, 4], count=0))
+change("grid_count_too_large", "a grid section of 9 tensors", _grid([grid_head()], [1, 2, 3, 4], count=9))
+change("grid_tensor_unknown", "refers to tensor 7", _grid([grid_head(7)], [1, 2, 3, 4]))
+change(
+    "grid_of_integers", "holds a tensor that is packed, torch.int64", _grid([grid_head()], [1] * 4, code=_PACKED | I64)
+)
+change("grid_of_coded", "holds a tensor that is coded", _grid([grid_head()], [1] * 4, code=_CODED | F32))
+change("grid_form_unknown", "unknown form 0x10 of a grid", _grid([grid_head(0, 16)], [1] * 4))
+change("grid_same_scale_first", "shares its scale with nothing", _grid([grid_head(0, 8, b"")], [1] * 4))
+change("grid_axis_too_large", "scales along axis 2", _grid([grid_head(0, 1, varint(2) + _ONES)], [1] * 4))
+change("grid_axis_of_one", "scales along axis 0", _grid([grid_head(0, 1, varint(0) + _ONES)], [1] * 4, shape=[1, 4]))
+change("grid_scale_nan", "not a finite number", _grid([grid_head(0, 0, struct.pack("<f", float("nan")))], [1] * 4))
+change("grid_scale_negative", "not a finite number", _grid([grid_head(0, 0, struct.pack("<f", -0.0))], [1] * 4))
+change(
+    "grid_zero_point_too_large",
+    "beyond 32768 in magnitude",
+    _grid([grid_head(0, 2, struct.pack("<f", 1) + varint(1 << 40))], [1] * 4),
+)
+change("grid_predicted_by_nothing", "no earlier layer has kernels", _grid([grid_head(0, 4)], [1] * 4))
+change("grid_code_too_large", "a code beyond 32768", _grid([grid_head()], [0, 0, 0, 32769]))
+change("grid_trailing_bytes", "1 bytes too many", _grid([grid_head()], [1] * 4, tail=b"\0"))
+change(
+    "grid_infinite",
+    "restores to values that are not finite",
+    _grid([grid_head(0, 0, struct.pack("<f", 3e38))], [9, 0, 0, 0]),
+)
+
+
+# --- batch-norm section
+def norm_head(flags: int = 1, eps: float = 1e-5, exponent: int = 0, step: float = 0.5, first: int = 0) -> bytes:
+    eps_bytes = b"" if flags & 2 else struct.pack("<f", eps)
+    return bytes([flags]) + varint(first) + eps_bytes + varint(exponent) + struct.pack("<f", step)
+
+
+def _norm(
+    head: bytes,
+    scales: tuple[int, int] = (1, 2),
+    *,
+    mantissa: int = 3,
+    count: int = 1,
+    tail: bytes = b"",
+    **edits: bytes,
+) -> Callable[[File], object]:
+    """A file with one merged batch norm of two channels."""
+
+    def apply(file: File) -> None:
+        roles = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+        file.tensors = [
+            entry([token("n"), token("weight")], _PACKED | F32, [2]),
+            *(entry([token(role)], _PACKED | F32 | _SAME, shared=1) for role in roles[1:4]),
+            entry([token(roles[4])], _PACKED | I64, [], shared=1),
+        ]
+        for position, value in edits.items():
+            file.tensors[int(position[1:])] = value
+        body = varint(count) + bytes([mantissa]) + head + group(list(scales)).build() + group([0, 1]).build() + tail
+        file.sections = [(BATCH_NORM, body), (RAW, b"")]
+
+    return apply
+
+
+change("norm_count_0", "a batch-norm section of 0 layers", _norm(norm_head(), count=0))
+change("norm_mantissa_unknown", "scales of 60 bits of mantissa", _norm(norm_head(), mantissa=60))
+change("norm_form_unknown", "unknown form 0x8 of a batch norm", _norm(norm_head(8)))
+change("norm_same_eps_first", "unknown form 0x3 of a batch norm", _norm(norm_head(3)))
+change("norm_tensor_unknown", "refers to tensor 13", _norm(norm_head(first=9)))
+change("norm_eps_nan", "out of range", _norm(norm_head(eps=float("nan"))))
+change("norm_eps_negative", "out of range", _norm(norm_head(eps=-1.0)))
+change("norm_step_negative", "out of range", _norm(norm_head(step=-0.0)))
+change("norm_exponent_too_large", "out of range", _norm(norm_head(exponent=1000)))
+change("norm_scale_too_large", "a scale out of range", _norm(norm_head(), (1, 1000)))
+change("norm_trailing_bytes", "1 bytes too many", _norm(norm_head(), tail=b"\0"))
+change(
+    "norm_of_another_shape",
+    "no bias of a batch norm",
+    _norm(norm_head(), t1=entry([token("bias")], _PACKED | F32, [3], shared=1)),
+)
+change(
+    "norm_counter_of_floats",
+    "no num_batches_tracked of a batch norm",
+    _norm(norm_head(), t4=entry([token("num")], _PACKED | F32, [], shared=1)),
+)
+change(
+    "norm_of_raw",
+    "no running_var of a batch norm: raw",
+    _norm(norm_head(), t3=entry([token("running_var")], _RAW | F32 | _SAME, shared=1)),
+)
 
 
 def build_all() -> dict[str, bytes]:

@@ -116,10 +116,11 @@ def test_deepcopy_is_independent(mobilenet: nn.Module, images: Tensor) -> None:
     assert torch.equal(mobilenet(images), before)
 
 
-def test_works_with_the_loss(mobilenet: nn.Module) -> None:
-    """The loss then acts on the reconstructed weights, its gradient on the raw ones."""
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=8))
+def test_the_loss_is_that_of_the_raw_weights(mobilenet: nn.Module) -> None:
+    plain = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0)).value()
+    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=2))
     loss = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0))
+    assert torch.equal(loss(), plain)
     loss().backward()
     originals = [p for n, p in mobilenet.named_parameters() if "original" in n]
     assert len(originals) == 13 and all(p.grad is not None and bool(p.grad.any()) for p in originals)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,10 @@ def test_no_steps(steps: int, every: int) -> None:
         TrainingRun.of(sgd(), steps, steps_per_schedule=every)
     with pytest.raises(TrainingError, match="expected more than 0"):
         automatic_loss_weight(TrainingRun(1, 0.0), 10, 0.1)
+
+
+def test_the_pull_can_be_given() -> None:
+    """Twice the pull is twice the weight; 78 / sqrt(steps) is the pull of a short run."""
+    run = TrainingRun(steps=400, reach=2.0)
+    assert automatic_loss_weight(run, 90, 0.1) == pytest.approx(78 / 20 * 0.1 / 2.0 * 90)
+    assert automatic_loss_weight(replace(run, pull=1.5), 90, 0.1) == pytest.approx(1.5 * 0.1 / 2.0 * 90)

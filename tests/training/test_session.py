@@ -79,7 +79,7 @@ def test_gradient_goes_straight_through(mobilenet: nn.Module) -> None:
     loop.enabled = False
     assert loop(2, weight) is weight
     with pytest.raises(ConfigError, match="bits: None"):
-        ClosedLoop(IlwpConfig(bits=None), [])
+        ClosedLoop(IlwpConfig(bits=None), [], [])
 
 
 def test_the_loss_is_the_core_s_and_pruned_weights_do_not_count(mobilenet: nn.Module) -> None:

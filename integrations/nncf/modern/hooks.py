@@ -74,7 +74,7 @@ class ResidualQuantizer(nn.Module, StatefulModuleInterface):  # type: ignore[mis
         key = json.dumps([config.to_dict(), layers])
         loop, numbers = cls._restored.pop(key, (None, set()))
         if loop is None or number in numbers:
-            loop, numbers = ClosedLoop(config, [_Unknown(layer) for layer in layers]), set()
+            loop, numbers = ClosedLoop(config, layers, [_Unknown(layer) for layer in layers]), set()
         numbers.add(number)
         if len(numbers) < len(layers):
             cls._restored[key] = (loop, numbers)

@@ -1,0 +1,86 @@
+"""ilwp as an algorithm of Intel Neural Compressor: after training, with training, tuned, and under static INT8.
+
+pip install 'ilwp-plugin[inc,report]'
+python examples/neural_compressor/quantize.py                        digits, about two minutes
+python examples/neural_compressor/quantize.py --data fashion-mnist   MobileNet width 0.5, half an hour
+"""
+
+import argparse
+import copy
+import logging
+from pathlib import Path
+
+import torch.nn.functional as F
+from ilwp_integrations.neural_compressor import IlwpConfig, autotune, load, regularizer, save, stack
+from neural_compressor.torch.quantization import INT8StaticQuantConfig, TuningConfig, quantize
+from torch import nn, optim, randperm
+
+from ilwp_plugin.demo import initial_model, preset
+from ilwp_plugin.training import TrainingRun
+from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+
+logging.getLogger("neural_compressor").setLevel(logging.ERROR)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", default="digits")
+parser.add_argument("--data-folder")
+parser.add_argument("--epochs", type=int, help="of each of the two trainings")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--out", default="out", help="folder for the files")
+options = parser.parse_args()
+
+settings = preset(options.data, epochs=options.epochs, seed=options.seed)
+data = load_data(options.data, options.data_folder)
+model = initial_model(settings, data)
+train(model, data, Recipe(settings.epochs, settings.batch, seed=settings.seed))
+model.eval()
+examples = data.train_images[:256]  # traces the model; also calibrates it
+
+
+def report(title: str, quantized: nn.Module) -> None:
+    """Save, load into a fresh model, and evaluate that."""
+    ledger = save(quantized, Path(options.out) / f"{title}.ilwp")
+    restored = load(Path(options.out) / f"{title}.ilwp", initial_model(settings, data).eval(), examples)
+    print(f"{title}: {ledger.file_bytes:,} bytes, accuracy {accuracy(restored, data):.2f} %", flush=True)
+
+
+def train_with_loss(network: nn.Module) -> None:
+    """The user's own training loop; INC calls it between `prepare` and `convert`."""
+    batches = len(data.train_images) // settings.batch
+    steps = settings.epochs * batches
+    optimizer = optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False)
+    inter_layer_loss = regularizer(network, TrainingRun.of(optimizer, steps, schedule))
+    network.train()
+    for _ in range(settings.epochs):
+        for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
+            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + inter_layer_loss()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+size = sum(tensor.nbytes for tensor in model.state_dict().values())
+print(f"{settings}\nfp32: {size:,} bytes, accuracy {accuracy(model, data):.2f} %")
+
+report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
+untrained = initial_model(settings, data)
+report("with training", quantize(untrained, IlwpConfig(bits=6), run_fn=train_with_loss, example_inputs=examples))
+
+tuned = autotune(
+    model,
+    TuningConfig(config_set=[IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])]),
+    eval_fn=lambda network: accuracy(network, data),
+    criterion=lambda before, after: after >= before - 0.5,
+)
+for trial in tuned.trials:
+    verdict = "passes" if trial.passed else "fails"
+    print(
+        f"  {trial.config.mode}, {trial.config.bits} bits: {trial.file_bytes:,} bytes, {trial.result:.2f} %, {verdict}"
+    )
+report("tuned", tuned.model)
+
+everything = IlwpConfig(bits=None, weight_step=0.02, batch_norm="merged")  # every weight on one grid, which INT8 keeps
+report("static INT8 alone", stack(copy.deepcopy(model), [INT8StaticQuantConfig()], examples))
+report("ilwp and static INT8", stack(copy.deepcopy(model), [everything, INT8StaticQuantConfig()], examples))

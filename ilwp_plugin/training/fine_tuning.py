@@ -1,0 +1,425 @@
+"""From a trained network to a small file: align, train on with loss and quantizer, re-estimate, compress."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ilwp_plugin import toolkits
+from ilwp_plugin.alignment import AlignmentReport, Coupler, align_model
+from ilwp_plugin.compression import CompressedModel, compress
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.container import read_file, write_file
+from ilwp_plugin.errors import ConfigError, FileError, TrainingError
+from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.provenance import Provenance
+from ilwp_plugin.training.batch_norm import reestimate_batch_norms
+from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
+from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
+from ilwp_plugin.training.loss_weight import TrainingRun
+
+__all__ = ["FineTuned", "FineTuning", "fine_tune"]
+
+_PULL = 1.25
+"""Of the automatic loss weight, as a multiple of the mean residual: less than in a training from the beginning, since
+aligned kernels are near each other already. On Fashion-MNIST it makes the weight 25, between 20 (more bytes, more
+accuracy) and 30 (fewer of both)."""
+
+TaskLoss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> scalar loss, the mean over the batch."""
+Report = Callable[[int, int, float], None]
+"""(steps done, of how many, loss of this process's share of the batch) after each step."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How to train on.
+
+    Attributes:
+        epochs: passes over the data.
+        batch: samples of an optimizer step, over all processes together.
+        lr: learning rate at the start; it falls to 0 by half a cosine.
+        momentum: of SGD with Nesterov momentum.
+        weight_decay: likewise.
+        quantize_from: share of the steps after which the model computes with quantized weights; 0 from the start, 1
+            never (the weights are then quantized after training).
+        norm_batches: batches for the batch-norm statistics at the end; 0 keeps the running ones.
+        checkpoint_steps: steps between two checkpoints; None writes one after each epoch.
+        workers: processes that load data. With some, and random augmentation, a resumption is bit for bit only from a
+            checkpoint between two epochs.
+        seed: of the order of the data.
+    """
+
+    epochs: int = 3
+    batch: int = 256
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    quantize_from: float = 0.0
+    norm_batches: int = 40
+    checkpoint_steps: int | None = None
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, 1 if self.checkpoint_steps is None else self.checkpoint_steps) < 1:
+            raise TrainingError(
+                f"expected at least 1, got epochs={self.epochs}, batch={self.batch}, "
+                f"checkpoint_steps={self.checkpoint_steps}"
+            )
+        if not 0 <= self.quantize_from <= 1:
+            raise TrainingError(f"quantize_from={self.quantize_from}: expected a share of the steps, from 0 to 1")
+        if min(self.norm_batches, self.workers, self.seed) < 0 or not self.lr > 0:
+            raise TrainingError(
+                f"expected lr > 0 and none of the others below 0, got lr={self.lr}, norm_batches={self.norm_batches}, "
+                f"workers={self.workers}, seed={self.seed}"
+            )
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What came out.
+
+    Attributes:
+        compressed: the model as the file holds it.
+        alignment: what was aligned; None where nothing was to be.
+        loss_weight: of the inter-layer loss.
+        steps: optimizer steps, those before a resumption included.
+    """
+
+    compressed: CompressedModel
+    alignment: AlignmentReport | None
+    loss_weight: float
+    steps: int
+
+
+def fine_tune(
+    model: nn.Module,
+    data: Dataset[Any],
+    loss: TaskLoss,
+    config: IlwpConfig | Mapping[str, Any] | None = None,
+    plan: FineTuning | None = None,
+    *,
+    example_inputs: Any = None,
+    coupler: Callable[[nn.Module, Any], Coupler] | None = None,
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    references: Mapping[str, Tensor] | Provenance | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    report: Report | None = None,
+) -> FineTuned:
+    """Make a trained model fit for inter-layer prediction, and compress it.
+
+    The channels are aligned; the model trains on with the inter-layer loss, and from `plan.quantize_from` on with the
+    weights that the file will restore; the batch-norm statistics are estimated anew for these; the rest is `compress`.
+    In the end the model holds what the file restores.
+
+    Interrupted at any moment and called again with the same arguments (the weights of the model then do not matter), it
+    goes on from the checkpoint, and ends with the same bits as without the interruption.
+
+    In a process group (torchrun) each process takes its share of every batch, gradients are averaged, batch norms see
+    the share of their own process, and only the first process writes.
+
+    Args:
+        model: a trained model; is changed in place, and trained in training mode.
+        data: a map-style data set, the same in every process; an incomplete last batch of an epoch is left out.
+        loss: the task's loss on a batch.
+        config: IlwpConfig() if None; "auto" weighs the inter-layer loss by the length of the run.
+        plan: FineTuning() if None.
+        example_inputs: for alignment, and see `compress`.
+        coupler: aligns with this; None aligns with torch-pruning's if `config.align`, else leaves the channels as they
+            are.
+        optimizer: makes another optimizer than SGD; its learning rate falls to 0 by half a cosine, too.
+        references: index maps or origins by layer name, see `compress`; not together with a coupler.
+        checkpoint: a file that is written now and then and, where it exists, resumed from.
+        out: where to write the `.ilwp` file.
+        report: is told the progress.
+
+    Raises:
+        ChainError, ConfigError, TensorError: see `compress`.
+        TrainingError: the plan makes no step, the loss is not finite, or the checkpoint is that of another run.
+        FileError: the checkpoint or the file cannot be read or written.
+        MissingDependencyError: `config.align` without torch-pruning.
+    """
+    config, plan, model = IlwpConfig.of(config), plan or FineTuning(), unwrap(model)
+    if config.align:
+        coupler = coupler or toolkits.load("pruning").Coupling
+        config = config.replace(align=False)  # of what follows
+    if config.bits is None:
+        raise ConfigError("bits: None quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")
+    for path in (checkpoint, out):
+        if path is not None and not Path(path).absolute().parent.is_dir():  # now, not after hours
+            raise FileError(f"cannot write {os.fspath(path)}: there is no folder {Path(path).parent}")
+    world = _World.current()
+    batches = _Batches(data, plan, world)
+    steps = plan.epochs * batches.per_epoch
+    identity = {
+        "config": config.to_dict(),
+        "plan": asdict(plan),
+        "samples": batches.samples,
+        "processes": world.size,
+        "aligned": coupler is not None,
+    }
+    saved = None if checkpoint is None else _read_checkpoint(Path(checkpoint), identity)
+
+    alignment = None
+    if coupler is not None:
+        if references:
+            raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
+        alignment = _align(model, example_inputs, coupler, config) if saved is None else saved["alignment"]
+    options: dict[str, Any] = {"example_inputs": example_inputs, "references": references}
+    model.train()
+    quantizer = ResidualFakeQuantizer(model, config, **options)
+    quantizer.enabled = False
+    moving = _sgd(model, plan) if optimizer is None else optimizer(model)
+    schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    config_of_loss = config if saved is None else config.replace(loss_weight=saved["loss_weight"])
+    length = None
+    if config_of_loss.loss_weight == "auto":
+        length = replace(TrainingRun.of(moving, steps, schedule), pull=_PULL)
+    regularizer = InterLayerLoss(model, config_of_loss, run=length, **options)
+    run = _Run(model, moving, schedule)
+    done = 0
+    if saved is not None:
+        done = run.restore(saved["state"], world)
+    parallel = DistributedDataParallel(model) if world.size > 1 else model
+
+    def save(step: int) -> None:
+        state = run.state(step, world)
+        if checkpoint is not None and world.rank == 0:
+            _write_checkpoint(Path(checkpoint), identity, state, regularizer.loss_weight, alignment)
+
+    if saved is None and checkpoint is not None:
+        save(0)
+    every = plan.checkpoint_steps or batches.per_epoch
+    begin = round(plan.quantize_from * steps)
+    for step, batch in enumerate(batches.training(done), start=done):
+        quantizer.enabled = step >= begin
+        total = loss(parallel, batch) + regularizer()
+        value = total.item()
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {step + 1} of {steps}; lower the learning rate")
+        moving.zero_grad(set_to_none=True)
+        total.backward()
+        moving.step()
+        schedule.step()
+        if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+            save(step + 1)
+        if report is not None:
+            report(step + 1, steps, value)
+
+    quantizer.enabled = True
+    if plan.norm_batches:
+        reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
+    quantizer.remove()
+    compressed = compress(model, config, **options)
+    compressed.apply_to(model)
+    if out is not None and world.rank == 0:
+        compressed.save(out)
+    world.wait()
+    return FineTuned(compressed, alignment, regularizer.loss_weight, steps)
+
+
+def _sgd(model: nn.Module, plan: FineTuning) -> Optimizer:
+    return SGD(
+        model.parameters(),
+        plan.lr,
+        momentum=plan.momentum,
+        nesterov=plan.momentum > 0,
+        weight_decay=plan.weight_decay,
+    )
+
+
+def _align(
+    model: nn.Module, example_inputs: Any, coupler: Callable[[nn.Module, Any], Coupler], config: IlwpConfig
+) -> AlignmentReport:
+    """Align on the CPU, wherever the model is."""
+    device = _device(model)
+    model.cpu()
+    inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
+    report = align_model(model, inputs, coupler, config)
+    model.to(device)
+    return report
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@dataclass(frozen=True)
+class _World:
+    """The process group, or this process alone."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def current(cls) -> _World:
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls(0, 1)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+class _Batches:
+    """The data in an order that depends on the seed and the epoch alone, so that it can be taken up anywhere."""
+
+    def __init__(self, data: Dataset[Any], plan: FineTuning, world: _World) -> None:
+        try:
+            samples = len(data)  # type: ignore[arg-type]
+        except TypeError:
+            raise TrainingError(
+                f"data: a {type(data).__name__} has no length; expected a map-style data set, which can be resumed"
+            ) from None
+        if not 1 <= plan.batch <= samples or plan.batch % world.size:
+            raise TrainingError(
+                f"batches of {plan.batch} of {samples} samples in {world.size} processes: expected at most the number "
+                "of samples, and a multiple of the processes"
+            )
+        self._data, self._plan, self._world, self.samples = data, plan, world, samples
+        self.per_epoch = samples // plan.batch
+
+    def training(self, start: int) -> Iterator[Any]:
+        """This process's share of every batch from step `start` on, to the end of the last epoch."""
+        for epoch in range(start // self.per_epoch, self._plan.epochs):
+            order = self._order(epoch)
+            first = start % self.per_epoch if epoch == start // self.per_epoch else 0
+            yield from self._load([b[self._world.rank :: self._world.size] for b in order[first:]], epoch)
+
+    def whole(self, count: int) -> Iterator[Any]:
+        """The first batches of another order, the same in all processes."""
+        epoch = self._plan.epochs
+        return self._load(self._order(epoch)[:count], epoch)
+
+    def _order(self, epoch: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self._seed(epoch))
+        shuffled = torch.randperm(self.samples, generator=generator)
+        return list(shuffled[: self.per_epoch * self._plan.batch].view(-1, self._plan.batch))
+
+    def _seed(self, epoch: int) -> int:
+        return self._plan.seed * 1_000_003 + epoch
+
+    def _load(self, batches: list[Tensor], epoch: int) -> Iterator[Any]:
+        # Of its own generator, so that making the loader leaves the global one, which a checkpoint holds, as it is.
+        generator = torch.Generator().manual_seed(self._seed(epoch))
+        options: dict[str, Any] = {"num_workers": self._plan.workers, "generator": generator}
+        if isinstance(self._data, TensorDataset):  # takes a whole batch at once
+            return iter(DataLoader(self._data, sampler=batches, batch_size=None, **options))
+        return iter(DataLoader(self._data, batch_sampler=[b.tolist() for b in batches], **options))
+
+
+class _Run:
+    """All that a training changes, as one state."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+
+    def state(self, step: int, world: _World) -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": world.gather(_random_state()),
+        }
+
+    def restore(self, state: Mapping[str, Any], world: _World) -> int:
+        """Returns the steps that are done."""
+        try:
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(f"the checkpoint does not fit {type(self._model).__name__}: {error}") from error
+        self._schedule.load_state_dict(state["schedule"])
+        _set_random_state(state["random"][world.rank])
+        return int(state["step"])
+
+
+def _random_state() -> dict[str, Any]:
+    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002  (what augmentations draw from)
+    assert isinstance(numpy_state, tuple)
+    name, keys, *rest = numpy_state
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _write_checkpoint(
+    path: Path,
+    identity: Mapping[str, Any],
+    state: Mapping[str, Any],
+    loss_weight: float,
+    alignment: AlignmentReport | None,
+) -> None:
+    content = {
+        "identity": identity,
+        "state": state,
+        "loss_weight": loss_weight,
+        "alignment": None if alignment is None else asdict(alignment),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, [buffer.getbuffer()])
+
+
+def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint of this very run; None where there is none yet."""
+    if not path.exists():
+        return None
+    data = read_file(path)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        theirs = {**content["identity"]}
+        if content["alignment"] is not None:
+            content["alignment"] = AlignmentReport(**content["alignment"])
+    except Exception as error:  # torch.load raises what it meets in a damaged file
+        raise FileError(
+            f"{path}: no checkpoint of a fine-tuning ({type(error).__name__}); delete it to begin"
+        ) from error
+    for name, mine in identity.items():
+        if theirs.get(name) != mine:
+            raise TrainingError(
+                f"{path}: the checkpoint of another run; its {name}: {theirs.get(name)}, now: {mine}. "
+                "Repeat that run, or delete the checkpoint"
+            )
+    return dict(content)

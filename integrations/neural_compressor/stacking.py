@@ -1,0 +1,340 @@
+"""ilwp on the weights, then an export, then INC's INT8 quantization of everything."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from neural_compressor.common.base_config import BaseConfig, config_registry
+from neural_compressor.torch.export import export
+from neural_compressor.torch.quantization import convert, prepare, quantize
+from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
+from torch import Tensor, fx, nn
+
+from ilwp_plugin import CompressedModel, compress
+from ilwp_plugin import IlwpConfig as CoreConfig
+from ilwp_plugin.errors import ConfigError, FormatError, TensorError, TrainingError
+from ilwp_plugin.method.chains import call, unwrap
+from ilwp_plugin.method.grid import IntegerTensor
+
+from .algorithm import attached
+from .composition import EXPORTED
+from .config import ALGORITHM
+from .exported import activations, integer_weights, other_tensors, set_activations, set_weight
+
+__all__ = ["compress_exported", "is_exported", "restore_exported", "stack"]
+
+_KEY = "ilwp_stack"
+"""In the `meta` of a graph module, which its copies share."""
+
+_SCALES, _ZEROS = "activation_scales", "activation_zero_points"
+_LARGEST = 127
+"""Codes of INC's weights are int8."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """How an exported model was made; enough to make one like it again.
+
+    Attributes:
+        config: of INC.
+        dynamic_batch: whether the export leaves the size of a batch open.
+        ilwp: the configuration of ilwp, or None.
+        source: the float model, where every weight of the graph follows from ilwp's integers in it; else None.
+    """
+
+    config: BaseConfig
+    dynamic_batch: bool
+    ilwp: CoreConfig | None
+    source: CompressedModel | None = None
+
+
+def stack(
+    model: nn.Module,
+    configs: Sequence[BaseConfig],
+    example_inputs: Any,
+    *,
+    run_fn: Callable[[nn.Module], Any] | None = None,
+    calibrate: Callable[[nn.Module], Any] | None = None,
+    dynamic_batch: bool = True,
+) -> fx.GraphModule:
+    """Run ilwp, export, and run INC's static or dynamic INT8 quantization on what is exported.
+
+    INC folds batch norms into the weights and puts each channel on a grid of its own, the largest magnitude being 127.
+    That would round a second time what ilwp has rounded. So wherever ilwp's weights are whole multiples of a step, the
+    scale of INC's grid is set to that step (times the gain of the batch norm), and INC's codes are ilwp's: this holds
+    for the layers of `weight_step`. The values of a chain (`bits`) lie on no common grid, so its layers get INC's; with
+    `bits=None` depthwise layers are on the grid of `weight_step`, too. Either way the INT8 codes of depthwise layers
+    are predicted by each other, without loss, where that saves bytes.
+
+    Args:
+        model: a float model; ilwp changes it in place.
+        configs: `[IlwpConfig(...), INT8StaticQuantConfig(...)]` or with DynamicQuantConfig; the first may be left out.
+        example_inputs: a tensor, or a tuple of arguments; a batch of two examples or more.
+        run_fn: trains the model under ilwp, see `quantize`.
+        calibrate: is given the prepared graph and runs it on calibration data; the example inputs if None.
+        dynamic_batch: leave the size of a batch open.
+
+    Returns:
+        The quantized graph module; `save` writes it and `load` restores it exactly.
+
+    Raises:
+        ConfigError: other configurations than these, or example inputs that are too few.
+    """
+    float_configs, config = _order(configs)
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    ilwp: CoreConfig | None = None
+    if float_configs:
+        model = quantize(model, float_configs[0], run_fn=run_fn, example_inputs=example_inputs)
+        ilwp = attached(model).config
+    elif run_fn is not None:
+        run_fn(model)
+    stacked = Stacked(config, dynamic_batch, ilwp)
+    graph = _exported(model, inputs, stacked, calibrate or (lambda graph: call(graph, inputs)))
+    for weight in integer_weights(graph).values():  # scales as float32, which a file holds, not as Python has them
+        set_weight(graph, weight, weight.value)
+    compressed = attached(model).compressed if float_configs else None
+    if compressed is not None and _keep_grids(graph, model, compressed):
+        graph.meta[_KEY] = replace(stacked, source=compressed)
+    graph.recompile()
+    return graph
+
+
+def _order(configs: Sequence[BaseConfig]) -> tuple[list[BaseConfig], BaseConfig]:
+    names = [getattr(config, "name", type(config).__name__) for config in configs]
+    if not names or names[-1] not in EXPORTED or names[:-1] not in ([], [ALGORITHM]):
+        raise ConfigError(
+            f"stack: expected [IlwpConfig(...), one of {', '.join(EXPORTED)}], or the latter alone, got {names}; "
+            "algorithms for modules go together by compose(...)"
+        )
+    return list(configs[:-1]), configs[-1]
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Any, ...], stacked: Stacked, calibrate: Callable[[nn.Module], Any]
+) -> fx.GraphModule:
+    """Export, prepare, calibrate, convert."""
+    shapes = None
+    if stacked.dynamic_batch:
+        if any(isinstance(value, Tensor) and (value.dim() == 0 or len(value) < 2) for value in inputs):
+            raise ConfigError(
+                "example_inputs: an export with an open batch size needs two examples or more; "
+                "dynamic_batch=False fixes the size"
+            )
+        batch = torch.export.Dim("batch", min=1)
+        shapes = tuple({0: batch} if isinstance(value, Tensor) else None for value in inputs)
+    own = copy.deepcopy(unwrap(model)).eval()  # the export shares its parameters, which folding would change
+    prepared = prepare(export(own, inputs, dynamic_shapes=shapes), copy.deepcopy(stacked.config))
+    with torch.no_grad():
+        calibrate(prepared)
+    graph: fx.GraphModule = convert(prepared)
+    graph.meta[_KEY] = stacked
+    methods: Any = graph
+    methods.eval, methods.train = MethodType(_stay, graph), MethodType(_train, graph)
+    return graph
+
+
+def _stay(graph: fx.GraphModule) -> fx.GraphModule:
+    """`eval()` of an exported graph, which knows no other mode; torch's own raises."""
+    return graph
+
+
+def _train(graph: fx.GraphModule, mode: bool = True) -> fx.GraphModule:
+    if mode:
+        raise TrainingError("an exported INT8 model cannot be trained; train before stack(...), with its run_fn")
+    return graph
+
+
+def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedModel) -> bool:
+    """Where ilwp's weights are on a grid, let INC's codes be the same integers. Tells whether that is everywhere."""
+    kept = 0
+    weights = integer_weights(graph)
+    state = unwrap(model).state_dict()
+    for name, own in compressed.quantized.items():
+        weight = weights.get(name)
+        if weight is None or int(own.centred.abs().max()) > _LARGEST or own.scale.dim():
+            continue
+        folded = graph.state_dict()[name]
+        gain = _gains(folded, state[name])
+        codes = own.centred * gain.sign().long().reshape(-1, *[1] * (folded.dim() - 1))
+        if weight.value.scale.numel() == 1 and not bool((gain == gain[0]).all()):
+            continue  # one scale for the whole tensor, and channels of different gains
+        scale = (own.scale * gain.abs()).reshape(-1)
+        set_weight(graph, weight, IntegerTensor(codes, scale if weight.value.scale.numel() > 1 else scale[0]))
+        kept += 1
+    return kept == len(weights)
+
+
+def _gains(folded: Tensor, weight: Tensor) -> Tensor:
+    """(channels,): what folding a batch norm multiplied each channel's weights by; 1 for channels of zeros."""
+    flat, before = folded.flatten(1).double(), weight.detach().flatten(1).double()
+    largest = before.abs().argmax(dim=1, keepdim=True)
+    top = before.gather(1, largest)
+    gain = torch.where(top == 0, 1.0, flat.gather(1, largest) / torch.where(top == 0, 1.0, top))
+    return gain.reshape(-1).float()
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether `stack` made a model."""
+    return isinstance(model, fx.GraphModule) and isinstance(model.meta.get(_KEY), Stacked)
+
+
+def compress_exported(graph: fx.GraphModule) -> CompressedModel:
+    """A graph that INC has quantized; nothing is rounded.
+
+    It is stored as its integer codes and scales. Where all of those follow from the integers of ilwp, the float model
+    that holds these is stored instead, if that is smaller, with a digest of the graph that `load` has to arrive at.
+
+    Args:
+        graph: as `stack` returned it.
+
+    Raises:
+        TensorError: a tensor cannot be stored, or the graph was not made by `stack`.
+    """
+    if not is_exported(graph):
+        raise TensorError(f"this {type(graph).__name__} was not made by stack(...)")
+    stacked: Stacked = graph.meta[_KEY]
+    scales, zeros = activations(graph)
+    if not torch.equal(scales.float().double(), scales):
+        raise TensorError("the scale of an activation is no float32 number")
+    about = {
+        "version": version("neural-compressor-pt"),
+        "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
+        "dynamic_batch": stacked.dynamic_batch,
+        "ilwp": None if stacked.ilwp is None else stacked.ilwp.to_dict(),
+    }
+    codes = _compress_codes(graph, scales, zeros, about)
+    if stacked.source is None:
+        return codes
+    packed = {_SCALES: _to_text(scales.float()), _ZEROS: _to_text(zeros.int()), "digest": _digest(graph)}
+    metadata = {**stacked.source.metadata, "neural_compressor": {**about, **packed}}
+    source = stacked.source.with_others_of(stacked.source.state_dict(), metadata)
+    return min(codes, source, key=lambda file: file.ledger.file_bytes)
+
+
+def _compress_codes(graph: fx.GraphModule, scales: Tensor, zeros: Tensor, about: Mapping[str, Any]) -> CompressedModel:
+    weights = integer_weights(graph)
+    state = {name: tensor.detach() for name, tensor in other_tensors(graph, weights).items()}
+    state.update({name: weight.value.restore() for name, weight in weights.items()})
+    if len(scales):
+        state[_SCALES], state[_ZEROS] = scales.float(), zeros.to(torch.int32)
+    values = {name: weight.value for name, weight in weights.items()}
+    return compress(state, CoreConfig(bits=None), quantized=values, metadata={"neural_compressor": dict(about)})
+
+
+def _to_text(values: Tensor) -> str:
+    return base64.b64encode(values.numpy().astype(values.numpy().dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def _from_text(text: Any, dtype: str, where: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), dtype).copy())
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{where}: no list of scales or zero points: {error}") from None
+
+
+def _digest(graph: fx.GraphModule) -> str:
+    """Of everything that the graph computes with."""
+    weights = integer_weights(graph)
+    tensors = [tensor for weight in weights.values() for tensor in (weight.value.codes, weight.value.scale)]
+    tensors += [*other_tensors(graph, weights).values(), *activations(graph)]
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def restore_exported(
+    stored: CompressedModel, about: Mapping[str, Any], model: nn.Module, example_inputs: Any, where: str
+) -> fx.GraphModule:
+    """The inverse of `compress_exported`: export and quantize again, then set every weight, scale and zero point."""
+    if example_inputs is None:
+        raise ConfigError(f"{where} holds an exported model: pass example_inputs, with which it is exported again")
+    exported = about.get("exported")
+    if not isinstance(exported, dict) or exported.get("algorithm") not in EXPORTED:
+        raise FormatError(f"{where}: no description of the exported model that this version understands")
+    config = _from_portable(exported["algorithm"], exported.get("config"), where)
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    stacked = Stacked(config, bool(about.get("dynamic_batch")), None)
+    ilwp = about.get("ilwp")
+    if isinstance(ilwp, dict):
+        stacked = Stacked(config, stacked.dynamic_batch, CoreConfig.from_dict(ilwp))
+    if "digest" in about:
+        return _restore_from_source(stored, about, model, inputs, stacked, where)
+    graph = _exported(model, inputs, stacked, lambda graph: call(graph, inputs))
+    weights, values = integer_weights(graph), stored.quantized
+    state = stored.state_dict()
+    others = other_tensors(graph, weights)
+    expected = {*weights, *others, *((_SCALES, _ZEROS) if _SCALES in state else ())}
+    if set(weights) != set(values) or expected != set(state):
+        different = sorted({*expected} ^ {*state} or {*weights} ^ {*values})
+        raise TensorError(f"{where} does not fit {type(model).__name__}: {different[:3]} are in one of the two only")
+    for name, weight in weights.items():
+        set_weight(graph, weight, values[name])
+    with torch.no_grad():
+        for name, tensor in others.items():
+            if tensor.shape != state[name].shape:
+                raise TensorError(f"{where}: tensor {name!r} has another shape in {type(model).__name__}")
+            tensor.copy_(state[name])
+    empty = torch.empty(0)
+    set_activations(graph, state.get(_SCALES, empty).double(), state.get(_ZEROS, empty).long())
+    return graph
+
+
+def _restore_from_source(
+    stored: CompressedModel,
+    about: Mapping[str, Any],
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    stacked: Stacked,
+    where: str,
+) -> fx.GraphModule:
+    """Go the way that `stack` went, from the stored float model."""
+    own = copy.deepcopy(unwrap(model))
+    stored.apply_to(own)
+    graph = _exported(own, inputs, stacked, lambda graph: call(graph, inputs))
+    for weight in integer_weights(graph).values():
+        set_weight(graph, weight, weight.value)
+    _keep_grids(graph, own, stored)
+    scales, zeros = (_from_text(about.get(_SCALES), "<f4", where), _from_text(about.get(_ZEROS), "<i4", where))
+    set_activations(graph, scales.double(), zeros.long())
+    if _digest(graph) != about["digest"]:
+        raise TensorError(
+            f"{where}: export and folding of batch norms give other numbers here than where it was saved (torch "
+            f"{torch.__version__} here, neural-compressor-pt {about.get('version')} there); ilwp_plugin.load restores "
+            "the float model exactly"
+        )
+    graph.meta[_KEY] = replace(stacked, source=stored)
+    return graph
+
+
+def _portable(config: BaseConfig) -> dict[str, Any]:
+    """A configuration of INC with all that it says; INC's own `to_dict` loses what is global beside local ones."""
+    fields = {name: getattr(config, name) for name in config.params_list if name not in ("white_list", "model_info")}
+    local = {
+        key if isinstance(key, str) else "{type}" + key.__name__: _portable(value)
+        for key, value in config.local_config.items()
+    }
+    return {"fields": fields, "local": local}
+
+
+def _from_portable(name: str, values: Any, where: str) -> BaseConfig:
+    if not isinstance(values, dict) or not isinstance(values.get("fields"), dict):
+        raise FormatError(f"{where}: no configuration of {name!r}")
+    config = config_registry.get_cls_configs()[FRAMEWORK_NAME][name](**values["fields"])
+    for key, local in values.get("local", {}).items():
+        operator: Any = key
+        if key.startswith("{type}"):
+            operator = getattr(nn, key.removeprefix("{type}"), None)
+            if not (isinstance(operator, type) and issubclass(operator, nn.Module)):
+                raise FormatError(f"{where}: a configuration of {key!r}, which is no module of torch.nn")
+        config.set_local(operator, _from_portable(name, local, where))
+    return config

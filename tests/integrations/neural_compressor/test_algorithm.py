@@ -1,0 +1,189 @@
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ilwp_integrations
+import pytest
+import torch
+import torch.nn.functional as F
+from ilwp_integrations.neural_compressor import IlwpConfig, attached, load, regularizer, save
+from neural_compressor.common.base_config import ComposableConfig
+from neural_compressor.torch.quantization import convert, prepare, quantize
+from neural_compressor.torch.quantization import load as inc_load
+from neural_compressor.torch.quantization import save as inc_save
+from neural_compressor.torch.utils.utility import algos_mapping
+from torch import Tensor, nn
+
+from ilwp_plugin import IlwpConfig as CoreConfig
+from ilwp_plugin import compress
+from ilwp_plugin import load as core_load
+from ilwp_plugin.errors import ChainError, ConfigError, FormatError, TensorError, TrainingError
+from ilwp_plugin.testing import IntegrationContract
+from ilwp_plugin.training import TrainingRun
+
+
+class Adapter:
+    def __init__(self, model: nn.Module, config: Mapping[str, Any], example: Tensor) -> None:
+        self.model = prepare(model, IlwpConfig(**config), example_inputs=example)
+
+    def loss(self) -> Tensor:
+        return regularizer(self.model)()
+
+    def finish(self) -> nn.Module:
+        self.model = convert(self.model)
+        return self.model
+
+    def save(self, path: Path) -> None:
+        save(self.model, path)
+
+
+class TestContract(IntegrationContract):
+    def attach(self, model: nn.Module, config: Mapping[str, Any], example: Tensor) -> Adapter:
+        return Adapter(model, config, example)
+
+
+def test_registration_is_idempotent_and_leaves_others() -> None:
+    before, guarded = dict(algos_mapping), ComposableConfig.__dict__["from_dict"]
+    ilwp_integrations.load("inc").register()
+    assert algos_mapping == before
+    assert ComposableConfig.__dict__["from_dict"] is guarded
+    assert {"rtn", "gptq", "static_quant", "mixed_precision", "ilwp"} < set(algos_mapping)
+
+
+def test_quantize(mobilenet: nn.Module, tmp_path: Path) -> None:
+    original = copy.deepcopy(mobilenet)
+    expected = compress(mobilenet, CoreConfig(bits=4)).state_dict()
+    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
+    ledger = save(quantized, tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.ilwp").stat().st_size == ledger.file_bytes
+    restored = load(tmp_path / "saved", original)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in restored.state_dict().items())
+
+
+def test_quantize_by_dict_as_inc_has_it(mobilenet: nn.Module) -> None:
+    quantized = quantize(mobilenet, {"ilwp": {"bits": 5, "mode": "local"}})
+    assert {layer.mode for layer in attached(quantized).compressed.layers[1:]} == {"local"}
+
+
+def test_quantize_with_training(mobilenet: nn.Module, images: Tensor) -> None:
+    before = copy.deepcopy(mobilenet)
+    seen = {}
+
+    def train(model: nn.Module, steps: int) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 0.001)
+        loss_of_layers = regularizer(model, TrainingRun.of(optimizer, steps))
+        loss_of_layers.loss_weight /= 20  # so few steps would ask for more than they can bear
+        seen["residual"] = [float(loss_of_layers.value().detach())]
+        model.train()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (F.cross_entropy(model(images), torch.arange(len(images))) + loss_of_layers()).backward()
+            optimizer.step()
+        seen["residual"].append(float(loss_of_layers.value().detach()))
+        seen["outputs"] = model.eval()(images).detach()
+
+    quantized = quantize(mobilenet, IlwpConfig(bits=4), run_fn=train, run_args=(5,))
+    assert seen["residual"][1] < seen["residual"][0]
+    torch.testing.assert_close(quantized.eval()(images), seen["outputs"], rtol=0, atol=0)
+    assert not torch.equal(quantized.classifier.weight, before.classifier.weight)
+
+
+def test_not_in_place_leaves_the_model(mobilenet: nn.Module) -> None:
+    before = copy.deepcopy(mobilenet.state_dict())
+    quantized = quantize(mobilenet, IlwpConfig(bits=3), inplace=False)
+    prepared = prepare(mobilenet, IlwpConfig(bits=3), inplace=False)
+    converted = convert(prepared, inplace=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mobilenet.state_dict().items())
+    assert all(torch.equal(tensor, quantized.state_dict()[name]) for name, tensor in converted.state_dict().items())
+    with pytest.raises(TrainingError, match="inplace=False"):
+        attached(mobilenet)
+
+
+def test_each_part_alone(mobilenet: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    loss_only = prepare(copy.deepcopy(mobilenet), IlwpConfig(bits=None, loss_weight=2.0))
+    assert float(regularizer(loss_only)().detach()) > 0
+    torch.testing.assert_close(loss_only.eval()(images), mobilenet.eval()(images), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="leaves nothing to save"):
+        save(convert(loss_only), tmp_path)
+    quantizer_only = prepare(copy.deepcopy(mobilenet), IlwpConfig(bits=4, loss_weight=0))
+    assert float(regularizer(quantizer_only)()) == 0
+    with pytest.raises(TrainingError, match="auto"):
+        regularizer(prepare(copy.deepcopy(mobilenet), IlwpConfig()))
+
+
+def test_local_configurations_reach_the_layers(mobilenet: nn.Module) -> None:
+    config = IlwpConfig(bits=6).set_local("features.5.0", IlwpConfig(bits=3, mode="none"))
+    config.set_local(r"features\.7\.", IlwpConfig(bits=None))
+    quantized = quantize(mobilenet, config)
+    layers = {layer.name.removesuffix(".weight"): layer for layer in attached(quantized).compressed.layers}
+    assert (layers["features.5.0"].bits, layers["features.5.0"].mode) == (3, "none")
+    assert layers["features.6.0"].bits == 6
+    assert "features.7.0" not in layers
+
+
+def test_white_list_reaches_the_layers(mobilenet: nn.Module) -> None:
+    quantized = quantize(mobilenet, IlwpConfig(white_list=["features.4", "features.5.0", "features.9"]))
+    names = [layer.name for layer in attached(quantized).compressed.layers]
+    assert names == ["features.4.0.weight", "features.5.0.weight", "features.9.0.weight"]
+
+
+def test_local_configuration_of_no_chained_layer_is_refused(mobilenet: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"'features.5.3' names no layer of a chain"):
+        quantize(mobilenet, IlwpConfig().set_local("features.5.3", IlwpConfig(bits=4)))
+
+
+def test_an_empty_mapping_is_refused(mobilenet: nn.Module) -> None:
+    with pytest.raises(ChainError):
+        quantize(nn.Sequential(nn.Conv2d(3, 3, 3)), IlwpConfig())
+    with pytest.raises(ConfigError, match="set to tune over"):
+        quantize(mobilenet, IlwpConfig(bits=[3, 4]))
+
+
+def test_another_algorithms_quantizer_is_left_alone(mobilenet: nn.Module) -> None:
+    """INC's get_quantizer would take it for the one to run."""
+    mobilenet.quantizer = "the user's own"
+    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    assert quantized.quantizer == "the user's own"
+    assert attached(quantized).compressed is not None
+
+
+def test_wrong_order_is_refused(mobilenet: nn.Module, tmp_path: Path) -> None:
+    prepared = prepare(mobilenet, IlwpConfig(bits=4))
+    with pytest.raises(TrainingError, match="call convert"):
+        save(prepared, tmp_path)
+    with pytest.raises(TrainingError, match="prepared already"):
+        prepare(prepared, IlwpConfig(bits=4))
+    converted = convert(prepared)
+    with pytest.raises(TrainingError, match="converted already"):
+        convert(converted)
+
+
+def test_saving_by_inc_and_what_its_loader_says(mobilenet: nn.Module, tmp_path: Path) -> None:
+    original = copy.deepcopy(mobilenet)
+    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    inc_save(quantized, str(tmp_path))
+    assert torch.equal(load(tmp_path, copy.deepcopy(original)).features[4][0].weight, quantized.features[4][0].weight)
+    with pytest.raises(ValueError, match="qconfig.json"):  # not None, as for other algorithms that it does not know
+        inc_load(str(tmp_path), original_model=original)
+
+
+def test_saving_what_has_changed(mobilenet: nn.Module, tmp_path: Path) -> None:
+    original = copy.deepcopy(mobilenet)
+    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    with torch.no_grad():
+        quantized.classifier.bias.add_(1)
+    save(quantized, tmp_path)
+    assert torch.equal(load(tmp_path, original).classifier.bias, quantized.classifier.bias)
+    with torch.no_grad():
+        quantized.features[4][0].weight.add_(1)
+    with pytest.raises(TensorError, match="'features.4.0.weight' is changed"):
+        save(quantized, tmp_path)
+
+
+def test_files_of_others_are_refused(mobilenet: nn.Module, tmp_path: Path) -> None:
+    compress(mobilenet).save(tmp_path / "x.ilwp")
+    with pytest.raises(FormatError, match="apply_to"):
+        load(tmp_path / "x.ilwp", mobilenet)
+    assert core_load(tmp_path / "x.ilwp").metadata == {}

@@ -1,0 +1,148 @@
+"""Several algorithms on one model: every one runs, or the user is told."""
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ilwp_integrations.neural_compressor import IlwpConfig, attached, compose, config_from_dict, load, save
+from neural_compressor.torch.algorithms.mixed_precision import HalfPrecisionModuleWrapper
+from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
+from neural_compressor.torch.quantization import (
+    GPTQConfig,
+    INT8StaticQuantConfig,
+    MixedPrecisionConfig,
+    RTNConfig,
+    convert,
+    prepare,
+    quantize,
+)
+from torch import Tensor, nn
+
+from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError
+
+RTN = {"use_layer_wise": False, "bits": 8, "group_size": -1}
+
+
+def ran(model: nn.Module) -> tuple[bool, bool]:
+    """Whether ilwp and RTN ran."""
+    found = attached(model).compressed
+    return found is not None and len(found.layers) == 13, isinstance(model.classifier, INCWeightOnlyLinear)
+
+
+COMPOSITIONS: dict[str, Any] = {
+    "compose": lambda: compose(IlwpConfig(bits=4), RTNConfig(**RTN)),
+    "other order": lambda: compose(RTNConfig(**RTN), IlwpConfig(bits=4)),
+    "dict": lambda: config_from_dict({"ilwp": {"bits": 4}, "rtn": RTN}),
+    "dict, other order": lambda: config_from_dict({"rtn": RTN, "ilwp": {"bits": 4}}),
+    "sum": lambda: IlwpConfig(bits=4) + RTNConfig(**RTN),
+    "INC's sum": lambda: compose(RTNConfig(**RTN) + IlwpConfig(bits=4)),
+}
+
+
+@pytest.mark.parametrize("how", COMPOSITIONS)
+def test_every_algorithm_runs(mobilenet: nn.Module, images: Tensor, how: str) -> None:
+    quantized = quantize(mobilenet, COMPOSITIONS[how](), example_inputs=images)
+    assert ran(quantized) == (True, True)
+    assert not hasattr(quantized, "quantizer")
+    assert quantized.classifier.bits == 8 and attached(quantized).compressed.layers[3].bits == 4, "each has its own"
+
+
+def test_prepare_train_convert(mobilenet: nn.Module, images: Tensor) -> None:
+    prepared = prepare(mobilenet, COMPOSITIONS["compose"]())
+    seen = prepared.features[4][0].weight.detach().clone()
+    quantized = convert(prepared)
+    assert ran(quantized) == (True, True)
+    assert torch.equal(quantized.features[4][0].weight, seen)
+
+
+def test_run_fn_runs_once_on_the_prepared_model(mobilenet: nn.Module) -> None:
+    calls = []
+    quantize(mobilenet, COMPOSITIONS["compose"](), run_fn=lambda model, x: calls.append(x), run_args=(3,))
+    assert calls == [3]
+
+
+def test_composed_models_are_saved_and_restored(mobilenet: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    original = copy.deepcopy(mobilenet)
+    quantized = quantize(mobilenet, COMPOSITIONS["compose"]()).eval()
+    save(quantized, tmp_path)
+    restored = load(tmp_path, original).eval()
+    assert ran(quantized) == (True, True) and isinstance(restored.classifier, INCWeightOnlyLinear)
+    assert torch.equal(restored(images), quantized(images))
+
+
+def test_algorithms_that_need_data_say_so_when_loaded(mobilenet: nn.Module, tmp_path: Path) -> None:
+    quantized = quantize(copy.deepcopy(mobilenet), COMPOSITIONS["compose"]())
+    (composition,) = quantized.qconfig.values()
+    composition.configs[1] = GPTQConfig()
+    save(quantized, tmp_path)
+    with pytest.raises(ConfigError, match="'gptq' needs data"):
+        load(tmp_path, mobilenet)
+
+
+def test_incs_own_ways_to_lose_an_algorithm_raise(mobilenet: nn.Module) -> None:
+    for configs in ({"ilwp": {}, "rtn": RTN}, {"rtn": RTN, "ilwp": {}}):
+        with pytest.raises(ConfigError, match="keeps only the first .*config_from_dict"):
+            quantize(copy.deepcopy(mobilenet), configs)
+    with pytest.raises(ConfigError, match="drops the others silently; use .*compose"):
+        quantize(mobilenet, RTNConfig(**RTN) + IlwpConfig())
+
+
+def test_other_dicts_of_inc_are_as_before(mobilenet: nn.Module) -> None:
+    quantized = quantize(mobilenet, {"rtn": RTN})
+    assert isinstance(quantized.classifier, INCWeightOnlyLinear)
+
+
+def test_overlapping_layers_raise(mobilenet: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="'ilwp' and 'mixed_precision' both take layer .* and 12 more"):
+        quantize(copy.deepcopy(mobilenet), compose(IlwpConfig(), MixedPrecisionConfig()))
+    with pytest.raises(ConfigError, match="both take layer 'classifier'"):
+        config = compose(RTNConfig(**RTN), MixedPrecisionConfig(white_list=[nn.Linear]), IlwpConfig())
+        quantize(copy.deepcopy(mobilenet), config)
+    with pytest.raises(ConfigError, match="'ilwp' and 'rtn' both take layer 'classifier'"):
+        quantize(mobilenet, compose(RTNConfig(**RTN), IlwpConfig(weight_step=0.01)))
+
+
+def test_layers_apart_do_not_overlap(mobilenet: nn.Module) -> None:
+    config = compose(IlwpConfig(), MixedPrecisionConfig(white_list=[r"features\.[0-9]+\.3$", "features.0$"]))
+    quantized = quantize(mobilenet, config)
+    assert isinstance(quantized.features[4][3], HalfPrecisionModuleWrapper)
+    assert attached(quantized).compressed is not None
+
+
+def test_what_would_run_nowhere_is_refused(mobilenet: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="'rtn' would run on no layer"):
+        quantize(mobilenet, compose(RTNConfig(**{**RTN, "white_list": ["absent"]}), IlwpConfig()))
+
+
+def test_rtn_by_layers_names_what_it_needs(mobilenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="needs accelerate.*use_layer_wise=False"):
+        quantize(mobilenet, compose(RTNConfig(), IlwpConfig()))
+
+
+def test_a_models_own_quantizer_is_not_taken_for_incs(mobilenet: nn.Module) -> None:
+    mobilenet.quantizer = "the user's own"
+    with pytest.raises(TrainingError, match="attribute 'quantizer'"):
+        quantize(mobilenet, COMPOSITIONS["compose"]())
+
+
+def test_invalid_compositions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no configuration"):
+        compose()
+    with pytest.raises(ConfigError, match="'ilwp' is given twice"):
+        compose(IlwpConfig(), IlwpConfig(bits=4))
+    with pytest.raises(ConfigError, match="'static_quant' runs on an exported model.*stack"):
+        compose(IlwpConfig(), INT8StaticQuantConfig())
+    with pytest.raises(ConfigError, match="unknown algorithm 'rtm'.*did you mean 'rtn'"):
+        config_from_dict({"ilwp": {}, "rtm": {}})
+    with pytest.raises(ConfigError, match="expected configurations of INC, got dict"):
+        compose({"ilwp": {}})
+
+
+def test_round_trip() -> None:
+    composition = COMPOSITIONS["compose"]()
+    assert config_from_dict(composition.to_dict()) == composition
+    assert compose(IlwpConfig(bits=4)) == IlwpConfig(bits=4), "a composition of one is that one"

@@ -1,0 +1,93 @@
+"""Error feedback against its definition: one weight after the other, by hand, and what it is for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ilwp_plugin.method.error_feedback import ROUNDING_DAMPING, Feedback, Moments, input_columns
+from ilwp_plugin.method.rounding import dead_zone_rounding
+
+LAYERS = {
+    "dense": nn.Conv2d(6, 8, 3, stride=2, padding=1),
+    "grouped": nn.Conv2d(6, 4, 3, groups=2, dilation=2, padding=2),
+    "depthwise": nn.Conv2d(6, 6, (5, 3), groups=6, padding=(2, 1), padding_mode="reflect"),
+    "pointwise": nn.Conv2d(6, 9, 1, stride=2),
+    "linear": nn.Linear(6, 7),
+}
+
+
+def inputs_of(name: str, count: int = 40) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator)
+    x = torch.randn(count, 10, 11, 6, generator=generator) @ mixing
+    return x if name == "linear" else x.permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_columns_give_the_outputs(name: str) -> None:
+    layer, x = LAYERS[name], inputs_of(name, 3)
+    columns = input_columns(layer, x)
+    groups = columns.shape[0]
+    weight = layer.weight.detach().reshape(groups, -1, columns.shape[1])
+    product = (weight @ columns).reshape(layer.weight.shape[0], -1)
+    with torch.no_grad():
+        y = F.linear(x, layer.weight) if name == "linear" else layer._conv_forward(x, layer.weight, None)
+    expected = y.reshape(-1, layer.weight.shape[0]).T if name == "linear" else y.transpose(0, 1).flatten(1)
+    assert torch.allclose(product, expected, atol=1e-4)
+
+
+def test_one_weight_after_the_other() -> None:
+    """The definition (OBS): quantize, spread the error over the weights left, drop the weight; inverse recomputed."""
+    layer, x = nn.Linear(6, 3), inputs_of("linear")
+    moments = Moments()
+    moments.add(layer, x, x)
+    feedback = Feedback(moments, layer.weight)
+    weight, step = layer.weight.detach(), 0.2
+    codes = feedback.codes(weight, torch.zeros_like(weight), step, dead_zone_rounding(0.5, 1000))
+    gram = moments.gram[0] / moments.count
+    gram = gram + ROUNDING_DAMPING * torch.eye(6) * gram.diagonal().mean()
+    rest, expected = weight.double().clone(), torch.zeros_like(codes)
+    left = gram.diagonal().argsort(descending=True).tolist()
+    while left:
+        inverse = torch.linalg.inv(gram[left][:, left])
+        first, others = left[0], left[1:]
+        code = torch.round(rest[:, first] / step)
+        expected[:, first] = code.long()
+        error = rest[:, first] - code * step
+        for i, other in enumerate(others, start=1):
+            rest[:, other] -= error / inverse[0, 0] * inverse[0, i]
+        left = others
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_outputs_are_nearer_than_by_rounding(name: str) -> None:
+    layer, x = LAYERS[name], inputs_of(name)
+    noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    moments = Moments()
+    moments.add(layer, noisy, x)
+    feedback, weight, step = Feedback(moments, layer.weight), layer.weight.detach(), 0.15
+    target = feedback.target(weight)
+    codes = feedback.codes(target, torch.zeros_like(weight), step, dead_zone_rounding(0.5, 1000))
+    plain = torch.round(weight / step)
+
+    def error(weights: torch.Tensor) -> float:
+        original, quantized = input_columns(layer, x), input_columns(layer, noisy)
+        shape = (original.shape[0], -1, original.shape[1])
+        return float((weight.reshape(shape) @ original - weights.reshape(shape) @ quantized).square().mean())
+
+    assert error(codes.float() * step) < error(plain * step)
+
+
+def test_bias_correction_keeps_the_mean() -> None:
+    layer, x = LAYERS["pointwise"], inputs_of("pointwise") + 1
+    moments = Moments()
+    moments.add(layer, x, x)
+    weight = layer.weight.detach()
+    rounded = torch.round(weight / 0.3) * 0.3
+    correction = Feedback(moments, weight).bias_correction(weight, rounded)
+    with torch.no_grad():
+        before = layer._conv_forward(x, weight, None).mean((0, 2, 3))
+        after = layer._conv_forward(x, rounded, correction).mean((0, 2, 3))
+    assert torch.allclose(before, after, atol=1e-4)

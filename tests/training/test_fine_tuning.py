@@ -1,0 +1,266 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ilwp_integrations.torch_pruning import Coupling
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from ilwp_plugin import IlwpConfig, load
+from ilwp_plugin.errors import ConfigError, FileError, TrainingError
+from ilwp_plugin.training import FineTuning, ResidualFakeQuantizer, fine_tune, reestimate_batch_norms
+
+from . import fine_tuning_process as process
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step: int) -> Any:
+    def report(done: int, _: int, value: float) -> None:
+        if done == step:
+            raise Killed
+
+    return report
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def checkpoint(folder: Path) -> Any:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def folders(tmp_path: Path, *names: str) -> list[Path]:
+    made = [tmp_path / name for name in names]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+@pytest.mark.parametrize("kill", [1, 3, 4, 5, 6, 10], ids=lambda step: f"after step {step}")
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, kill: int) -> None:
+    """Weights, batch norms, optimizer, schedule, all random generators, and the file."""
+    whole, broken = folders(tmp_path, "whole", "broken")
+    model, result = process.run(whole, norms=True)
+    with pytest.raises(Killed):
+        process.run(broken, norms=True, report=kill_at(kill))
+    torch.rand(7)
+    resumed, again = process.run(broken, norms=True)
+    assert same(dict(model.state_dict()), dict(resumed.state_dict()))
+    assert same(checkpoint(whole), checkpoint(broken))
+    assert (whole / "model.ilwp").read_bytes() == (broken / "model.ilwp").read_bytes()
+    assert result.loss_weight == again.loss_weight and again.steps == process.STEPS
+
+
+def start(folder: Path, *arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    command = [sys.executable, *launcher, "-m", "tests.training.fine_tuning_process", str(folder)]
+    command += [str(argument) for argument in arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+
+
+@pytest.mark.parametrize("where", [("step", 5), ("write", 3)])
+def test_killed_process(tmp_path: Path, where: tuple[str, int]) -> None:
+    """SIGKILL between two checkpoints, and while one is being written."""
+    whole, broken = folders(tmp_path, "whole", "broken")
+    process.run(whole, norms=True)
+    first = start(broken, "--norms", "--kill-in", where[0], "--kill-at", where[1])
+    assert first.returncode == -9, first.stderr
+    assert checkpoint(broken)["state"]["step"] in (0, 3)
+    assert not (broken / "model.ilwp").exists()
+    second = start(broken, "--norms")
+    assert second.returncode == 0, second.stderr
+    assert (whole / "model.ilwp").read_bytes() == (broken / "model.ilwp").read_bytes()
+    assert same(checkpoint(whole), checkpoint(broken))
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Without batch norms, whose statistics are those of a share of the batch.
+
+    In float64 the sums differ by 1e-16 relative for each of some thousand terms and 10 steps; 1e-10 leaves room for
+    that and for nothing else. In float32 a difference of 1e-7 moves some weight across a rounding threshold.
+    """
+    one, two = folders(tmp_path, "one", "two")
+    process.run(one, norms=False)
+    finished = start(two, processes=2)
+    assert finished.returncode == 0, finished.stderr
+    ranks = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert same(dict(ranks[0]), dict(ranks[1]))
+    expected = load(one / "model.ilwp").state_dict()
+    for name, tensor in load(two / "model.ilwp").state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10)
+        assert same(tensor, ranks[0][name])
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("two")
+    finished = start(folder, "--norms", processes=2)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def test_two_processes_with_batch_norms(two_processes: Path) -> None:
+    """Each process ends with the same bits, also with dropout and batch norms of its own share."""
+    ranks = [torch.load(two_processes / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert same(dict(ranks[0]), dict(ranks[1]))
+    assert same(load(two_processes / "model.ilwp").state_dict(), dict(ranks[0]))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_leaves_the_last_checkpoint(tmp_path: Path, two_processes: Path, rank: int) -> None:
+    """And the two go on from it to the same bits; only the first process writes."""
+    assert start(tmp_path, "--norms", "--kill-at", 5, "--kill-rank", rank, processes=2).returncode != 0
+    assert checkpoint(tmp_path)["state"]["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    finished = start(tmp_path, "--norms", processes=2)
+    assert finished.returncode == 0, finished.stderr
+    assert same(checkpoint(two_processes), checkpoint(tmp_path))
+    assert (two_processes / "model.ilwp").read_bytes() == (tmp_path / "model.ilwp").read_bytes()
+    with pytest.raises(TrainingError, match="its processes: 2, now: 1"):
+        process.run(tmp_path, norms=True)
+
+
+def test_the_file_holds_what_the_model_computes_with(tmp_path: Path, mobilenet: nn.Module, images: Tensor) -> None:
+    data = torch.utils.data.TensorDataset(images.repeat(4, 1, 1, 1), torch.arange(4).repeat(4))
+    result = fine_tune(
+        mobilenet,
+        data,
+        process.loss,
+        {"bits": 4, "anchor": "fp16"},
+        FineTuning(epochs=2, batch=4, norm_batches=0),
+        example_inputs=images,
+        coupler=Coupling,
+        out=tmp_path / "x.ilwp",
+    )
+    assert result.alignment is not None and len(result.alignment.aligned) == 13 and not result.alignment.refused
+    restored = load(tmp_path / "x.ilwp").state_dict()
+    assert same(restored, dict(mobilenet.state_dict()))
+    assert all(layer.bits == 4 for layer in result.compressed.layers[1:]) and result.loss_weight > 0
+
+
+class Square(Dataset[Tensor]):
+    """A data set without batches."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.full((4, 4, 4), float(i)), i % 4
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(2)]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_data_set(workers: int) -> None:
+    seen = []
+
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        seen.append(batch[0][:, 0, 0, 0].long())
+        return F.cross_entropy(model(batch[0] / 10), batch[1])
+
+    plan = FineTuning(epochs=2, batch=5, lr=1e-3, norm_batches=0, workers=workers)
+    fine_tune(small(), Square(), loss, plan=plan)
+    epochs = [torch.cat(seen[i : i + 2]) for i in (0, 2)]
+    assert all(torch.equal(epoch.sort().values, torch.arange(10)) for epoch in epochs)
+    assert not torch.equal(*epochs), "another order in every epoch"
+
+
+def test_quantization_begins_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ResidualFakeQuantizer] = []
+    original = ResidualFakeQuantizer.__init__
+
+    def remember(self: ResidualFakeQuantizer, *args: Any, **options: Any) -> None:
+        made.append(self)
+        original(self, *args, **options)
+
+    monkeypatch.setattr(ResidualFakeQuantizer, "__init__", remember)
+    states: list[bool] = []
+
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        states.append(made[0].enabled)
+        return F.cross_entropy(model(batch[0] / 10), batch[1])
+
+    fine_tune(small(), Square(), loss, plan=FineTuning(epochs=2, batch=2, norm_batches=0, quantize_from=0.3))
+    assert states == [False] * 3 + [True] * 7
+
+
+def test_other_optimizer_needs_a_weight() -> None:
+    def adam(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), 1e-3)
+
+    plan = FineTuning(epochs=1, batch=5, norm_batches=0)
+    loss = process.loss
+    result = fine_tune(small(), Square(), loss, {"loss_weight": 2.0}, plan, optimizer=adam)
+    assert result.loss_weight == 2.0
+    with pytest.raises(TrainingError, match="or set loss_weight to a number"):
+        fine_tune(small(), Square(), loss, plan=plan, optimizer=adam)
+
+
+def test_batch_norms_are_those_of_the_data() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    batches = [torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(i)) * 2 + 1 for i in range(5)]
+    assert reestimate_batch_norms(model, batches, lambda m, b: m(b)) == 1
+    norm = model[0]
+    assert isinstance(norm, nn.BatchNorm2d) and norm.momentum == 0.1 and not norm.training
+    assert norm.running_mean is not None and norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
+    with pytest.raises(TrainingError, match="no batch"):
+        reestimate_batch_norms(model, [], lambda m, b: m(b))
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def test_errors(tmp_path: Path) -> None:
+    def tune(data: Any = None, plan: FineTuning | None = None, **options: Any) -> None:
+        plan = plan or FineTuning(epochs=1, batch=5, norm_batches=0)
+        fine_tune(small(), data or Square(), options.pop("loss", process.loss), plan=plan, **options)
+
+    with pytest.raises(ConfigError, match="bits: None"):
+        tune(config=IlwpConfig(bits=None))
+    with pytest.raises(TrainingError, match="Stream has no length"):
+        tune(Stream())
+    with pytest.raises(TrainingError, match="batches of 11 of 10 samples"):
+        tune(plan=FineTuning(batch=11))
+    with pytest.raises(FileError, match="there is no folder"):
+        tune(out=tmp_path / "absent" / "x.ilwp")
+    with pytest.raises(TrainingError, match="the loss is nan at step 1 of 2"):
+        tune(loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
+    with pytest.raises(TrainingError, match="references and a coupler"):
+        tune(coupler=Coupling, references={"1": torch.zeros(4)}, example_inputs=torch.zeros(1, 4, 4, 4))
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"x")
+    with pytest.raises(FileError, match="no checkpoint of a fine-tuning"):
+        tune(checkpoint=path)
+    path.unlink()
+    tune(checkpoint=path)
+    with pytest.raises(TrainingError, match="another run; its config: .*, now: "):
+        tune(checkpoint=path, config={"bits": 5})
+    for wrong in ({"epochs": 0}, {"checkpoint_steps": 0}, {"quantize_from": 1.5}, {"seed": -1}, {"lr": 0.0}):
+        with pytest.raises(TrainingError, match="expected"):
+            FineTuning(**wrong)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from nncf.torch import create_compressed_model, register_default_init_args
 from torch.utils.data import DataLoader, TensorDataset
 
 from ilwp_plugin import load
-from ilwp_plugin.zoo import accuracy, build_model, load_data
+from ilwp_plugin.zoo import Recipe, accuracy, build_model, load_data, train
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", required=True, help="NNCF's JSON")
@@ -31,8 +31,9 @@ parser.add_argument("--width", type=float, default=0.25)
 parser.add_argument("--stem-stride", type=int, default=2)
 parser.add_argument("--epochs", type=int, default=6)
 parser.add_argument("--batch", type=int, default=64)
-parser.add_argument("--lr", type=float, default=0.05)
+parser.add_argument("--lr", type=float, default=0.02)
 parser.add_argument("--start", help="state dict of a trained model to start from")
+parser.add_argument("--pretrain", type=int, default=16, help="else so many epochs without NNCF come first")
 parser.add_argument("--without", default="", help="leave out this algorithm of the config, to compare")
 parser.add_argument("--resume", help="go on from the checkpoint that a run has written")
 parser.add_argument("--seed", type=int, default=0)
@@ -54,6 +55,9 @@ model = build_model(
 )
 if options.start:
     model.load_state_dict(torch.load(options.start, weights_only=True))
+elif not options.resume:
+    train(model, data, Recipe(epochs=options.pretrain, batch=options.batch, seed=options.seed))
+    print(f"before compression: accuracy {accuracy(model, data):.2f} %", flush=True)
 
 values = json.loads(Path(options.config).read_text())
 sections = values["compression"] if isinstance(values["compression"], list) else [values["compression"]]

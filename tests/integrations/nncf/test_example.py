@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ilwp_plugin import load
-
 EXAMPLES = Path(__file__).parents[3] / "examples" / "nncf"
 
 
@@ -20,24 +18,18 @@ def run(out: Path, config: str, *arguments: object) -> dict[str, float]:
 
 
 def test_train(tmp_path: Path) -> None:
-    result = run(tmp_path, "all", "--epochs", 2)
+    result = run(tmp_path, "all", "--epochs", 2, "--pretrain", 4)
     assert result["file_bytes"] == (tmp_path / "model.ilwp").stat().st_size
     assert 0.4 < result["sparsity"] < 0.75 and result["depthwise_sparsity"] > 0
-    assert 0 < result["depthwise_bytes"] == load(tmp_path / "model.ilwp").ledger.total_bytes - _frame(tmp_path)
+    assert 0 < result["depthwise_bytes"] < result["file_bytes"]
     again = run(tmp_path, "all", "--epochs", 3, "--resume", tmp_path / "checkpoint.pt")
     assert again["file_bytes"] > 0 and (tmp_path / "model.onnx").stat().st_size > 0
-
-
-def _frame(folder: Path) -> int:
-    """Bytes of the file's frame, which belong to no layer."""
-    ledger = load(folder / "model.ilwp").ledger
-    return ledger.total_bytes - sum(layer.total_bytes for layer in ledger.layers.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ilwp", "magnitude_sparsity", "int8"])
 def test_smaller_at_the_same_accuracy(config: str, tmp_path: Path) -> None:
-    options = ("--epochs", 16, "--batch", 32, "--lr", 0.05)
+    options = ("--epochs", 8, "--pretrain", 30)
     without = run(tmp_path / "without", config, *options, "--without", "ilwp")
     result = run(tmp_path / "with", config, *options)
     assert result["depthwise_bytes"] < 0.8 * without["depthwise_bytes"]

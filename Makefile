@@ -1,10 +1,15 @@
 # Every target sets up its own virtual environment first; nothing else is needed.
 VENV ?= .venv
+# NNCF 2.19 and NNCF 3 cannot be installed together.
+LEGACY ?= .venv-legacy
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # One thread a process: tests run in two processes, and small networks gain nothing from more.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+# NNCF's C++ extension is compiled by `make setup`, in each environment for itself.
+PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
+PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
+PREPARE := NNCF_EXTENSION_LOAD_TIMEOUT=0 TORCH_EXTENSIONS_DIR=$(CURDIR)
 
 .PHONY: demo test test-slow bench lint setup clean
 
@@ -13,9 +18,11 @@ demo: setup
 
 test: lint
 	$(PYTEST) -n 2
+	$(PYTEST_LEGACY) tests/integrations/nncf
 
 test-slow: setup
 	$(PYTEST) -m slow --timeout 3600
+	$(PYTEST_LEGACY) tests/integrations/nncf -m slow --timeout 3600
 
 bench: setup
 	$(PYTEST) tests/benchmarks -m bench -s --timeout 1800
@@ -26,12 +33,19 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(LEGACY)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PREPARE)/$(VENV)/torch_extensions $(BIN)/python -m ilwp_integrations.nncf.prepare
+	touch $@
+
+$(LEGACY)/.installed: setup.cfg pyproject.toml constraints-legacy.txt
+	$(PYTHON) -m venv $(LEGACY)
+	$(LEGACY)/bin/python -m pip install --quiet --constraint constraints-legacy.txt --editable '.[dev-legacy]'
+	$(PREPARE)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m ilwp_integrations.nncf.prepare
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LEGACY) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,25 +10,31 @@ from torch import Tensor
 __all__ = ["channel_costs", "collocated_distance", "inter_layer_loss", "referenced_distance"]
 
 
-def collocated_distance(previous: Tensor, layer: Tensor) -> Tensor:
+def collocated_distance(previous: Tensor, layer: Tensor, *, pruned: bool = False) -> Tensor:
     """Sum over the kernels j of a layer of `|| K[i, j] - K[i-1, j mod c[i-1]] ||_1`.
 
     Args:
         previous: (c[i-1], taps); the layer before.
         layer: (c[i], taps).
+        pruned: weights of the layer that are 0 are pruned ones, which are not predicted and count nothing.
 
     Returns:
         A scalar. Gradient flows into both layers.
     """
+
+    def distance(kernels: Tensor, reference: Tensor) -> Tensor:
+        absolute = (kernels - reference).abs()
+        return absolute * (kernels != 0) if pruned else absolute
+
     count, before = len(layer), len(previous)
     if count <= before:
-        return (layer - previous[:count]).abs().sum()
+        return distance(layer, previous[:count]).sum()
     # The modulo rule without a gather: whole repetitions of the layer before, then the rest of one.
     whole = count - count % before
-    distance = (layer[:whole].view(-1, *previous.shape) - previous).abs().sum()
+    total = distance(layer[:whole].view(-1, *previous.shape), previous).sum()
     if whole < count:
-        distance = distance + (layer[whole:] - previous[: count - whole]).abs().sum()
-    return distance
+        total = total + distance(layer[whole:], previous[: count - whole]).sum()
+    return total
 
 
 def referenced_distance(earlier: Sequence[Tensor], layer: Tensor, references: Tensor) -> Tensor:
@@ -68,7 +74,10 @@ def channel_costs(kernels: Sequence[Tensor], references: Sequence[Tensor]) -> li
 
 
 def inter_layer_loss(
-    chains: Sequence[Sequence[Tensor]], references: Sequence[Sequence[Tensor | None]] | None = None
+    chains: Sequence[Sequence[Tensor]],
+    references: Sequence[Sequence[Tensor | None]] | None = None,
+    *,
+    pruned: bool = False,
 ) -> Tensor:
     """The inter-layer loss: mean absolute difference between each predicted weight and its reference (eq. 2).
 
@@ -80,6 +89,7 @@ def inter_layer_loss(
             throughout the chain; dense convolutions count every k x k slice as a kernel.
         references: for each chain and each of its layers the number of each kernel's reference (see
             `method.prediction`), or None for the collocated rule; the anchor's entry is not used.
+        pruned: see `collocated_distance`; Z counts pruned weights too.
 
     Returns:
         A float32 scalar, also for half-precision weights and under autocast.
@@ -96,7 +106,7 @@ def inter_layer_loss(
         for i in range(1, len(kernels)):
             given = None if references is None else references[number][i]
             if given is None:
-                distances.append(collocated_distance(kernels[i - 1], kernels[i]))
+                distances.append(collocated_distance(kernels[i - 1], kernels[i], pruned=pruned))
                 predicted = predicted + kernels[i].numel()
             else:
                 distances.append(referenced_distance(kernels[:i], kernels[i], given))

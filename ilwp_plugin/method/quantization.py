@@ -28,6 +28,7 @@ __all__ = [
     "keep_zeros",
     "largest_code",
     "quantize_chain",
+    "quantize_layer",
     "quantize_residual",
     "reconstruct",
     "stored_anchor",
@@ -221,15 +222,27 @@ def quantize_chain(
             references = choose(number, layer, restored.layers)
         else:
             references = torch.full((len(layer),), -1, dtype=torch.int64)
-        references, zeros = keep_zeros(layer, references)
-        residual = layer - gather_references(restored.filled, references)
-        if zeros is not None:
-            residual = residual.masked_fill(zeros, 0.0)
-        codes, step = quantize_residual(residual, largest_code(layer_bits[number]), layer_rules[number])
-        quantized = QuantizedLayer(codes.to(torch.int16), float(step), layer_bits[number], references, zeros)
-        layers.append(quantized)
-        restored.append(reconstruct(quantized, restored.filled))
+        layers.append(quantize_layer(layer, references, restored.filled, layer_bits[number], layer_rules[number]))
+        restored.append(reconstruct(layers[-1], restored.filled))
     return layers, restored.layers
+
+
+def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
+    """Quantize the residuals of one layer. Weights that are exactly 0 stay so.
+
+    Args:
+        kernels: (kernels, taps) float32.
+        references: (kernels,) int64, see `method.prediction`.
+        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
+        bits: 2..8.
+        rule: how the step is set.
+    """
+    references, zeros = keep_zeros(kernels, references)
+    residual = kernels - gather_references(pool, references)
+    if zeros is not None:
+        residual = residual.masked_fill(zeros, 0.0)
+    codes, step = quantize_residual(residual, largest_code(bits), rule)
+    return QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros)
 
 
 _MANY_ZEROS = 0.25

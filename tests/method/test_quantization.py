@@ -16,6 +16,7 @@ from ilwp_plugin.method.quantization import (
     as_kernels,
     largest_code,
     quantize_chain,
+    quantize_layer,
     quantize_residual,
     reconstruct,
     stored_anchor,
@@ -140,3 +141,19 @@ def test_straight_through() -> None:
     gradient = random(2, 3, seed=2)
     result.backward(gradient)
     assert weight.grad is not None and torch.equal(weight.grad, gradient)
+
+
+def test_pruned_weights_stay_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(8, 9, generator=generator)
+    layer = torch.randn(8, 9, generator=generator)
+    before[:4], layer[torch.rand(8, 9, generator=generator) < 0.5] = 0, 0
+    quantized = quantize_layer(layer, torch.arange(8), before, 4, STEP_RULES["max"])
+    restored = reconstruct(quantized, before)
+    pruned = layer == 0
+    assert bool((restored[pruned] == 0).all())
+    assert bool(((restored - layer)[~pruned].abs() <= quantized.step / 2 + 1e-6).all())
+    assert bool((quantized.codes[pruned] == 0).all()) and quantized.zeros is not None
+    assert int(quantized.codes[~pruned].abs().max()) == largest_code(4)
+    dense = quantize_layer(layer + 1e-3, torch.arange(8), before, 4, STEP_RULES["max"])
+    assert int(dense.codes.max()) <= largest_code(4)

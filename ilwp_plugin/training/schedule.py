@@ -1,0 +1,99 @@
+"""What changes from epoch to epoch: the weight of the inter-layer loss, and when quantization begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ilwp_plugin.errors import ConfigError, nearest
+from ilwp_plugin.training.loss_weight import TrainingRun
+
+__all__ = ["Schedule", "SgdRun"]
+
+Epoch = Annotated[int, Field(strict=True, ge=0)]
+Factor = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+
+
+class SgdRun(BaseModel):
+    """The training to come, for an automatic loss weight where no optimizer is at hand (in a JSON file)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Annotated[int, Field(strict=True, ge=1)] = Field(description="Optimizer steps of the whole training.")
+    mean_lr: Positive = Field(description="Mean learning rate over these steps.")
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(default=0.0, description="Momentum of SGD.")
+
+    def run(self) -> TrainingRun:
+        """As the automatic loss weight wants it."""
+        return TrainingRun(self.steps, self.steps * self.mean_lr / (1 - self.momentum))
+
+
+class Schedule(BaseModel):
+    """When what happens, by epoch. Frozen; unknown keys are refused.
+
+    Raises:
+        ConfigError: on any invalid field, with its path.
+
+    >>> Schedule(loss_weight_schedule=[(2, 0.0), (4, 1.0)]).loss_factor(3)
+    0.5
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP schedule")
+
+    loss_weight_schedule: tuple[tuple[Epoch, Factor], ...] = Field(
+        default=((0, 1.0),),
+        min_length=1,
+        description="Points [epoch, factor], in order of epochs; the loss weight is multiplied by the factor, linearly "
+        "interpolated between points and constant outside.",
+    )
+    quantization_start_epoch: Epoch = Field(
+        default=0, description="Epoch from which the model computes with quantized residuals; 0 is the first one."
+    )
+    training: SgdRun | None = Field(
+        default=None, description="The run by SGD to come; needed where the loss weight is 'auto'."
+    )
+
+    def loss_factor(self, epoch: int) -> float:
+        """What the loss weight is multiplied with in an epoch, counted from 0."""
+        points = self.loss_weight_schedule
+        if epoch <= points[0][0]:
+            return points[0][1]
+        for (start, before), (end, after) in pairwise(points):
+            if epoch < end:
+                return before + (after - before) * (epoch - start) / (end - start)
+        return points[-1][1]
+
+    def quantizes(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, computes with quantized residuals."""
+        return epoch >= self.quantization_start_epoch
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Schedule:
+        """From a dictionary, as JSON has it."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"expected an object with the fields of the schedule, got {type(values).__name__}")
+        return cls.model_validate(dict(values))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _translate_errors(cls, data: Any, handler: Any) -> Any:
+        try:
+            schedule = handler(data)
+        except ValidationError as error:
+            raise ConfigError("; ".join(dict.fromkeys(_message(detail) for detail in error.errors()))) from None
+        epochs = [epoch for epoch, _ in schedule.loss_weight_schedule]
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ConfigError(f"loss_weight_schedule: expected rising epochs, got {epochs}")
+        return schedule
+
+
+def _message(detail: Any) -> str:
+    path = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        known = SgdRun.model_fields if len(detail["loc"]) > 1 else Schedule.model_fields
+        return f"unknown key {path!r}; {nearest(str(detail['loc'][-1]), known)}"
+    return f"{path}: {detail['msg']}, got {detail['input']!r}"

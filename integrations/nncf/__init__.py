@@ -1,0 +1,36 @@
+"""NNCF: the same JSON config, with a section `ilwp`, on NNCF 2.19 and on NNCF 3."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from ilwp_plugin.errors import MissingDependencyError
+
+try:
+    _VERSION = version("nncf")
+except PackageNotFoundError:
+    raise ModuleNotFoundError("No module named 'nncf'", name="nncf") from None
+
+__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "schema"]
+
+if _VERSION.startswith("2.19."):
+    if "nncf.torch" not in sys.modules:
+        os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
+    from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args, schema
+elif _VERSION.startswith("3."):
+    from .modern import (
+        NNCFConfig,
+        apply_ilwp,
+        controller_of,
+        create_compressed_model,
+        load_from_config,
+        register,
+        register_default_init_args,
+        schema,
+    )
+
+    __all__ += ["apply_ilwp", "controller_of", "load_from_config"]
+else:
+    raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")

@@ -1,0 +1,75 @@
+"""Enter ilwp into the registries of NNCF 2.19."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from nncf.common import composite_compression
+from nncf.common.statistics import NNCFStatistics
+from nncf.config.config import NNCFConfig
+from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
+from nncf.torch.algo_selector import PT_COMPRESSION_ALGORITHMS
+from nncf.torch.compression_method_api import PTCompressionAlgorithmController
+from nncf.torch.dynamic_graph.patch_pytorch_state import PATCHING_STATE
+
+from ilwp_plugin.errors import TrainingError
+
+from ..config import ALGORITHM, Section, section_schema
+from .algorithm import Builder, QuantizationBesideIlwp
+from .stripping import copy_with_masks, estimate_ilwp, save_ilwp
+
+__all__ = ["register", "schema"]
+
+
+def register() -> None:
+    """Make `{"algorithm": "ilwp"}` a section that NNCF knows. A second call does nothing.
+
+    Raises:
+        TrainingError: nncf.torch was imported before, without the tracing that JSON configs need.
+    """
+    if not PATCHING_STATE.operators_are_wrapped:
+        raise TrainingError(
+            "nncf.torch has been imported without NNCF_TORCH_LEGACY_TRACING=1, which create_compressed_model needs; "
+            "import ilwp_integrations.nncf before it, set the variable, or start with `ilwp run`"
+        )
+    if ALGORITHM in PT_COMPRESSION_ALGORITHMS.registry_dict:
+        return
+    _add_schema()
+    _add_statistics()
+    PT_COMPRESSION_ALGORITHMS.register(ALGORITHM)(Builder)
+    # The registry refuses a second entry of a name; this one stands in the place of NNCF's own.
+    PT_COMPRESSION_ALGORITHMS.registry_dict["quantization"] = QuantizationBesideIlwp
+    composite_compression.copy_model = copy_with_masks  # which cannot copy the masks of rb_sparsity
+    PTCompressionAlgorithmController.save_ilwp = save_ilwp
+    PTCompressionAlgorithmController.estimate_ilwp = estimate_ilwp
+
+
+def _add_schema() -> None:
+    REF_VS_ALGO_SCHEMA[ALGORITHM] = section_schema()
+    # One list stands in both branches, that of a single section and that of an array of them.
+    options: list[Any] = NNCF_CONFIG_SCHEMA["properties"]["compression"]["oneOf"][0]["oneOf"]
+    options.append({"$ref": f"#/$defs/{ALGORITHM}"})
+    validate = NNCFConfig.validate
+
+    def validate_with_ilwp(loaded_json: dict[str, Any]) -> None:
+        Section.find(loaded_json)  # says more than a schema can
+        validate(loaded_json)
+
+    NNCFConfig.validate = staticmethod(validate_with_ilwp)
+
+
+def _add_statistics() -> None:
+    """NNCFStatistics refuses what is no dataclass field of it."""
+    field: Any = dataclasses.field(default=None)
+    field.name, field.type = ALGORITHM, Any
+    field._field_type = dataclasses._FIELD  # type: ignore[attr-defined]
+    NNCFStatistics.__dataclass_fields__[ALGORITHM] = field
+    setattr(NNCFStatistics, ALGORITHM, None)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of NNCF's config with our section in it."""
+    register()
+    found: dict[str, Any] = NNCFConfig.schema()
+    return found

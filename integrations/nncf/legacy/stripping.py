@@ -1,0 +1,103 @@
+"""From a controller of NNCF 2.19, of whatever algorithms, to the `.ilwp` file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from nncf.common.utils.backend import copy_model
+from nncf.torch.compression_method_api import PTCompressionAlgorithmController
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
+
+from ilwp_plugin import CompressedModel, IlwpConfig
+from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.training import Session
+
+from ..saving import explicit, is_baked, to_file
+from .hooks import operands
+
+__all__ = ["compressed", "estimate_ilwp", "save_ilwp"]
+
+
+def session_of(controller: PTCompressionAlgorithmController) -> Session | None:
+    """That of the `ilwp` section, if the config had one."""
+    parts = getattr(controller, "child_ctrls", [controller])
+    return next((part.session for part in parts if hasattr(part, "session")), None)
+
+
+def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> CompressedModel:
+    """The stripped model as the file holds it.
+
+    Args:
+        controller: what `create_compressed_model` returned.
+        fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
+    """
+    session = session_of(controller)
+    if session is None:
+        config = IlwpConfig.from_dict(fields)
+    else:
+        config = explicit(session.config, session.chains)
+        if config.bits is None:
+            config = config.replace(**{"bits": IlwpConfig().bits, **fields})
+        elif fields:
+            raise TrainingError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
+    model = stripped(controller)
+    return to_file(model, config, weight_quantizers(model), {"toolkit": "nncf"})
+
+
+def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
+    """A stripped copy of the controller's model; the model itself where it has been stripped in place."""
+    model: nn.Module = controller.model
+    if is_baked(model):
+        return model
+    _detach_masks(model)
+    copied: nn.Module = controller.strip(do_copy=True)
+    return copied
+
+
+def copy_with_masks(model: nn.Module) -> nn.Module:
+    """NNCF's copy of a model, also one with rb_sparsity."""
+    _detach_masks(model)
+    return copy_model(model)  # type: ignore[no-any-return]
+
+
+def _detach_masks(model: nn.Module) -> None:
+    """rb_sparsity keeps results with gradient, in its masks and in its loss, and those cannot be copied."""
+    controller: Any = model.nncf.compression_controller  # type: ignore[union-attr]
+    losses = [part.loss for part in getattr(controller, "child_ctrls", [controller]) if part is not None]
+    for module in [*model.modules(), *losses]:
+        for values in (module._buffers, module.__dict__):
+            for name, value in values.items():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    values[name] = value.detach()
+
+
+def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathLike[str], **fields: Any) -> Ledger:
+    """Write the `.ilwp` file of the stripped model, which `load(path).apply_to(stripped)` restores exactly.
+
+    Raises:
+        TrainingError: the model does not compute with quantized residuals yet.
+    """
+    session = session_of(controller)
+    if session is not None and session.loops and not session.quantizes:
+        raise TrainingError(
+            f"the model does not compute with quantized residuals yet: params.quantization_start_epoch is "
+            f"{session.schedule.quantization_start_epoch}, and this is epoch {session.epoch}"
+        )
+    return compressed(controller, **fields).save(path)
+
+
+def estimate_ilwp(controller: PTCompressionAlgorithmController, **fields: Any) -> Ledger:
+    """The exact sizes of the file that `save_ilwp` would write now."""
+    return compressed(controller, **fields).ledger
+
+
+def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
+    """Of a stripped model, by the weight's name in the state dict."""
+    for name, module in model.named_modules():
+        for operation in operands(module):
+            if isinstance(operation, FakeQuantize):
+                yield f"{name}.weight", operation

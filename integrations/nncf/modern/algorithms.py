@@ -1,0 +1,324 @@
+"""The sections of the config as parts of a controller: each has a loss, reacts to epochs, and has a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import nncf
+import torch
+from nncf.common.quantization.structs import QuantizationScheme
+from nncf.parameters import PruneMode
+from nncf.quantization.advanced_parameters import (
+    AdvancedQuantizationParameters,
+    OverflowFix,
+    QuantizationParameters,
+)
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+from nncf.torch.function_hook.pruning.magnitude.algo import update_pruning_ratio
+from nncf.torch.function_hook.pruning.rb.losses import RBLoss
+from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask
+from torch import Tensor, nn
+
+from ilwp_plugin.errors import ConfigError, TrainingError
+from ilwp_plugin.training import Session
+
+from ..scopes import match
+from ..sparsity_schedules import SparsitySchedule
+from .config import NNCFConfig, init_inputs
+from .hooks import FrozenRBPruningMask, mask_hooks
+
+__all__ = [
+    "IlwpPart",
+    "MagnitudeSparsityPart",
+    "Part",
+    "RBSparsityPart",
+    "adapt_batch_norms",
+    "ignored_scope",
+    "prune_masks",
+    "quantize",
+]
+
+
+class Part:
+    """One algorithm in a controller."""
+
+    name = ""
+
+    def loss(self) -> Tensor | float:
+        """What it adds to the loss of the training."""
+        return 0.0
+
+    def set_epoch(self, epoch: int) -> None:
+        """An epoch begins, counted from 0."""
+
+    def finished(self) -> bool:
+        """Whether it compresses as far as it is going to."""
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON has it."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Numbers for the user."""
+        return {}
+
+
+class _SparsityPart(Part):
+    def __init__(self, model: nn.Module, section: Mapping[str, Any]) -> None:
+        self.model, self.schedule = model, SparsitySchedule(section)
+        self.epoch = -1
+
+    def follow(self, model: nn.Module) -> None:
+        """NNCF has made a copy of the model."""
+        self.model = model
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def finished(self) -> bool:
+        return self.schedule.level(self.epoch) >= self.schedule.target
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Any]:
+        layers: dict[str, float] = {}
+        zeros = total = 0
+        for _, parameter, mask in mask_hooks(self.model):
+            keep: Any = mask.mask > 0 if isinstance(mask, RBPruningMask) else mask.binary_mask
+            layers[parameter] = 1 - float(keep.double().mean())
+            zeros, total = zeros + int((~keep.bool()).sum()), total + keep.numel()
+        return {
+            "sparsity": zeros / max(1, total),
+            "target_sparsity": self.schedule.level(self.epoch),
+            "sparsity_of_layers": layers,
+        }
+
+
+class MagnitudeSparsityPart(_SparsityPart):
+    """Masks by magnitude, over all layers together."""
+
+    name = "magnitude_sparsity"
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        if epoch < self.schedule.freeze_epoch:
+            update_pruning_ratio(self.model, PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, self.schedule.level(epoch))
+
+
+class RBSparsityPart(_SparsityPart):
+    """Masks that are learned, and a loss that steers how many weights they leave."""
+
+    name = "rb_sparsity"
+
+    def __init__(self, model: nn.Module, section: Mapping[str, Any]) -> None:
+        super().__init__(model, section)
+        self._loss = RBLoss(model, self.schedule.level(-1))
+        self._freeze_if_due()
+
+    def _freeze_if_due(self) -> None:
+        if self.epoch >= self.schedule.freeze_epoch:
+            for _, _, mask in mask_hooks(self.model):
+                mask.__class__ = FrozenRBPruningMask
+                mask.train(False)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self._loss.target_ratio = self.schedule.level(epoch)
+        self._freeze_if_due()
+
+    def follow(self, model: nn.Module) -> None:
+        super().follow(model)
+        self._loss.model = model
+
+    def loss(self) -> Tensor | float:
+        return 0.0 if self.epoch >= self.schedule.freeze_epoch else self._loss()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.set_epoch(state["epoch"])
+
+
+class IlwpPart(Part):
+    """Inter-layer weight prediction."""
+
+    name = "ilwp"
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def loss(self) -> Tensor | float:
+        return self.session.loss()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.session.set_epoch(epoch)
+
+    def finished(self) -> bool:
+        return not self.session.loops or self.session.quantizes
+
+    def state(self) -> dict[str, Any]:
+        return self.session.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.session.load_state(state)
+
+
+def ignored_scope(model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any]) -> nncf.IgnoredScope | None:
+    """The scopes of a section and of the whole config as NNCF 3 wants them.
+
+    Raises:
+        ConfigError: target scopes, or a scope that names no module.
+    """
+    if section.get("target_scopes") or whole.get("target_scopes"):
+        raise ConfigError(f"{section['algorithm']}: target_scopes cannot be mapped to NNCF 3; use ignored_scopes")
+    names: list[str] = []
+    for pattern in [*(whole.get("ignored_scopes") or []), *(section.get("ignored_scopes") or [])]:
+        matched = match(pattern, model)
+        if not matched and section.get("validate_scopes", True):
+            raise ConfigError(f"{section['algorithm']}: ignored scope {pattern!r} names no module of the model")
+        names += matched
+    if not names:
+        return None
+    return nncf.IgnoredScope(
+        patterns=[f"^{name.replace('.', '/')}/[a-z0-9_]+/[0-9]+$" for name in names], validate=False
+    )
+
+
+def prune_masks(
+    model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any], example: Any
+) -> MagnitudeSparsityPart | RBSparsityPart:
+    """Put the masks of a sparsity section into a model."""
+    params = section.get("params", {})
+    if params.get("sparsity_level_setting_mode", "global") != "global":
+        raise ConfigError(f"{section['algorithm']}: sparsity_level_setting_mode 'local' cannot be mapped to NNCF 3")
+    if params.get("weight_importance", "normed_abs") != "normed_abs":
+        raise ConfigError("magnitude_sparsity: NNCF 3 knows weight_importance 'normed_abs' only")
+    scope = ignored_scope(model, whole, section)
+    if section["algorithm"] == "rb_sparsity":
+        nncf.prune(model, PruneMode.UNSTRUCTURED_REGULARIZATION_BASED, ignored_scope=scope, examples_inputs=example)
+        return RBSparsityPart(model, section)
+    part = MagnitudeSparsityPart(model, section)
+    nncf.prune(
+        model,
+        PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
+        ratio=part.schedule.level(-1),
+        ignored_scope=scope,
+        examples_inputs=example,
+    )
+    return part
+
+
+_RANGES = {
+    "min_max": RangeEstimatorParametersSet.MINMAX,
+    "mean_min_max": RangeEstimatorParametersSet.MEAN_MINMAX,
+    "mixed_min_max": RangeEstimatorParametersSet.MEAN_MINMAX,
+    "mean_percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+}
+_DEVICES = {"ANY": nncf.TargetDevice.ANY, "CPU": nncf.TargetDevice.CPU, "GPU": nncf.TargetDevice.GPU}
+_DEVICES["NPU"] = nncf.TargetDevice.NPU
+_OVERFLOW_FIXES = {
+    "enable": OverflowFix.ENABLE,
+    "disable": OverflowFix.DISABLE,
+    "first_layer_only": OverflowFix.FIRST_LAYER,
+}
+
+
+def quantize(model: nn.Module, config: NNCFConfig, section: Mapping[str, Any]) -> nn.Module:
+    """Quantization of weights and activations to int8, with ranges from the registered data.
+
+    Returns:
+        The quantized model: a copy.
+
+    Raises:
+        ConfigError: an option that NNCF 3 does not have, or no data.
+    """
+    device = config.get("target_device", "ANY")
+    if device not in _DEVICES:
+        raise ConfigError(f"target_device {device!r} cannot be mapped to NNCF 3; known: {', '.join(_DEVICES)}")
+    if config.init_loader is None:
+        raise ConfigError(
+            "quantization: NNCF 3 needs data for the ranges; call register_default_init_args(config, train_loader) "
+            "before create_compressed_model"
+        )
+    for option, only in (("quantize_inputs", True), ("quantize_outputs", False)):
+        if section.get(option, only) != only:
+            raise ConfigError(f"quantization: {option!r} other than {only} cannot be mapped to NNCF 3")
+    ranges = section.get("initializer", {}).get("range", {})
+    kind = ranges.get("type")
+    if kind is not None and kind not in _RANGES:
+        raise ConfigError(f"quantization: range type {kind!r} cannot be mapped to NNCF 3; known: {', '.join(_RANGES)}")
+    inputs = _Inputs(config, int(ranges.get("num_init_samples", 256)))
+    # NNCF 2 passes over asymmetric weights in this; NNCF 3 would raise.
+    asymmetric = section.get("weights", {}).get("mode") == "asymmetric"
+    overflow_fix = "disable" if asymmetric else section.get("overflow_fix", "enable")
+    if overflow_fix not in _OVERFLOW_FIXES:
+        raise ConfigError(f"quantization: overflow_fix {overflow_fix!r}; known: {', '.join(_OVERFLOW_FIXES)}")
+    advanced = AdvancedQuantizationParameters(
+        overflow_fix=_OVERFLOW_FIXES[overflow_fix],
+        disable_bias_correction=True,  # NNCF 2 has none in training
+        activations_quantization_params=_parameters("activations", section),
+        weights_quantization_params=_parameters("weights", section),
+        **({} if kind is None else {"activations_range_estimator_params": _RANGES[kind]}),
+    )
+    return nncf.quantize(  # type: ignore[no-any-return]
+        model,
+        nncf.Dataset(inputs),
+        preset=nncf.QuantizationPreset(section.get("preset", "performance")),
+        target_device=_DEVICES[device],
+        subset_size=max(1, len(inputs)),
+        ignored_scope=ignored_scope(model, config, section),
+        advanced_parameters=advanced,
+    )
+
+
+def _parameters(group: str, section: Mapping[str, Any]) -> QuantizationParameters | None:
+    values = section.get(group, {})
+    if values.get("bits", 8) != 8:
+        raise ConfigError(f"quantization: {group} of {values['bits']} bits cannot be mapped to NNCF 3; it has 8")
+    if not {"mode", "per_channel"} & values.keys():
+        return None
+    mode = values.get("mode")
+    return QuantizationParameters(
+        mode=None if mode is None else QuantizationScheme(mode),
+        per_channel=values.get("per_channel"),
+    )
+
+
+class _Inputs(Sequence[Any]):
+    """The first batches of the registered data that hold so many samples."""
+
+    def __init__(self, config: NNCFConfig, samples: int) -> None:
+        self._batches: list[Tensor] = []
+        for batch in init_inputs(config):
+            self._batches.append(batch)
+            samples -= len(batch)
+            if samples <= 0:
+                break
+        if not self._batches:
+            raise TrainingError("the data registered for initialization yield no batch")
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[index]
+
+
+def adapt_batch_norms(model: nn.Module, config: NNCFConfig, sections: Iterable[Mapping[str, Any]]) -> None:
+    """Re-estimate batch norm statistics where a section asks for it."""
+    wanted = [
+        s.get("initializer", {}).get("batchnorm_adaptation", {}).get("num_bn_adaptation_samples", 0) for s in sections
+    ]
+    if max(wanted, default=0) == 0:
+        return
+    if config.init_loader is None:
+        raise ConfigError("batchnorm_adaptation needs data; call register_default_init_args before")
+    nncf.batch_norm_adaptation(model, nncf.Dataset(_Inputs(config, max(wanted))))

@@ -1,0 +1,36 @@
+"""The example as a user runs it: NNCF's own loop under `ilwp run`, and the config of everything together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "nncf"
+
+
+def run(out: Path, config: str, *arguments: object) -> dict[str, float]:
+    command = [Path(sys.executable).parent / "ilwp", "run", "--toolkit", "nncf", EXAMPLES / "train.py", "--out", out]
+    command += ["--config", EXAMPLES / "configs" / f"{config}.json", *arguments]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    return json.loads((out / "result.json").read_text())
+
+
+def test_train(tmp_path: Path) -> None:
+    result = run(tmp_path, "all", "--epochs", 2, "--pretrain", 4)
+    assert result["file_bytes"] == (tmp_path / "model.ilwp").stat().st_size
+    assert 0.4 < result["sparsity"] < 0.75 and result["depthwise_sparsity"] > 0
+    assert 0 < result["depthwise_bytes"] < result["file_bytes"]
+    again = run(tmp_path, "all", "--epochs", 3, "--resume", tmp_path / "checkpoint.pt")
+    assert again["file_bytes"] > 0 and (tmp_path / "model.onnx").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ilwp", "magnitude_sparsity", "int8"])
+def test_smaller_at_the_same_accuracy(config: str, tmp_path: Path) -> None:
+    options = ("--epochs", 8, "--pretrain", 30)
+    without = run(tmp_path / "without", config, *options, "--without", "ilwp")
+    result = run(tmp_path / "with", config, *options)
+    assert result["depthwise_bytes"] < 0.8 * without["depthwise_bytes"]
+    assert result["accuracy"] > without["accuracy"] - 3, "360 test images: one is 0.28 points"

@@ -9,14 +9,13 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # NNCF's C++ extension is compiled by `make setup`, in each environment for itself.
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
-PREPARE := NNCF_EXTENSION_LOAD_TIMEOUT=0 TORCH_EXTENSIONS_DIR=$(CURDIR)
 
 .PHONY: demo test test-slow bench lint setup clean
 
-demo: setup
+demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
 
-test: lint
+test: setup lint
 	$(PYTEST) -n 2
 	$(PYTEST_LEGACY) tests/integrations/nncf
 
@@ -24,27 +23,29 @@ test-slow: setup
 	$(PYTEST) -m slow --timeout 3600
 	$(PYTEST_LEGACY) tests/integrations/nncf -m slow --timeout 3600
 
-bench: setup
+bench: $(VENV)/.installed
 	$(PYTEST) tests/benchmarks -m bench -s --timeout 1800
 
-lint: setup
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-setup: $(VENV)/.installed $(LEGACY)/.installed
+setup: $(VENV)/.compiled $(LEGACY)/.compiled
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(PREPARE)/$(VENV)/torch_extensions $(BIN)/python -m ilwp_integrations.nncf.prepare
 	touch $@
 
 $(LEGACY)/.installed: setup.cfg pyproject.toml constraints-legacy.txt
 	$(PYTHON) -m venv $(LEGACY)
 	$(LEGACY)/bin/python -m pip install --quiet --constraint constraints-legacy.txt --editable '.[dev-legacy]'
-	$(PREPARE)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m ilwp_integrations.nncf.prepare
+	touch $@
+
+%/.compiled: %/.installed
+	NNCF_EXTENSION_LOAD_TIMEOUT=0 TORCH_EXTENSIONS_DIR=$(CURDIR)/$*/torch_extensions $*/bin/python -m ilwp_integrations.nncf.prepare
 	touch $@
 
 clean:

@@ -97,7 +97,7 @@ def run_demo(
         DataError: the data set is missing.
         FileError: the folder cannot be written.
     """
-    config = IlwpConfig(bits=settings.bits)
+    config = IlwpConfig(bits=settings.bits, coder="huffman")  # the paper's coder
     optional("matplotlib", "report")  # before hours of training, not after
     data = load_data(settings.data, data_folder)
     out = Path(out)

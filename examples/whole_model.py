@@ -1,0 +1,69 @@
+"""A whole trained network in one small file, without training it any further: bytes and accuracy at given steps.
+
+pip install 'ilwp-plugin[report]'
+python examples/whole_model.py                                        digits: trains first, a minute in all
+python examples/whole_model.py --data fashion-mnist --steps 0.047 0.069
+python examples/whole_model.py --data fashion-mnist --model trained.pt     a state dict of that network
+"""
+
+import argparse
+import copy
+import time
+
+import torch
+
+from ilwp_plugin import IlwpConfig, compress, loads
+from ilwp_plugin.demo import initial_model, preset
+from ilwp_plugin.weights import read_state_dict
+from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", default="digits")
+parser.add_argument("--data-folder")
+parser.add_argument("--network", default="mobilenet")
+parser.add_argument("--model", help="state dict of the trained network; trains it first if not given")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--images", type=int, default=2000, help="calibration images, of the training set")
+parser.add_argument("--steps", type=float, nargs="+", default=[0.05, 0.07])
+parser.add_argument("--residual-share", type=float, default=0.6, help="step of the residuals, in steps of the others")
+parser.add_argument("--align", action="store_true", help="align first; needs torch-pruning")
+options = parser.parse_args()
+
+settings = preset(options.data, model=options.network, seed=options.seed)
+data = load_data(options.data, options.data_folder)
+model = initial_model(settings, data)
+if options.model is not None:
+    model.load_state_dict(read_state_dict(options.model))
+else:
+    train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+model.eval()
+chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))[: options.images]
+calibration = data.train_images[chosen]
+fp32 = 4 * sum(parameter.numel() for parameter in model.parameters())
+before = accuracy(model, data)
+print(f"{settings}\nfp32: {fp32:,} bytes, {before:.2f} %, {len(calibration)} calibration images")
+
+print("| step | bytes | of fp32 | depthwise | other layers | batch norms | accuracy % | change | seconds |")
+print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+for step in options.steps:
+    config = IlwpConfig(
+        mode="auto",
+        anchor="quantized",
+        weight_step=step,
+        residual_step=step * options.residual_share,
+        dead_zone=0.56,
+        batch_norm="merged",
+        batch_norm_bits=4,
+        align=options.align,
+    )
+    start = time.perf_counter()
+    file = compress(model, config, calibration=calibration, example_inputs=calibration[:2]).to_bytes()
+    seconds = time.perf_counter() - start
+    restored = copy.deepcopy(model)
+    stored = loads(file)
+    stored.apply_to(restored)
+    after, ledger = accuracy(restored, data), stored.ledger
+    print(
+        f"| {step} | {len(file):,} | 1/{fp32 / len(file):.1f} | {ledger.total_bytes:,} | {ledger.grid_bytes:,} "
+        f"| {ledger.batch_norm_bytes:,} | {after:.2f} | {after - before:+.2f} | {seconds:.0f} |"
+    )

@@ -19,7 +19,8 @@ MANTISSA_BITS = range(1, 13)
 OCTAVES = 24
 """Scales smaller than the largest of their layer by more than 2^24 become 0."""
 
-_LARGEST_SHIFT = 1 << 15
+_LARGEST_SHIFT = (1 << 12) - 1
+"""Codes of shifts; a layer whose shifts are far larger than its spread gets a coarser step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,8 @@ def round_batch_norm(
         mean_output: (channels,), the output at the mean of the inputs.
         spread: (channels,), standard deviation of the output; sets the step of the shift.
         mantissa: bits of a scale's mantissa: its relative error is at most 2^-(mantissa + 1), and the error of the
-            shift at most 2^-(mantissa + 1) of the root mean square of the spread.
+            shift at most 2^-(mantissa + 1) of the root mean square of the spread, or 2^-13 of the largest shift if
+            that is more.
         eps: of the module.
 
     Raises:

@@ -12,7 +12,7 @@ from ilwp_plugin.method.rounding import dead_zone_rounding
 
 __all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "round_to_grid"]
 
-LARGEST_CODE = 1 << 15
+LARGEST_CODE = (1 << 15) - 1
 """Codes, and their differences from zero points and references, are at most this in magnitude."""
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -23,7 +23,7 @@ class IntegerTensor:
     """A tensor as integer codes: its values are `(codes - zero_point) * scale`, computed in float32.
 
     Attributes:
-        codes: integers, in the tensor's shape, of magnitude at most 32,768.
+        codes: integers, in the tensor's shape, of magnitude at most 32,767.
         scale: float32, one number, or one for each index of `axis`; finite, not negative.
         zero_point: integers, as many as scales; None for zeros.
         axis: the dimension that the scales belong to.
@@ -103,7 +103,7 @@ def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> Intege
         dead_zone: what is smaller than this many steps becomes 0; 0.5 is plain rounding.
 
     Raises:
-        TensorError: a weight lies beyond the 32,768th level.
+        TensorError: a weight lies beyond the 32,767th level.
     """
     scale = torch.tensor(step, dtype=torch.float32)
     levels = weight.detach().cpu().float() / scale

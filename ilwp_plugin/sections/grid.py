@@ -139,6 +139,8 @@ def _references(infos: Sequence[TensorInfo]) -> list[int | None]:
 
 
 def _cheaper(residual: Tensor, codes: Tensor) -> bool:
+    if int(residual.abs().max()) > LARGEST_CODE:
+        return False
     return Histogram.of(residual.numpy()).entropy < Histogram.of(codes.numpy()).entropy
 
 

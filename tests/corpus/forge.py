@@ -587,11 +587,11 @@ change("grid_scale_nan", "not a finite number", _grid([grid_head(0, 0, struct.pa
 change("grid_scale_negative", "not a finite number", _grid([grid_head(0, 0, struct.pack("<f", -0.0))], [1] * 4))
 change(
     "grid_zero_point_too_large",
-    "beyond 32768 in magnitude",
+    "beyond 32767 in magnitude",
     _grid([grid_head(0, 2, struct.pack("<f", 1) + varint(1 << 40))], [1] * 4),
 )
 change("grid_predicted_by_nothing", "no earlier layer has kernels", _grid([grid_head(0, 4)], [1] * 4))
-change("grid_code_too_large", "a code beyond 32768", _grid([grid_head()], [0, 0, 0, 32769]))
+change("grid_code_too_large", "a code beyond 32767", _grid([grid_head()], [0, 0, 0, 32769]))
 change("grid_trailing_bytes", "1 bytes too many", _grid([grid_head()], [1] * 4, tail=b"\0"))
 change(
     "grid_infinite",

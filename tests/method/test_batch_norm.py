@@ -21,7 +21,7 @@ def test_error_bounds(mantissa: int, seed: int, exponent: float) -> None:
     assert bool(((merged.scale.double() - scale).abs() <= scale.abs() * bound * 1.0001).all())
     at_mean = merged.scale.double() * mean + merged.shift.double()
     spread_rms = float(spread.square().mean().sqrt())
-    steps = max(spread_rms, float((shift - mean * scale).abs().max()) / (1 << 15) * 2 ** (mantissa + 1))
+    steps = max(spread_rms, float((shift - mean * scale).abs().max()) / (1 << 12) * 2**mantissa)
     assert float((at_mean - shift).abs().max()) <= bound * steps * 1.01 + 1e-6
 
 

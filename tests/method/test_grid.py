@@ -45,7 +45,7 @@ def test_prediction_of_integers_loses_nothing() -> None:
         ((torch.ones(2, 2, dtype=torch.int8), torch.ones(3)), "3 scales for codes of shape"),
         ((torch.ones(2, 2, dtype=torch.int8), torch.tensor(-1.0)), "finite scales"),
         ((torch.ones(2, 2, dtype=torch.int8), torch.tensor(float("nan"))), "finite scales"),
-        ((torch.full((2,), 40000), torch.tensor(1.0)), "beyond 32768"),
+        ((torch.full((2,), 40000), torch.tensor(1.0)), "beyond 32767"),
         ((torch.ones(2, 2, dtype=torch.int8), torch.ones(2), torch.tensor(1)), "1 zero points for 2 scales"),
     ],
 )

@@ -1,0 +1,207 @@
+"""Every layer in the file: the grid, merged batch norms, calibration, targets, codes of a toolkit."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, estimate, load, loads
+from ilwp_plugin.calibration import calibrate
+from ilwp_plugin.errors import CalibrationError, ChainError, ConfigError, IlwpWarning, TensorError
+from ilwp_plugin.zoo import build_model
+
+WHOLE = IlwpConfig(weight_step=0.05, residual_step=0.03, anchor="quantized", batch_norm="merged", mode="auto")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """Random weights, and batch norms that have seen inputs."""
+    torch.manual_seed(0)
+    network = build_model("mobilenet", width=0.25, stem_stride=2, in_channels=1)
+    network.train()
+    for _ in range(8):
+        network(torch.randn(64, 1, 32, 32))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    return torch.randn(96, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def rounding_alone_is_fine() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IlwpWarning)
+        yield
+
+
+def restored(compressed: CompressedModel, model: nn.Module) -> nn.Module:
+    network = copy.deepcopy(model)
+    loads(compressed.to_bytes()).apply_to(network)
+    return network.eval()
+
+
+@torch.no_grad()
+def error(compressed: CompressedModel, model: nn.Module, inputs: Tensor) -> float:
+    expected = model(inputs)
+    return float((restored(compressed, model)(inputs) - expected).square().mean() / expected.square().mean())
+
+
+def test_every_byte_is_told(model: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
+    compressed = compress(model, WHOLE, calibration=inputs)
+    ledger = compressed.save(tmp_path / "x.ilwp")
+    assert (tmp_path / "x.ilwp").stat().st_size == ledger.file_bytes == load(tmp_path / "x.ilwp").ledger.file_bytes
+    assert estimate(model, WHOLE, calibration=inputs).file_bytes == ledger.file_bytes
+    assert ledger.grid_bytes and ledger.batch_norm_bytes and ledger.texture_bytes
+    assert ledger.other_bytes < 1500, "names and shapes alone"
+    again = load(tmp_path / "x.ilwp").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in compressed.state_dict().items())
+
+
+def test_error_feedback_beats_rounding_at_the_same_step(model: nn.Module, inputs: Tensor) -> None:
+    rounded, fed = compress(model, WHOLE), compress(model, WHOLE, calibration=inputs)
+    fresh = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+    assert error(fed, model, fresh) < 0.7 * error(rounded, model, fresh)
+    assert fed.ledger.grid_bytes < 1.05 * rounded.ledger.grid_bytes
+
+
+def test_one_pass_and_many_agree(model: nn.Module, inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = compress(model, WHOLE, calibration=inputs)
+    passes = 0
+
+    def limited(*arguments: object) -> set[str]:
+        nonlocal passes
+        passes += 1
+        return calibrate(*arguments, memory_bytes=4 << 20)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ilwp_plugin.compression.calibrate", limited)
+    many = compress(model, WHOLE, calibration=[inputs[:40], inputs[40:]])
+    assert passes == 1
+    assert abs(many.ledger.file_bytes / once.ledger.file_bytes - 1) < 0.02
+    assert error(many, model, inputs) < 1.2 * error(once, model, inputs)
+
+
+def test_mode_decision_is_no_larger_than_any_mode(model: nn.Module) -> None:
+    modes = ("none", "collocated", "local", "full")
+    sizes = [estimate(model, WHOLE.replace(mode=mode)).total_bytes for mode in modes]
+    assert estimate(model, WHOLE).total_bytes <= min(sizes)
+
+
+@pytest.mark.parametrize("batch_norm", ["exact", "merged"])
+def test_batch_norms_follow(model: nn.Module, inputs: Tensor, batch_norm: str) -> None:
+    config = WHOLE.replace(batch_norm=batch_norm, weight_step=0.2, dead_zone=0.6)
+    coarse = restored(compress(model, config, calibration=inputs), model)
+    outputs: list[Tensor] = []
+    hook = coarse.get_submodule("features.3.1").register_forward_hook(lambda *args: outputs.append(args[2]))
+    with torch.no_grad():
+        coarse(inputs)
+        hook.remove()
+        hook = model.get_submodule("features.3.1").register_forward_hook(lambda *args: outputs.append(args[2]))
+        model(inputs)
+    hook.remove()
+    quantized, original = (output.mean((0, 2, 3)) for output in outputs)
+    assert float((quantized - original).abs().max()) < 0.1
+
+
+def test_layers_may_be_left_out(model: nn.Module, inputs: Tensor) -> None:
+    config = WHOLE.replace(ignored_scopes=("classifier", "{re}features\\.5\\..*"))
+    state = compress(model, config, calibration=inputs).state_dict()
+    own = model.state_dict()
+    for name in ("classifier.weight", "features.5.0.weight", "features.5.3.weight"):
+        assert torch.equal(state[name], own[name]), name
+    with pytest.raises(ChainError, match="'klassifier' matches no convolution"):
+        compress(model, WHOLE.replace(ignored_scopes=("klassifier",)))
+
+
+def test_targets(model: nn.Module, tmp_path: Path) -> None:
+    state, config = model.state_dict(), WHOLE.replace(batch_norm_eps=1e-5)
+    numel = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    small = compress(state, config, target_bytes=60_000)
+    assert 0.95 * 60_000 < small.ledger.file_bytes <= 60_000
+    per_weight = compress(state, config, target_bits_per_weight=2.5, resume=tmp_path / "trials.jsonl")
+    assert 0.95 * 2.5 < per_weight.ledger.file_bytes * 8 / numel <= 2.5
+    scores: list[float] = []
+
+    def score(network: nn.Module) -> float:
+        scores.append(-float((network(torch.ones(1, 1, 32, 32)) - model(torch.ones(1, 1, 32, 32))).square().sum()))
+        return scores[-1]
+
+    found = compress(model, config, evaluate=score, max_drop=0.05)
+    assert score(restored(found, model)) >= -0.05
+    with pytest.raises(ConfigError, match="one target at a time"):
+        compress(model, config, target_bytes=1, target_bits_per_weight=1.0)
+    with pytest.raises(ConfigError, match="needs a module and `evaluate`"):
+        compress(model, config, max_drop=1.0)
+    with pytest.raises(CalibrationError, match="cannot be met"):
+        compress(state, config, target_bytes=10)
+
+
+def test_what_does_not_fit_is_refused(model: nn.Module, inputs: Tensor) -> None:
+    state = model.state_dict()
+    with pytest.raises(ConfigError, match="a state dict cannot be run"):
+        compress(state, WHOLE.replace(batch_norm_eps=1e-5), calibration=inputs)
+    with pytest.raises(ConfigError, match="does not tell the eps"):
+        compress(state, WHOLE)
+    with pytest.raises(ConfigError, match="dead_zone: 0.6 needs calibration"):
+        compress(model, WHOLE.replace(dead_zone=0.6))
+    with pytest.raises(CalibrationError, match="does not run on the calibration inputs"):
+        compress(model, WHOLE, calibration=(inputs, torch.zeros(96)))
+    with pytest.raises(CalibrationError, match="no inputs"):
+        compress(model, WHOLE, calibration=[])
+    with pytest.warns(IlwpWarning, match="rounded as they are"):
+        compress(model, WHOLE)
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(2)), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y - y.mean(0)
+
+
+def test_examples_that_mix_are_noticed() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CalibrationError, match="mixes the examples of a batch"):
+        compress(Mixing(), WHOLE.replace(batch_norm="exact", weight_step=0.3), calibration=torch.randn(8, 4, 6, 6))
+
+
+def test_codes_of_a_toolkit_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = torch.randint(-100, 101, (16, 1, 3, 3))
+    codes = {
+        "a": IntegerTensor(base.to(torch.int8), torch.rand(16) / 64),
+        "b": IntegerTensor((base + torch.randint(-2, 3, base.shape)).to(torch.int8), torch.rand(16) / 64),
+        "c": IntegerTensor(torch.randint(-127, 128, (8, 16, 1, 1), dtype=torch.int8), torch.tensor(0.01)),
+    }
+    state = {f"{name}.weight": code.restore() for name, code in codes.items()} | {"c.bias": torch.randn(8)}
+    compressed = compress(state, quantized=codes)
+    compressed.save(tmp_path / "x.ilwp")
+    stored = load(tmp_path / "x.ilwp")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in stored.state_dict().items())
+    assert stored.grid is not None and torch.equal(stored.grid.values[1].codes, codes["b"].codes)
+    layers = stored.ledger.layers
+    assert layers["b.weight"].file_bytes < 0.75 * layers["a.weight"].file_bytes, "predicted by a"
+    with pytest.raises(TensorError, match="is not \\(codes - zero_point\\) \\* scale"):
+        compress({**state, "c.weight": state["c.weight"] + 1e-6}, quantized=codes)
+    with pytest.raises(TensorError, match="no tensor 'd'"):
+        compress(state, quantized={"d": codes["a"]})
+
+
+def test_other_layers_only() -> None:
+    """A network without any chain."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+    config = IlwpConfig(weight_step=0.02, batch_norm="merged")
+    inputs = torch.randn(50, 3, 6, 6)
+    compressed = compress(network, config, calibration=inputs)
+    assert not compressed.chains and error(compressed, network, inputs) < 0.01
+    with pytest.raises(ChainError, match="no chain"):
+        compress(network)

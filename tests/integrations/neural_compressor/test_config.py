@@ -183,7 +183,7 @@ def test_schema_by_the_command_line() -> None:
     assert set(fields) == set(IlwpConfig().to_dict())
     single, several = fields["bits"]["anyOf"]
     assert several["type"] == "array" and several["items"] == single
-    assert fields["mode"]["anyOf"][0]["enum"] == ["collocated", "full", "local", "none"]
+    assert fields["mode"]["anyOf"][0]["enum"] == ["auto", "collocated", "full", "local", "none"]
 
 
 def test_example_is_valid() -> None:

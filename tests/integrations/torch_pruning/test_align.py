@@ -181,7 +181,7 @@ def test_frozen_parameters_and_modes_stay_as_they_are(example: Tensor) -> None:
 
 def test_errors(example: Tensor) -> None:
     model = network("mobilenet", example, 0.25)
-    with pytest.raises(ConfigError, match="mode 'collocated' and scope 'depthwise', got 'full'"):
+    with pytest.raises(ConfigError, match="mode 'collocated' or 'auto' and scope 'depthwise', got 'full'"):
         align(model, example, IlwpConfig(mode="full"))
     with pytest.raises(ChainError, match="no chain"):
         align(nn.Conv2d(3, 3, 3), example)

@@ -472,7 +472,13 @@ def _compress(
     )
     if calibration is not None:
         assert module is not None
-        calibrate(module, calibration, encoder, encoder.layers)
+        missed = sorted(encoder.layers - calibrate(module, calibration, encoder, encoder.layers))
+        if missed:
+            warnings.warn(
+                f"{_few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls",
+                IlwpWarning,
+                stacklevel=3,
+            )
     elif config.weight_step is not None:
         warnings.warn(ROUNDED_ALONE, IlwpWarning, stacklevel=3)
     encoder.finish(state)

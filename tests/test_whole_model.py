@@ -173,6 +173,15 @@ def test_examples_that_mix_are_noticed() -> None:
         compress(Mixing(), WHOLE.replace(batch_norm="exact", weight_step=0.3), calibration=torch.randn(8, 4, 6, 6))
 
 
+def test_layers_that_calibration_does_not_reach_are_named() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).eval()
+    inputs = torch.randn(9, 3, 6)
+    with pytest.warns(IlwpWarning, match="'0': rounded alone"):
+        compressed = compress(network, IlwpConfig(weight_step=0.02), calibration=inputs)
+    assert error(compressed, network, inputs) < 0.01
+
+
 def test_codes_of_a_toolkit_are_kept_bit_for_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = torch.randint(-100, 101, (16, 1, 3, 3))

@@ -11,8 +11,8 @@ import copy
 from ilwp_integrations.torch_pruning import align
 
 from ilwp_plugin import IlwpConfig, compress
-from ilwp_plugin.demo import initial_model, preset
-from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+from ilwp_plugin.demo import preset, trained_model
+from ilwp_plugin.zoo import accuracy, load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
@@ -23,8 +23,7 @@ options = parser.parse_args()
 
 settings = preset(options.data, epochs=options.epochs, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-model = initial_model(settings, data)
-train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+model = trained_model(settings, data)
 baseline = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes
 print(f"{settings}\nfp32 accuracy {accuracy(model, data):.2f} %, baseline (none, 8 bits) {baseline:,} bytes")
 

@@ -15,9 +15,8 @@ from ilwp_integrations.torch_pruning import align
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.analysis import analyze
-from ilwp_plugin.demo import initial_model, preset
-from ilwp_plugin.weights import read_state_dict
-from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+from ilwp_plugin.demo import preset, trained_model
+from ilwp_plugin.zoo import accuracy, load_data
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -32,11 +31,7 @@ options = parser.parse_args()
 
 settings = preset(options.data, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-model = initial_model(settings, data)
-if options.model is not None:
-    model.load_state_dict(read_state_dict(options.model))
-else:
-    train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+model = trained_model(settings, data, options.model)
 aligned = copy.deepcopy(model)
 align(aligned, data.train_images[:16])
 options.out.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,9 @@ from ilwp_integrations.torch_pruning import IlwpImportance, IlwpPruner, Provenan
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.demo import initial_model, preset
+from ilwp_plugin.demo import initial_model, preset, trained_model
 from ilwp_plugin.training import FineTuning, InterLayerLoss, fine_tune
-from ilwp_plugin.weights import read_state_dict
-from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+from ilwp_plugin.zoo import accuracy, load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
@@ -37,11 +36,7 @@ options = parser.parse_args()
 
 settings = preset(options.data, model=options.network, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-model = initial_model(settings, data)
-if options.model is not None:
-    model.load_state_dict(read_state_dict(options.model))
-else:
-    train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+model = trained_model(settings, data, options.model)
 model.to(memory_format=torch.channels_last)
 images = data.train_images.contiguous(memory_format=torch.channels_last)
 samples, example = TensorDataset(images, data.train_labels), data.train_images[:16]

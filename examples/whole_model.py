@@ -13,9 +13,8 @@ import time
 import torch
 
 from ilwp_plugin import IlwpConfig, compress, loads
-from ilwp_plugin.demo import initial_model, preset
-from ilwp_plugin.weights import read_state_dict
-from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
+from ilwp_plugin.demo import preset, trained_model
+from ilwp_plugin.zoo import accuracy, load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
@@ -31,11 +30,7 @@ options = parser.parse_args()
 
 settings = preset(options.data, model=options.network, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-model = initial_model(settings, data)
-if options.model is not None:
-    model.load_state_dict(read_state_dict(options.model))
-else:
-    train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+model = trained_model(settings, data, options.model)
 model.eval()
 chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))[: options.images]
 calibration = data.train_images[chosen]

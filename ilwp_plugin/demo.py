@@ -21,9 +21,10 @@ from ilwp_plugin.analysis import analyze
 from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
+from ilwp_plugin.weights import read_state_dict
 from ilwp_plugin.zoo import Dataset, Recipe, accuracy, build_model, load_data, train
 
-__all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo"]
+__all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo", "trained_model"]
 
 Report = Callable[[str, int, int], None]
 """(what is being trained, steps done, steps in all)."""
@@ -173,6 +174,26 @@ def initial_model(settings: DemoSettings, data: Dataset) -> nn.Module:
         in_channels=data.channels,
         classes=data.classes,
     )
+
+
+def trained_model(settings: DemoSettings, data: Dataset, path: str | os.PathLike[str] | None = None) -> nn.Module:
+    """The network of the settings, trained without the inter-layer loss, or with the weights of a file.
+
+    Args:
+        settings: what to train.
+        data: the data set.
+        path: a state dict of that network, instead of training it.
+
+    Raises:
+        TrainingError: the seed is out of range.
+        FileError: the file cannot be read.
+    """
+    model = initial_model(settings, data)
+    if path is not None:
+        model.load_state_dict(read_state_dict(path))
+    else:
+        train(model, data, Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed))
+    return model
 
 
 def _trained(

@@ -81,3 +81,9 @@ def test_neural_compressor_table() -> None:
     files = {row[0]: int(row[3].replace(",", "")) for row in rows if row[3].replace(",", "").isdigit()}
     assert len(rows) == 10 and len(files) == 6
     assert files["ilwp, one grid for all layers + static INT8"] < files["INC static INT8"] / 2
+
+
+def test_whole_model() -> None:
+    text = run("whole_model.py", "--steps", 0.05)
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert cells[2].startswith("1/") and float(cells[2].removeprefix("1/")) > 10 and float(cells[7]) > -3

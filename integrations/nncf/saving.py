@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import Chains
-from ilwp_plugin.training import ClosedLoop
+from ilwp_plugin.training import ClosedLoop, Session
 
-__all__ = ["bake", "explicit", "integer_weight", "is_baked", "to_file"]
+__all__ = ["bake", "check_quantizes", "explicit", "file_config", "integer_weight", "is_baked", "to_file"]
 
 _BEFORE_BAKING = "_ilwp_weights_before_baking"
 """Attribute of a stripped model: the weights that its codes come from. Quantizing reconstructed weights once more would
@@ -25,6 +25,35 @@ def explicit(config: IlwpConfig, chains: Chains) -> IlwpConfig:
     """The configuration that finds just these chains, in a state dict too."""
     layers = tuple(layer for chain in chains for layer in chain.layers)
     return config.replace(layers=layers, target_scopes=(), ignored_scopes=())
+
+
+def file_config(session: Session | None, fields: Mapping[str, Any]) -> IlwpConfig:
+    """The configuration of the file.
+
+    Args:
+        session: that of the `ilwp` section, if the config has one.
+        fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
+
+    Raises:
+        ConfigError: the section has its own.
+    """
+    if session is None:
+        return IlwpConfig.from_dict(dict(fields))
+    config = explicit(session.config, session.chains)
+    if config.bits is None:
+        return config.replace(**{"bits": IlwpConfig().bits, **fields})
+    if fields:
+        raise ConfigError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
+    return config
+
+
+def check_quantizes(session: Session | None) -> None:
+    """Raises TrainingError for a model that will compute with quantized residuals, and does not yet."""
+    if session is not None and session.loops and not session.quantizes:
+        raise TrainingError(
+            "the model does not compute with quantized residuals yet: params.quantization_start_epoch is "
+            f"{session.schedule.quantization_start_epoch}, and this is epoch {session.epoch}"
+        )
 
 
 @torch.no_grad()

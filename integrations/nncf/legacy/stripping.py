@@ -11,12 +11,11 @@ from nncf.torch.compression_method_api import PTCompressionAlgorithmController
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
-from ilwp_plugin import CompressedModel, IlwpConfig
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin import CompressedModel
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session
 
-from ..saving import explicit, is_baked, to_file
+from ..saving import check_quantizes, file_config, is_baked, to_file
 from .hooks import operands
 
 __all__ = ["compressed", "estimate_ilwp", "save_ilwp"]
@@ -35,15 +34,7 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
         controller: what `create_compressed_model` returned.
         fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
     """
-    session = session_of(controller)
-    if session is None:
-        config = IlwpConfig.from_dict(fields)
-    else:
-        config = explicit(session.config, session.chains)
-        if config.bits is None:
-            config = config.replace(**{"bits": IlwpConfig().bits, **fields})
-        elif fields:
-            raise TrainingError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
+    config = file_config(session_of(controller), fields)
     model = stripped(controller)
     return to_file(model, config, weight_quantizers(model), {"toolkit": "nncf"})
 
@@ -81,12 +72,7 @@ def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathL
     Raises:
         TrainingError: the model does not compute with quantized residuals yet.
     """
-    session = session_of(controller)
-    if session is not None and session.loops and not session.quantizes:
-        raise TrainingError(
-            f"the model does not compute with quantized residuals yet: params.quantization_start_epoch is "
-            f"{session.schedule.quantization_start_epoch}, and this is epoch {session.epoch}"
-        )
+    check_quantizes(session_of(controller))
     return compressed(controller, **fields).save(path)
 
 

@@ -30,9 +30,9 @@ from .hooks import FrozenRBPruningMask, mask_hooks
 
 __all__ = [
     "IlwpPart",
-    "MagnitudeSparsityPart",
     "Part",
-    "RBSparsityPart",
+    "SparsityPart",
+    "SPARSITY_PARTS",
     "adapt_batch_norms",
     "ignored_scope",
     "prune_masks",
@@ -68,10 +68,17 @@ class Part:
         return {}
 
 
-class _SparsityPart(Part):
+class SparsityPart(Part):
+    """Masks on weights.
+
+    Args:
+        model: with the masks in it.
+        section: of the config.
+    """
+
     def __init__(self, model: nn.Module, section: Mapping[str, Any]) -> None:
         self.model, self.schedule = model, SparsitySchedule(section)
-        self.epoch = -1
+        self.name, self.epoch = section["algorithm"], -1
 
     def follow(self, model: nn.Module) -> None:
         """NNCF has made a copy of the model."""
@@ -104,10 +111,18 @@ class _SparsityPart(Part):
         }
 
 
-class MagnitudeSparsityPart(_SparsityPart):
-    """Masks by magnitude, over all layers together."""
+class ConstSparsityPart(SparsityPart):
+    """Masks that keep the zeros which the weights had."""
 
-    name = "magnitude_sparsity"
+    def finished(self) -> bool:
+        return True
+
+    def statistics(self) -> dict[str, Any]:
+        return {name: value for name, value in super().statistics().items() if name != "target_sparsity"}
+
+
+class MagnitudeSparsityPart(SparsityPart):
+    """Masks by magnitude, over all layers together."""
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -115,15 +130,22 @@ class MagnitudeSparsityPart(_SparsityPart):
             update_pruning_ratio(self.model, PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, self.schedule.level(epoch))
 
 
-class RBSparsityPart(_SparsityPart):
+class RBSparsityPart(SparsityPart):
     """Masks that are learned, and a loss that steers how many weights they leave."""
-
-    name = "rb_sparsity"
 
     def __init__(self, model: nn.Module, section: Mapping[str, Any]) -> None:
         super().__init__(model, section)
         self._loss = RBLoss(model, self.schedule.level(-1))
+        self._lr_multiplier = section.get("compression_lr_multiplier")
+        self._multiply_gradients()
         self._freeze_if_due()
+
+    def _multiply_gradients(self) -> None:
+        if self._lr_multiplier is None:
+            return
+        for _, _, mask in mask_hooks(self.model):
+            parameter: Any = mask.mask
+            parameter.register_hook(lambda gradient: gradient * self._lr_multiplier)
 
     def _freeze_if_due(self) -> None:
         if self.epoch >= self.schedule.freeze_epoch:
@@ -133,18 +155,28 @@ class RBSparsityPart(_SparsityPart):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        self._loss.target_ratio = self.schedule.level(epoch)
+        self.schedule.follow(self.statistics()["sparsity"])
+        self._apply()
+
+    def _apply(self) -> None:
+        self._loss.target_ratio = self.schedule.level(self.epoch)
         self._freeze_if_due()
 
     def follow(self, model: nn.Module) -> None:
         super().follow(model)
         self._loss.model = model
+        self._multiply_gradients()  # copies of parameters have no hooks
 
     def loss(self) -> Tensor | float:
         return 0.0 if self.epoch >= self.schedule.freeze_epoch else self._loss()
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "schedule": self.schedule.state()}
+
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.set_epoch(state["epoch"])
+        super().load_state(state)
+        self.schedule.load_state(state["schedule"])
+        self._apply()
 
 
 class IlwpPart(Part):
@@ -171,6 +203,14 @@ class IlwpPart(Part):
         self.session.load_state(state)
 
 
+SPARSITY_PARTS = {
+    "const_sparsity": ConstSparsityPart,
+    "magnitude_sparsity": MagnitudeSparsityPart,
+    "rb_sparsity": RBSparsityPart,
+}
+"""By the name of the section."""
+
+
 def ignored_scope(model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any]) -> nncf.IgnoredScope | None:
     """The scopes of a section and of the whole config as NNCF 3 wants them.
 
@@ -192,9 +232,7 @@ def ignored_scope(model: nn.Module, whole: Mapping[str, Any], section: Mapping[s
     )
 
 
-def prune_masks(
-    model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any], example: Any
-) -> MagnitudeSparsityPart | RBSparsityPart:
+def prune_masks(model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any], example: Any) -> SparsityPart:
     """Put the masks of a sparsity section into a model."""
     params = section.get("params", {})
     if params.get("sparsity_level_setting_mode", "global") != "global":
@@ -205,14 +243,19 @@ def prune_masks(
     if section["algorithm"] == "rb_sparsity":
         nncf.prune(model, PruneMode.UNSTRUCTURED_REGULARIZATION_BASED, ignored_scope=scope, examples_inputs=example)
         return RBSparsityPart(model, section)
-    part = MagnitudeSparsityPart(model, section)
+    const = section["algorithm"] == "const_sparsity"
+    part = SPARSITY_PARTS[section["algorithm"]](model, section)
     nncf.prune(
         model,
         PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
-        ratio=part.schedule.level(-1),
+        ratio=0.0 if const else part.schedule.level(-1),
         ignored_scope=scope,
         examples_inputs=example,
     )
+    if const:
+        for _, parameter, mask in mask_hooks(model):
+            buffer: Any = mask.binary_mask
+            buffer.copy_(model.get_parameter(parameter) != 0)
     return part
 
 

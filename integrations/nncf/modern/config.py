@@ -44,7 +44,11 @@ KNOWN: dict[str, Mapping[str, Sequence[str]]] = {
         "initializer": ("batchnorm_adaptation",),
         "initializer.batchnorm_adaptation": ("num_bn_adaptation_samples",),
     },
-    "rb_sparsity": {"": ("sparsity_init", "params"), "params": _SPARSITY},
+    "rb_sparsity": {
+        "": ("sparsity_init", "params", "compression_lr_multiplier"),
+        "params": (*_SPARSITY, "step", "eps", "patience"),
+    },
+    "const_sparsity": {"": ()},
     "filter_pruning": {
         "": ("pruning_init", "params", "initializer"),
         "params": ("schedule", "pruning_target", "filter_importance", "prune_first_conv", "pruning_steps"),
@@ -95,8 +99,9 @@ class NNCFConfig(dict[str, Any]):
                 raise ConfigError(f"compression: two sections {name!r}")
             if name != ALGORITHM:
                 check_keys(section)
-        if {"magnitude_sparsity", "rb_sparsity"} <= set(names):
-            raise ConfigError("compression: magnitude_sparsity and rb_sparsity both put masks on the same weights")
+        masks = [str(name) for name in names if str(name).endswith("_sparsity")]
+        if len(masks) > 1:
+            raise ConfigError(f"compression: {' and '.join(sorted(masks))} both put masks on the same weights")
 
 
 def check_keys(section: Mapping[str, Any]) -> None:

@@ -16,12 +16,12 @@ from nncf.torch.function_hook.wrapper import get_hook_storage, is_wrapped
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
-from ilwp_plugin import CompressedModel, IlwpConfig
-from ilwp_plugin.errors import ConfigError, TrainingError
+from ilwp_plugin import CompressedModel
+from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session, SessionStatistics
 
-from ..saving import bake, explicit, to_file
+from ..saving import bake, check_quantizes, explicit, file_config, to_file
 from .algorithms import IlwpPart, Part
 from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quantizers
 
@@ -230,15 +230,7 @@ class Controller:
         torch.onnx.export(model, self._example, os.fspath(save_path), dynamo=False, **known)
 
     def _compressed(self, **fields: Any) -> CompressedModel:
-        session = self.session
-        if session is None:
-            config = IlwpConfig.from_dict(fields)
-        else:
-            config = explicit(session.config, session.chains)
-            if config.bits is None:
-                config = config.replace(**{"bits": IlwpConfig().bits, **fields})
-            elif fields:
-                raise ConfigError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
+        config = file_config(self.session, fields)
         model = self.strip()
         quantizers: list[tuple[str, FakeQuantize]] = []
         for parameter, name in getattr(model, _WEIGHT_QUANTIZERS, {}).items():
@@ -261,12 +253,7 @@ class Controller:
         Raises:
             TrainingError: the model does not compute with quantized residuals yet.
         """
-        session = self.session
-        if session is not None and session.loops and not session.quantizes:
-            raise TrainingError(
-                "the model does not compute with quantized residuals yet: params.quantization_start_epoch is "
-                f"{session.schedule.quantization_start_epoch}, and this is epoch {session.epoch}"
-            )
+        check_quantizes(self.session)
         return self._compressed(**fields).save(path)
 
 

@@ -17,7 +17,7 @@ from ilwp_plugin.training import Schedule, Session
 
 from ..config import Section, sections_by_name
 from ..scopes import match, translate
-from .algorithms import IlwpPart, MagnitudeSparsityPart, Part, RBSparsityPart, adapt_batch_norms, prune_masks, quantize
+from .algorithms import SPARSITY_PARTS, IlwpPart, Part, SparsityPart, adapt_batch_norms, prune_masks, quantize
 from .config import NNCFConfig, example_input
 from .controller import MASKED_BEFORE, Controller
 from .filter_pruning import prune_filters
@@ -80,14 +80,13 @@ def create_compressed_model(
     if state is not None:
         if state["hooks"] is not None:
             model = nncf.torch.load_from_config(model, state["hooks"], allowed_modules=_ALLOWED)
-        masks = {"magnitude_sparsity": MagnitudeSparsityPart, "rb_sparsity": RBSparsityPart}
-        parts += [make(model, sections[name]) for name, make in masks.items() if name in sections]
+        parts += [make(model, sections[name]) for name, make in SPARSITY_PARTS.items() if name in sections]
     else:
         parts += [prune_masks(model, config, sections[s], example) for s in sections if s.endswith("_sparsity")]
         if "quantization" in sections:
             model = quantize(model, config, sections["quantization"])
             for part in parts:
-                if isinstance(part, (MagnitudeSparsityPart, RBSparsityPart)):
+                if isinstance(part, SparsityPart):
                     part.follow(model)
         if chains is not None:
             _check_neighbours(model, chains, config, sections, example)

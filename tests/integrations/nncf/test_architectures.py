@@ -138,9 +138,9 @@ SSD_ADAPTIVE = [
     },
     {"algorithm": "quantization"},
 ]
+PUBLISHED["ssd_rb_adaptive_int8"] = (SsdMobileNet, SSD_ADAPTIVE)
+PUBLISHED["v2_const_sparsity_int8"] = (MobileNetV2, [{"algorithm": "const_sparsity"}, INT8])
 ONLY_LEGACY: dict[str, tuple[Any, list[dict[str, Any]], str]] = {
-    "v2_const_sparsity": (MobileNetV2, [{"algorithm": "const_sparsity"}], "'const_sparsity' cannot be mapped"),
-    "ssd_rb_adaptive_int8": (SsdMobileNet, SSD_ADAPTIVE, "schedule 'adaptive' cannot be mapped"),
     "v2_mixed_4bit": (
         MobileNetV2,
         [{**INT8, "weights": {"mode": "asymmetric", "per_channel": True, "bits": 4}}],

@@ -12,7 +12,7 @@ from ilwp_integrations.nncf import NNCFConfig, create_compressed_model
 from torch import nn
 
 from ilwp_plugin import load
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError
 from tests.integrations.nncf.helpers import (
     FILTERS,
     ILWP,
@@ -133,7 +133,7 @@ def test_each_part_works_alone(tmp_path: Path) -> None:
     assert regularizer.estimate_ilwp(bits=3).total_bytes < regularizer.estimate_ilwp().total_bytes
     estimator, _ = compressed({"algorithm": "ilwp", "loss_weight": 0, "bits": None})
     assert estimator.loss().item() == 0 and estimator.statistics().ilwp.ledger.texture_bytes > 0
-    with pytest.raises(Exception, match="leave out bits"):
+    with pytest.raises(ConfigError, match="leave out bits"):
         quantizer.save_ilwp(tmp_path / "x.ilwp", bits=8)
 
 
@@ -142,6 +142,18 @@ def test_estimate_without_a_section_of_ours(tmp_path: Path) -> None:
     estimate = controller.estimate_ilwp(mode="none", bits=6)
     assert controller.save_ilwp(tmp_path / "x.ilwp", mode="none", bits=6) == estimate
     assert estimate.file_bytes == (tmp_path / "x.ilwp").stat().st_size
+
+
+def test_masks_learn_faster_with_a_larger_multiplier() -> None:
+    def moved(multiplier: float) -> float:
+        controller, model = compressed([{**RB, "compression_lr_multiplier": multiplier}, INT8])
+        masks = [p for name, p in model.named_parameters() if name.endswith("mask")]
+        before = [mask.detach().clone() for mask in masks]
+        train(controller, model, optimizer_of(model), [0], steps=1)
+        assert masks
+        return float(sum((m.detach() - b).abs().sum() for m, b in zip(masks, before, strict=True)))
+
+    assert moved(50.0) == pytest.approx(50 * moved(1.0), rel=0.1)
 
 
 def test_automatic_loss_weight() -> None:

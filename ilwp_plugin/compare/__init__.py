@@ -1,0 +1,1 @@
+"""Networks x seeds x methods, measured alike: bytes on disk, accuracy of what the file restores, time and memory."""

@@ -1,0 +1,182 @@
+"""What is compared: networks x seeds x methods, expanded into tasks that have names which do not depend on the grid."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ilwp_plugin import strict_json
+from ilwp_plugin.compare.methods import find_method
+from ilwp_plugin.demo import DemoSettings, preset
+from ilwp_plugin.errors import ConfigError, FileError, IlwpError
+
+__all__ = ["CompareConfig", "Entry", "Network", "Task"]
+
+LossWeight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["auto"]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Model):
+    """A network and how it is trained; what is null is what the data set's preset says (see `ilwp demo`)."""
+
+    model: str | None = None
+    width: Annotated[float, Field(strict=True, gt=0)] | None = None
+    stem_stride: Positive | None = None
+    epochs: Positive | None = None
+    batch: Positive | None = None
+
+
+class Entry(_Model):
+    """A line of the grid: one method, on networks trained without or with the inter-layer loss."""
+
+    method: str = Field(description="Name of a method, or TOOLKIT.NAME.")
+    loss_weight: tuple[LossWeight, ...] = Field(
+        default=(0,), description="Weights of the inter-layer loss in the training before: 0 is without, 'auto'."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the method.")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="Options of which each value is tried with each of the others."
+    )
+
+    def choices(self) -> Iterator[dict[str, Any]]:
+        """The options of each cell of the grid."""
+        for values in itertools.product(*self.grid.values()):
+            yield {**self.options, **dict(zip(self.grid, values, strict=True))}
+
+
+class Network(_Model):
+    """A trained network: everything that its weights depend on, but for the versions of libraries."""
+
+    data: str
+    model: str
+    width: float
+    stem_stride: int
+    epochs: int
+    batch: int
+    seed: int
+    loss_weight: LossWeight
+
+    @property
+    def settings(self) -> DemoSettings:
+        """As `demo.initial_model` wants it."""
+        values = self.model_dump(exclude={"loss_weight"})
+        return DemoSettings(**values)
+
+    @property
+    def key(self) -> str:
+        """The same for the same network, in any comparison."""
+        return _digest(self.model_dump(mode="json"))
+
+    @property
+    def name(self) -> str:
+        """For tables: without the seed."""
+        return f"{self.model} x{self.width:g}, {self.data}"
+
+
+class Task(_Model):
+    """One piece of work: to train a network (no method), or to compress it by a method and measure what comes out."""
+
+    network: Network
+    method: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The same for the same task, in any comparison."""
+        return _digest(self.model_dump(mode="json"))
+
+    @property
+    def title(self) -> str:
+        """For progress and errors."""
+        loss = "" if self.network.loss_weight == 0 else f", loss weight {self.network.loss_weight}"
+        what = "training" if self.method is None else f"{self.method} {json.dumps(self.options)}"
+        return f"{self.network.name}, seed {self.network.seed}{loss}: {what}"
+
+
+class CompareConfig(_Model):
+    """The grid of a comparison. Unknown keys are refused.
+
+    >>> config = CompareConfig.from_dict({"data": ["digits"], "methods": [{"method": "fp32"}]})
+    >>> [task.method for task in config.tasks()]
+    [None, 'fp32']
+    """
+
+    data: tuple[str, ...] = Field(default=("digits",), min_length=1, description="Data sets.")
+    networks: tuple[Architecture, ...] = Field(default=(Architecture(),), min_length=1, description="Networks.")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="Of weights and batches.")
+    methods: tuple[Entry, ...] = Field(min_length=1, description="What is compared.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CompareConfig:
+        """Validated, the options of every method included.
+
+        Raises:
+            ConfigError: a field, a method's name or its options are wrong; the message has the path.
+            MissingDependencyError: a method needs a toolkit that is not installed; the message names the extra.
+        """
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+            raise ConfigError("; ".join(details)) from None
+        for number, entry in enumerate(config.methods):
+            method = find_method(entry.method)
+            for options in entry.choices():
+                try:
+                    method.options.from_dict(options)
+                except IlwpError as error:
+                    raise ConfigError(f"methods.{number} ({entry.method}): {error}") from None
+        return config
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> CompareConfig:
+        """From a JSON file. Raises FileError, and what `from_dict` raises."""
+        try:
+            values = strict_json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{os.fspath(path)}: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{os.fspath(path)}: expected an object, got {values!r}")
+        return cls.from_dict(values)
+
+    def tasks(self) -> list[Task]:
+        """All tasks, each once: the trainings first, which the others need."""
+        found: dict[str, Task] = {}
+        for data, architecture, seed in itertools.product(self.data, self.networks, self.seeds):
+            settings = preset(data, seed=seed, **architecture.model_dump())
+            base = {name: getattr(settings, name) for name in Network.model_fields if name != "loss_weight"}
+            for entry in self.methods:
+                for loss_weight in entry.loss_weight:
+                    network = Network(**base, loss_weight=loss_weight)
+                    method = find_method(entry.method)
+                    for task in (
+                        Task(network=network),
+                        *(
+                            Task(
+                                network=network,
+                                method=entry.method,
+                                options=method.options.from_dict(options).model_dump(mode="json", exclude_defaults=True),
+                            )
+                            for options in entry.choices()
+                        ),
+                    ):
+                        found.setdefault(task.key, task)
+        return sorted(found.values(), key=lambda task: task.method is not None)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -112,10 +112,12 @@ class Method(ABC):
     Attributes:
         group: whose method it is, for tables: baseline, ilwp, or the name of a toolkit.
         options: what it can be told; a class with `from_dict`, like `Options`.
+        packages: names of distributions whose versions matter.
     """
 
     group: ClassVar[str]
     options: ClassVar[Any] = Options
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def title(self, options: Any) -> str:

@@ -1,0 +1,124 @@
+"""Tasks in an optuna storage, so that several processes or machines can share them, and a kill loses none.
+
+Each task is a trial with the task in its user attributes; optuna hands waiting trials out, one at a time, and tells by
+heartbeats which running ones have died.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ilwp_plugin._imports import optional
+from ilwp_plugin.compare.config import Task
+from ilwp_plugin.compare.results import MethodResult, TrainingResult, parse_result
+from ilwp_plugin.errors import FileError, IlwpError
+
+__all__ = ["Queue", "TaskError"]
+
+_STUDY = "ilwp compare"
+_HEARTBEAT, _GRACE = 10, 120
+"""Seconds between heartbeats, and without one before a task counts as abandoned."""
+
+
+class TaskError(IlwpError):
+    """A task has failed; the others go on."""
+
+
+class Queue:
+    """The tasks of a comparison.
+
+    Args:
+        storage: URL of a database (RDB) as optuna takes it, or a path: a file of sqlite.
+
+    Raises:
+        MissingDependencyError: without optuna.
+        FileError: the storage cannot be opened.
+    """
+
+    def __init__(self, storage: str | os.PathLike[str]) -> None:
+        self._optuna = optuna = optional("optuna", "compare")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        url = f"sqlite:///{Path(storage).absolute()}" if "://" not in os.fspath(storage) else os.fspath(storage)
+        self._state = optuna.trial.TrialState
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        try:
+            database = optuna.storages.RDBStorage(
+                url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE, heartbeat_stale_trial_callback=self._again
+            )
+            self._study = optuna.create_study(storage=database, study_name=_STUDY, load_if_exists=True)
+        except Exception as error:  # each database driver has its own
+            raise FileError(f"cannot open the storage {url}: {error}") from error
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Enter the tasks that are not waiting, running or done; those of a process of this machine that is gone go
+        back first."""
+        alive = optional("psutil", "compare").pid_exists
+        host = socket.gethostname()
+        for trial in self._trials("RUNNING"):
+            name, _, process = str(trial.user_attrs.get("owner", "")).rpartition(":")
+            if name == host and not alive(int(process)):
+                self._study.tell(trial.number, state=self._state.FAIL, skip_if_finished=True)
+        known = {trial.user_attrs.get("key") for trial in self._trials("WAITING", "RUNNING", "COMPLETE")}
+        for task in tasks:
+            if task.key not in known:
+                self._enter(task)
+
+    def work(self, do: Callable[[Task], TrainingResult | MethodResult]) -> bool:
+        """Take a task and do it, if one waits; returns whether any are left, waiting or running elsewhere.
+
+        An error of the task is kept, see `errors`.
+        """
+        self._optuna.storages.fail_stale_trials(self._study)
+        if not self._trials("WAITING"):
+            return bool(self._trials("RUNNING"))
+
+        def objective(trial: Any) -> float:
+            if "task" not in trial.user_attrs or trial.user_attrs["key"] in {
+                t.user_attrs.get("key") for t in self._trials("COMPLETE")
+            }:  # another process was faster
+                raise self._optuna.TrialPruned
+            trial.set_user_attr("owner", self._owner)
+            try:
+                result = do(Task.model_validate(trial.user_attrs["task"]))
+            except TaskError as error:
+                trial.set_user_attr("error", str(error))
+                raise
+            trial.set_user_attr("result", result.model_dump_json())
+            return 1.0
+
+        self._study.optimize(objective, n_trials=1, catch=(TaskError,))
+        return True
+
+    def results(self, tasks: Sequence[Task]) -> list[TrainingResult | MethodResult]:
+        """What is done of some tasks, by any process."""
+        keys = {task.key for task in tasks}
+        done = {t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE")}
+        return [parse_result(text) for key, text in done.items() if key in keys]
+
+    def errors(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Of tasks that failed and were not done since: title and message."""
+        titles = {task.key: task.title for task in tasks}
+        done = {trial.user_attrs.get("key") for trial in self._trials("COMPLETE")}
+        failed = {t.user_attrs["key"]: t.user_attrs["error"] for t in self._trials("FAIL") if "error" in t.user_attrs}
+        return {titles[key]: text for key, text in failed.items() if key in titles and key not in done}
+
+    def running(self) -> int:
+        """How many tasks are being done, here and elsewhere."""
+        return len(self._trials("RUNNING"))
+
+    def _trials(self, *states: str) -> list[Any]:
+        wanted = tuple(getattr(self._state, state) for state in states)
+        found: list[Any] = self._study.get_trials(deepcopy=False, states=wanted)
+        return found
+
+    def _enter(self, task: Task) -> None:
+        self._study.enqueue_trial({}, user_attrs={"key": task.key, "task": task.model_dump(mode="json")})
+
+    def _again(self, study: Any, trial: Any) -> None:
+        """A trial whose process is gone, on whatever machine."""
+        if "task" in trial.user_attrs:
+            self._enter(Task.model_validate(trial.user_attrs["task"]))

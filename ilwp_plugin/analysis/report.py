@@ -19,7 +19,10 @@ from ilwp_plugin.errors import FileError
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.selection import Model, chains_of
 
-__all__ = ["analyze"]
+__all__ = ["analysis_of", "analyze"]
+
+Analysis = tuple[ReferenceShares, tuple[Distribution, Distribution]]
+"""Best references, and the distributions of weights and residuals, of one chain."""
 
 
 def analyze(
@@ -48,31 +51,41 @@ def analyze(
         ChainError, TensorError: as `compress`.
     """
     folder = Path(folder)
-    references: dict[str, dict[str, ReferenceShares]] = {}
-    values: dict[str, dict[str, tuple[Distribution, Distribution]]] = {}
+    found: dict[str, dict[str, Analysis]] = {}
     for title, model in models.items():
-        state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
-        for chain in chains_of(model, IlwpConfig.of(config), example_inputs=example_inputs):
-            kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
-            size = f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"
-            references.setdefault(size, {})[title] = reference_shares(chain.kernel_size, chain.layers, kernels)
-            values.setdefault(size, {})[title] = distributions(kernels)
-    result = {
-        size: {
-            title: {
-                "references": references[size][title].to_dict(),
-                "distributions": [d.to_dict() for d in values[size][title]],
-            }
-            for title in references[size]
-        }
-        for size in references
-    }
+        for size, analysis in _analyses(model, config, example_inputs).items():
+            found.setdefault(size, {})[title] = analysis
+    result = {size: {title: _to_dict(a) for title, a in panels.items()} for size, panels in found.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for size in references:
-            draw_reference_shares(references[size], folder / f"references_{size}.png")
-            draw_distributions(values[size], folder / f"distributions_{size}.png")
+        for size, panels in found.items():
+            draw_reference_shares({t: shares for t, (shares, _) in panels.items()}, folder / f"references_{size}.png")
+            draw_distributions({t: pair for t, (_, pair) in panels.items()}, folder / f"distributions_{size}.png")
         (folder / "analysis.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise FileError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
     return result
+
+
+def analysis_of(model: Model, config: IlwpConfig | None = None, *, example_inputs: Any = None) -> dict[str, Any]:
+    """The numbers of `analyze` for one model: by kernel size `references` and `distributions`.
+
+    Raises:
+        ChainError, TensorError: as `compress`.
+    """
+    return {size: _to_dict(analysis) for size, analysis in _analyses(model, config, example_inputs).items()}
+
+
+def _analyses(model: Model, config: IlwpConfig | None, example_inputs: Any) -> dict[str, Analysis]:
+    state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    found: dict[str, Analysis] = {}
+    for chain in chains_of(model, IlwpConfig.of(config), example_inputs=example_inputs):
+        kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
+        shares = reference_shares(chain.kernel_size, chain.layers, kernels)
+        found[f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"] = (shares, distributions(kernels))
+    return found
+
+
+def _to_dict(analysis: Analysis) -> dict[str, Any]:
+    shares, pair = analysis
+    return {"references": shares.to_dict(), "distributions": [distribution.to_dict() for distribution in pair]}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ilwp_plugin import __version__
-from ilwp_plugin.cli import demo, files, launch, study
+from ilwp_plugin.cli import compare, demo, files, launch, study
 from ilwp_plugin.cli.console import errors
 from ilwp_plugin.errors import IlwpError, IlwpWarning
 
@@ -48,6 +48,7 @@ app.command()(study.estimate)
 app.command()(study.analyze)
 app.command()(study.schema)
 app.command()(demo.demo)
+app.command()(compare.compare)
 app.command(context_settings={"allow_interspersed_args": False})(launch.run)
 
 

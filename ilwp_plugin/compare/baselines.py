@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -102,7 +102,7 @@ def int8_weights(model: nn.Module) -> dict[str, IntegerTensor]:
     found: dict[str, IntegerTensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            weight = cast(Tensor, layer.weight).detach()
+            weight = layer.weight.detach()
             scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
             codes = torch.round(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)))
             found[f"{name}.weight"] = IntegerTensor(codes.to(torch.int8), scale)

@@ -160,21 +160,14 @@ class CompareConfig(_Model):
             settings = preset(data, seed=seed, **architecture.model_dump())
             base = {name: getattr(settings, name) for name in Network.model_fields if name != "loss_weight"}
             for entry in self.methods:
+                accept = find_method(entry.method).options.from_dict
                 for loss_weight in entry.loss_weight:
                     network = Network(**base, loss_weight=loss_weight)
-                    method = find_method(entry.method)
-                    for task in (
-                        Task(network=network),
-                        *(
-                            Task(
-                                network=network,
-                                method=entry.method,
-                                options=method.options.from_dict(options).model_dump(mode="json", exclude_defaults=True),
-                            )
-                            for options in entry.choices()
-                        ),
-                    ):
-                        found.setdefault(task.key, task)
+                    tasks = [Task(network=network)]
+                    for choice in entry.choices():
+                        options = accept(choice).model_dump(mode="json", exclude_defaults=True)
+                        tasks.append(Task(network=network, method=entry.method, options=options))
+                    found.update((task.key, task) for task in tasks)
         return sorted(found.values(), key=lambda task: task.method is not None)
 
 

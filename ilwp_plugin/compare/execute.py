@@ -18,7 +18,7 @@ from ilwp_plugin.analysis import analysis_of
 from ilwp_plugin.compare.config import Network, Task
 from ilwp_plugin.compare.measure import compare_answers, right_answers, watch
 from ilwp_plugin.compare.methods import Case, depthwise_layers, find_method
-from ilwp_plugin.compare.results import MethodResult, Sizes, TrainingResult, Usage
+from ilwp_plugin.compare.results import MethodResult, Sizes, TrainingResult
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import write_file
 from ilwp_plugin.demo import initial_model
@@ -92,13 +92,11 @@ def _trained(network: Network, data: Dataset, folder: Path) -> dict[str, Any]:
             config = None if network.loss_weight == 0 else IlwpConfig(loss_weight=network.loss_weight)
             recipe = Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed)
             checkpoint = path.with_suffix(".checkpoint")
-            with watch() as meter:
-                regularizer = train(model, data, recipe, config, checkpoint=checkpoint)
+            regularizer = train(model, data, recipe, config, checkpoint=checkpoint)
             content = {
                 "state": model.state_dict(),
                 "right": right_answers(model.eval(), data),
                 "loss_weight": 0.0 if regularizer is None else regularizer.loss_weight,
-                "usage": meter.usage.model_dump(),
             }
             buffer = io.BytesIO()
             torch.save(content, buffer)
@@ -122,7 +120,6 @@ def _training_result(task: Task, trained: dict[str, Any], data: Dataset) -> Trai
         depthwise_parameters=sum(layer.weight.numel() for layer in depthwise_layers(model).values()),
         images=len(trained["right"]),
         right=int(trained["right"].sum()),
-        training=Usage(**trained["usage"]),
         analysis=analysis_of(model),
         versions=_versions(()),
     )

@@ -59,10 +59,10 @@ def right_answers(model: nn.Module, data: Dataset, batch: int = 1000) -> Tensor:
 
     The model is in eval mode already: exported programs cannot be switched.
     """
-    found = [
-        model(images).argmax(dim=1) == labels
-        for images, labels in zip(data.test_images.split(batch), data.test_labels.split(batch), strict=True)
-    ]
+    found = []
+    for at in range(0, len(data.test_images), batch):
+        guess = model(data.test_images[at : at + batch]).argmax(dim=1)
+        found.append(guess == data.test_labels[at : at + batch])
     return torch.cat(found)
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -128,7 +128,7 @@ class Method(ABC):
         """Compress `case.model()`; training is part of it, where a method needs some."""
 
 
-METHODS: Registry[Method] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method")
 
 
 def find_method(name: str) -> Method:
@@ -140,7 +140,7 @@ def find_method(name: str) -> Method:
     """
     toolkit, _, rest = name.rpartition(".")
     if not toolkit:
-        return METHODS[name]
+        return METHODS[name]()
     offered: Callable[[], Mapping[str, Method]] | None = getattr(toolkits.load(toolkit), "methods", None)
     if offered is None:
         raise RegistryError(f"integration {toolkit!r} offers no methods to compare")
@@ -157,4 +157,4 @@ def depthwise_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all the values."""
-    return sum(cast(int, tensor.nbytes) for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Queue:
 
     def __init__(self, storage: str | os.PathLike[str]) -> None:
         self._optuna = optuna = optional("optuna", "compare")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed task is told once, by its own error
+        # Heartbeats are "experimental" in optuna since 2021. The filter is global: trials run in threads.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         url = f"sqlite:///{Path(storage).absolute()}" if "://" not in os.fspath(storage) else os.fspath(storage)
         self._state = optuna.trial.TrialState
         self._owner = f"{socket.gethostname()}:{os.getpid()}"

@@ -104,7 +104,6 @@ class TrainingResult(_Record):
     depthwise_parameters: int
     images: int
     right: int
-    training: Usage
     analysis: dict[str, Any]
     versions: dict[str, str]
 

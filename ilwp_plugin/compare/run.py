@@ -171,9 +171,9 @@ def _in_process(
 
 def _child(pipe: Connection, task: str, folder: Path, data_folder: str | None, threads: int) -> None:
     """What a process does; everything that is printed goes to a log of the task's own."""
-    from ilwp_plugin.compare.execute import execute  # preloaded by the server
-
     import torch
+
+    from ilwp_plugin.compare.execute import execute  # preloaded by the server
 
     _end_with(os.getppid())
     torch.set_num_threads(threads)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.container import write_file
+from ilwp_plugin.errors import FileError, TrainingError
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.zoo.data import Dataset
 
@@ -44,9 +49,17 @@ class Recipe:
 
 
 def train(
-    model: nn.Module, data: Dataset, recipe: Recipe, config: IlwpConfig | None = None, report: Report | None = None
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    config: IlwpConfig | None = None,
+    report: Report | None = None,
+    checkpoint: Path | None = None,
 ) -> InterLayerLoss | None:
     """Train a classifier in place.
+
+    Interrupted, and called again with the same arguments and a model of the same initial weights, it goes on from the
+    checkpoint and ends with the same bits.
 
     Args:
         model: the model, in its initial state.
@@ -54,12 +67,14 @@ def train(
         recipe: length and rates.
         config: adds the inter-layer loss, with the weight of this configuration; None trains without it.
         report: is told each step's loss.
+        checkpoint: a file that is written after each epoch and, where it exists, resumed from.
 
     Returns:
         The inter-layer loss, with the weight it chose.
 
     Raises:
         TrainingError: the recipe makes no step.
+        FileError: the checkpoint cannot be written, or is none of such a training.
     """
     steps = recipe.steps(data)
     steps_per_epoch = steps // recipe.epochs
@@ -74,8 +89,13 @@ def train(
     images = data.train_images.contiguous(memory_format=torch.channels_last)
     order = torch.Generator().manual_seed(recipe.seed)
     model.train()
-    for step in range(steps):
+    done = 0
+    if checkpoint is not None and checkpoint.exists():
+        done = _resume(checkpoint, model, optimizer, schedule, order)
+    for step in range(done, steps):
         if step % steps_per_epoch == 0:
+            if checkpoint is not None and step > done:
+                _keep(checkpoint, step, model, optimizer, schedule, order)
             shuffled = torch.randperm(len(data.train_images), generator=order)
         at = step % steps_per_epoch * recipe.batch
         chosen = shuffled[at : at + recipe.batch]
@@ -89,6 +109,30 @@ def train(
         if report is not None:
             report(step + 1, loss.item())
     return regularizer
+
+
+def _keep(
+    path: Path, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator
+) -> None:
+    buffer = io.BytesIO()
+    parts = (model.state_dict(), optimizer.state_dict(), schedule.state_dict(), order.get_state())
+    torch.save((step, *parts), buffer)
+    write_file(path, [buffer.getbuffer()])
+
+
+def _resume(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator) -> int:
+    """Returns the steps that are done."""
+    try:
+        step, weights, moving, rates, state = torch.load(path, weights_only=True)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moving)
+        schedule.load_state_dict(rates)
+        order.set_state(state)
+    except Exception as error:  # torch.load raises what it meets in a damaged file
+        raise FileError(
+            f"{path}: no checkpoint of this training ({type(error).__name__}); delete it to begin anew"
+        ) from error
+    return int(step)
 
 
 @torch.no_grad()

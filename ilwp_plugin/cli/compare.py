@@ -1,0 +1,40 @@
+"""Comparisons: compare, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ilwp_plugin import compare as job
+from ilwp_plugin.cli import console as ui
+from ilwp_plugin.cli.console import output
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="JSON file: data, networks, seeds, methods.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for results, networks, files and the report.")],
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database that other processes and machines work on, too.")
+    ] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Folder with the data sets' files.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Tasks at a time; one for each core by default.")] = None,
+    threads: Annotated[int, typer.Option(help="Of each task.")] = 1,
+) -> None:
+    """Compare ilwp with the toolkits' built-in methods: bytes, accuracy, time and memory, and a report.
+
+    Stopped or killed, and started again, it goes on where it was.
+    """
+    settings = job.CompareConfig.from_file(config)
+    with ui.progress_bar() as report:
+        results = job.compare(
+            settings,
+            out,
+            storage=storage,
+            data_folder=data_folder,
+            workers=workers,
+            threads=threads,
+            report=report,
+        )
+    output.print(f"{len(results)} results in {out / 'results.jsonl'}", soft_wrap=True)

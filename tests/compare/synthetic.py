@@ -88,7 +88,6 @@ def _of_network(number: int, seed: int, bits: Sequence[int], whole: float, gain:
             depthwise_parameters=depthwise,
             images=images,
             right=right[weight],
-            training=Usage(seconds=float(300 + rng.random()), peak_bytes=500_000_000),
             analysis=analysis(rng, chosen),
             versions=VERSIONS,
         )

@@ -519,7 +519,7 @@ def _trade_offs(section: Section) -> list[Figure | Missing]:
     front = [methods[i] for i in pareto_front([(m.file.mean, m.accuracy.mean) for m in methods])]
     points = _points(front, _file_kilobytes, _accuracy)
     chart = Chart(tuple(series), "file, kB", "accuracy of the restored model, %", "log", points)
-    result.append(Figure("figure_6_files", whole, _front_sentence(methods, front, "file"), (chart,)))
+    result.append(Figure("figure_6_files", whole, _front_sentence(methods, front), (chart,)))
 
     curves = _curves(section)
     if not curves:
@@ -537,7 +537,7 @@ def _trade_offs(section: Section) -> list[Figure | Missing]:
     return [*result, Figure("figure_6_layers", layers, sentence, (chart,))]
 
 
-def _front_sentence(methods: Sequence[Summary], front: Sequence[Summary], what: str) -> str:
+def _front_sentence(methods: Sequence[Summary], front: Sequence[Summary]) -> str:
     """Who is on the Pareto front of whole files."""
     owners: dict[str, int] = {}
     for method in front:
@@ -545,8 +545,8 @@ def _front_sentence(methods: Sequence[Summary], front: Sequence[Summary], what: 
     counts = ", ".join(f"{count} of {owner}" for owner, count in sorted(owners.items(), key=lambda o: (-o[1], o[0])))
     absent = sorted({m.owner for m in methods} - set(owners), key=str.casefold)
     sentence = (
-        f"Of {plural(len(methods), 'method')} {len(front)} are on the Pareto front, that is, no other has a {what} as "
-        f"small and is as accurate: {counts}."
+        f"Of {plural(len(methods), 'method')} {len(front)} {'is' if len(front) == 1 else 'are'} on the Pareto front, "
+        f"that is, no other has a file as small and is as accurate: {counts}."
     )
     if absent:
         sentence += f" None is of {', '.join(absent)}."

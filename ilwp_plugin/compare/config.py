@@ -154,21 +154,25 @@ class CompareConfig(_Model):
         return cls.from_dict(values)
 
     def tasks(self) -> list[Task]:
-        """All tasks, each once: the trainings first, which the others need."""
+        """All tasks, each once: architecture by architecture, its trainings first, which the others need."""
         found: dict[str, Task] = {}
-        for data, architecture, seed in itertools.product(self.data, self.networks, self.seeds):
-            settings = preset(data, seed=seed, **architecture.model_dump())
-            base = {name: getattr(settings, name) for name in Network.model_fields if name != "loss_weight"}
-            for entry in self.methods:
-                accept = find_method(entry.method).options.from_dict
-                for loss_weight in entry.loss_weight:
-                    network = Network(**base, loss_weight=loss_weight)
-                    tasks = [Task(network=network)]
-                    for choice in entry.choices():
-                        options = accept(choice).model_dump(mode="json", exclude_defaults=True)
-                        tasks.append(Task(network=network, method=entry.method, options=options))
-                    found.update((task.key, task) for task in tasks)
-        return sorted(found.values(), key=lambda task: task.method is not None)
+        for data, architecture in itertools.product(self.data, self.networks):
+            trainings, methods = {}, {}
+            for seed in self.seeds:
+                settings = preset(data, seed=seed, **architecture.model_dump())
+                base = {name: getattr(settings, name) for name in Network.model_fields if name != "loss_weight"}
+                for entry in self.methods:
+                    accept = find_method(entry.method).options.from_dict
+                    for loss_weight in entry.loss_weight:
+                        network = Network(**base, loss_weight=loss_weight)
+                        task = Task(network=network)
+                        trainings[task.key] = task
+                        for choice in entry.choices():
+                            options = accept(choice).model_dump(mode="json", exclude_defaults=True)
+                            task = Task(network=network, method=entry.method, options=options)
+                            methods[task.key] = task
+            found = {**found, **trainings, **methods}
+        return list(found.values())
 
 
 def _digest(values: Any) -> str:

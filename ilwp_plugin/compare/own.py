@@ -14,9 +14,10 @@ from torch.utils.data import TensorDataset
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, depthwise_layers
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.training import FineTuning, fine_tune
 
-__all__ = ["FineTuned", "Ilwp", "describe", "raw_sizes"]
+__all__ = ["FineTuned", "Ilwp", "describe", "integer_bytes", "raw_sizes"]
 
 
 class _WithConfig(IlwpConfig):
@@ -57,21 +58,29 @@ def describe(config: IlwpConfig) -> str:
     return ", ".join(words)
 
 
-def raw_sizes(compressed: CompressedModel, model: nn.Module) -> tuple[int, int]:
+def integer_bytes(value: IntegerTensor, scale_bytes: int = 4) -> int:
+    """Bytes of a tensor in its integer form: codes of 8 bits where they fit, else of 16, scales and zero points."""
+    lowest, highest = (int(bound) for bound in value.codes.aminmax()) if value.codes.numel() else (0, 0)
+    width = 1 if highest - lowest < 256 or max(-lowest, highest) <= 128 else 2
+    points = 0 if value.zero_point is None else value.zero_point.numel()
+    return value.codes.numel() * width + scale_bytes * value.scale.numel() + points
+
+
+def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 4) -> tuple[int, int]:
     """Bytes of the whole model and of its depthwise layers before entropy coding: codes in their bits, steps, the rest.
 
     Args:
         compressed: the model as the file holds it.
-        model: the network it came from.
+        model: of the same layers.
+        scale_bytes: of a scale of integer codes.
     """
-    sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
+    sizes = {info.name: info.nbytes for info in compressed.tensors}
     for layer in compressed.layers:
         if layer.bits is not None:
             taps = layer.kernel_size[0] * layer.kernel_size[1]
             sizes[layer.name] = -(-layer.kernels * taps * layer.bits // 8) + 4
     for name, value in compressed.quantized.items():
-        largest = int(value.codes.abs().max()) if value.codes.numel() else 0
-        sizes[name] = value.codes.numel() * (1 if largest < 128 else 2) + 4 * value.scale.numel()
+        sizes[name] = integer_bytes(value, scale_bytes)
     return sum(sizes.values()), sum(sizes[f"{name}.weight"] for name in depthwise_layers(model))
 
 

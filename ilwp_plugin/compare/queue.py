@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ilwp_plugin._imports import optional
 from ilwp_plugin.compare.config import Task
@@ -23,6 +27,10 @@ __all__ = ["Queue", "TaskError"]
 _STUDY = "ilwp compare"
 _HEARTBEAT, _GRACE = 10, 120
 """Seconds between heartbeats, and without one before a task counts as abandoned."""
+
+
+_PAUSE = 0.5
+"""Seconds until a queue without waiting tasks is looked at again."""
 
 
 class TaskError(IlwpError):
@@ -48,11 +56,17 @@ class Queue:
         url = f"sqlite:///{Path(storage).absolute()}" if "://" not in os.fspath(storage) else os.fspath(storage)
         self._state = optuna.trial.TrialState
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        # sqlite knows no row locks, so two could be handed the same trial; whoever can open its file can lock another.
+        _, _, file = url.partition("sqlite:///")
+        self._lock: AbstractContextManager[Any] = (
+            FileLock(f"{file}.lock", thread_local=False) if file else nullcontext()
+        )
         try:
-            database = optuna.storages.RDBStorage(
-                url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE, heartbeat_stale_trial_callback=self._again
-            )
-            self._study = optuna.create_study(storage=database, study_name=_STUDY, load_if_exists=True)
+            with self._lock:
+                database = optuna.storages.RDBStorage(
+                    url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE, heartbeat_stale_trial_callback=self._again
+                )
+                self._study = optuna.create_study(storage=database, study_name=_STUDY, load_if_exists=True)
         except Exception as error:  # each database driver has its own
             raise FileError(f"cannot open the storage {url}: {error}") from error
 
@@ -65,10 +79,11 @@ class Queue:
             name, _, process = str(trial.user_attrs.get("owner", "")).rpartition(":")
             if name == host and not alive(int(process)):
                 self._study.tell(trial.number, state=self._state.FAIL, skip_if_finished=True)
-        known = {trial.user_attrs.get("key") for trial in self._trials("WAITING", "RUNNING", "COMPLETE")}
-        for task in tasks:
-            if task.key not in known:
-                self._enter(task)
+        with self._lock:
+            known = {trial.user_attrs.get("key") for trial in self._trials("WAITING", "RUNNING", "COMPLETE")}
+            for task in tasks:
+                if task.key not in known:
+                    self._enter(task)
 
     def work(self, do: Callable[[Task], TrainingResult | MethodResult]) -> bool:
         """Take a task and do it, if one waits; returns whether any are left, waiting or running elsewhere.
@@ -77,9 +92,12 @@ class Queue:
         """
         self._optuna.storages.fail_stale_trials(self._study)
         if not self._trials("WAITING"):
-            return bool(self._trials("RUNNING"))
+            time.sleep(_PAUSE)
+            return bool(self._trials("RUNNING", "WAITING"))
+        taking = ExitStack()
 
         def objective(trial: Any) -> float:
+            taking.close()
             if "task" not in trial.user_attrs or trial.user_attrs["key"] in {
                 t.user_attrs.get("key") for t in self._trials("COMPLETE")
             }:  # another process was faster
@@ -93,7 +111,9 @@ class Queue:
             trial.set_user_attr("result", result.model_dump_json())
             return 1.0
 
-        self._study.optimize(objective, n_trials=1, catch=(TaskError,))
+        with taking:
+            taking.enter_context(self._lock)
+            self._study.optimize(objective, n_trials=1, catch=(TaskError,))
         return True
 
     def results(self, tasks: Sequence[Task]) -> list[TrainingResult | MethodResult]:

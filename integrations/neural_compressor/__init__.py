@@ -3,6 +3,11 @@
 Importing this registers it: without that, INC would skip a configuration of ilwp without a word.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from .algorithm import attached, register, regularizer
 from .composition import compose, config_from_dict
 from .config import IlwpConfig, schema
@@ -20,11 +25,23 @@ __all__ = [
     "compress_exported",
     "config_from_dict",
     "load",
+    "methods",
     "register",
     "regularizer",
     "save",
     "schema",
     "stack",
 ]
+
+if TYPE_CHECKING:
+    from ilwp_plugin.compare.methods import Method
+
+
+def methods() -> Mapping[str, Method]:
+    """INC's own quantization as methods of `ilwp compare`, by name."""
+    from .baselines import METHODS
+
+    return METHODS
+
 
 register()

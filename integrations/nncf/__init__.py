@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from ilwp_plugin.errors import MissingDependencyError
 
@@ -13,7 +15,10 @@ try:
 except PackageNotFoundError:
     raise ModuleNotFoundError("No module named 'nncf'", name="nncf") from None
 
-__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "schema"]
+if TYPE_CHECKING:
+    from ilwp_plugin.compare.methods import Method
+
+__all__ = ["NNCFConfig", "create_compressed_model", "methods", "register", "register_default_init_args", "schema"]
 
 if _VERSION.startswith("2.19."):
     if "nncf.torch" not in sys.modules:
@@ -34,3 +39,18 @@ elif _VERSION.startswith("3."):
     __all__ += ["apply_ilwp", "controller_of", "load_from_config"]
 else:
     raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")
+
+
+def methods() -> Mapping[str, Method]:
+    """NNCF's own compression as methods of `ilwp compare`, by name.
+
+    Raises:
+        MissingDependencyError: NNCF 2 is installed, which has not all of them.
+    """
+    if _VERSION.startswith("2."):
+        raise MissingDependencyError(
+            f"nncf {_VERSION} is installed; comparisons need NNCF 3 (pip install 'ilwp-plugin[nncf]')"
+        )
+    from .baselines import METHODS
+
+    return METHODS

@@ -92,7 +92,8 @@ def integer_weight(weight: Tensor, quantizer: FakeQuantize) -> IntegerTensor:
         shape[quantizer.ch_axis] = -1
     scale, zero = quantizer.scale.flatten(), quantizer.zero_point.flatten()
     codes = torch.round(quantizer(weight) / scale.reshape(shape)) + zero.reshape(shape)
-    return IntegerTensor(codes.to(torch.int16), scale, zero.to(torch.int16), quantizer.ch_axis)
+    points = zero.to(torch.int16) if bool(zero.any()) else None
+    return IntegerTensor(codes.to(torch.int16), scale, points, quantizer.ch_axis)
 
 
 def to_file(

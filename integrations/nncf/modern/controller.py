@@ -25,7 +25,7 @@ from ..saving import bake, check_quantizes, explicit, file_config, to_file
 from .algorithms import IlwpPart, Part
 from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quantizers
 
-__all__ = ["MASKED_BEFORE", "CompressionStage", "Controller", "Statistics"]
+__all__ = ["MASKED_BEFORE", "CompressionStage", "Controller", "Statistics", "weight_fake_quantizers"]
 
 
 MASKED_BEFORE = "_ilwp_masked_before"
@@ -232,12 +232,7 @@ class Controller:
     def _compressed(self, **fields: Any) -> CompressedModel:
         config = file_config(self.session, fields)
         model = self.strip()
-        quantizers: list[tuple[str, FakeQuantize]] = []
-        for parameter, name in getattr(model, _WEIGHT_QUANTIZERS, {}).items():
-            quantizer = get_hook_storage(model).get_submodule(name)
-            assert isinstance(quantizer, FakeQuantize), "stripping has replaced NNCF's own"
-            quantizers.append((parameter, quantizer))
-        return to_file(model, config, quantizers, {"toolkit": "nncf"})
+        return to_file(model, config, weight_fake_quantizers(model).items(), {"toolkit": "nncf"})
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""
@@ -255,6 +250,16 @@ class Controller:
         """
         check_quantizes(self.session)
         return self._compressed(**fields).save(path)
+
+
+def weight_fake_quantizers(stripped: nn.Module) -> dict[str, FakeQuantize]:
+    """torch's quantizers on the weights of a stripped model, by the name of the weight."""
+    found: dict[str, FakeQuantize] = {}
+    for parameter, name in getattr(stripped, _WEIGHT_QUANTIZERS, {}).items():
+        quantizer = get_hook_storage(stripped).get_submodule(name)
+        assert isinstance(quantizer, FakeQuantize), "stripping has replaced NNCF's own"
+        found[parameter] = quantizer
+    return found
 
 
 def check_order(model: nn.Module, session: Session) -> None:

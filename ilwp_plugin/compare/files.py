@@ -1,0 +1,57 @@
+"""Files of what toolkits make: tensors as they are, integer codes beside chains, models wiped to be filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ilwp_plugin.compression import CompressedModel, compress
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.container import TensorInfo
+from ilwp_plugin.method.grid import IntegerTensor
+
+__all__ = ["as_is", "with_integers", "wiped"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def wiped(model: M) -> M:
+    """The model with every parameter and buffer 0, so that what it computes can only come from a file."""
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return model
+
+
+def as_is(state: Mapping[str, Tensor]) -> CompressedModel:
+    """Tensors as a file holds them that compresses none of them."""
+    infos = [TensorInfo(name, tensor.dtype, tuple(tensor.shape), "raw") for name, tensor in state.items()]
+    return CompressedModel(infos, [], {name: t.detach().to("cpu", copy=True) for name, t in state.items()})
+
+
+def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTensor]) -> CompressedModel:
+    """The same chains, with other tensors as integer codes.
+
+    Args:
+        compressed: a model as its file holds it.
+        values: by name of tensors that it stores as they are.
+    """
+    if not values:
+        return compressed
+    state = compressed.state_dict()
+    state.update({name: value.restore().to(state[name].dtype) for name, value in values.items()})
+    codes = {name: value for name in state for value in [{**compressed.quantized, **values}.get(name)] if value}
+    coded = compress(state, IlwpConfig(bits=None), quantized=codes)
+    kept = [compressed.batch_norms, *compressed.chains]
+    keep = {name for section in kept if section is not None for name in section.tensors}
+    infos = [old if old.name in keep else new for old, new in zip(compressed.tensors, coded.tensors, strict=True)]
+    return CompressedModel(
+        infos,
+        compressed.chains,
+        {info.name: state[info.name] for info in infos if info.storage == "raw"},
+        compressed.metadata,
+        grid=coded.grid,
+        batch_norms=compressed.batch_norms,
+        provenance=compressed.provenance,
+    )

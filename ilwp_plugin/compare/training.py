@@ -1,0 +1,162 @@
+"""Training on inside a method: short, plain, resumable, the same for every toolkit."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ilwp_plugin import toolkits
+from ilwp_plugin.compare.methods import Case
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.container import write_file
+from ilwp_plugin.errors import FileError, TrainingError
+from ilwp_plugin.training import InterLayerLoss, TrainingRun
+from ilwp_plugin.training.batch_norm import reestimate_batch_norms
+from ilwp_plugin.training.fine_tuning import _PULL
+
+__all__ = ["Companion", "Plan", "prepared", "train_on"]
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+NORM_BATCHES = 40
+"""For the statistics of batch norms in the end, as in `fine_tune`."""
+
+
+class Companion:
+    """What a toolkit does beside a training; this one does nothing."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins, counted from 0."""
+
+    def begin_step(self) -> None:
+        """A step begins."""
+
+    def loss(self) -> Tensor | float:
+        """What is added to the loss of a step."""
+        return 0.0
+
+    def state(self) -> Any:
+        """What a checkpoint keeps, of what `torch.load` takes for weights."""
+
+    def load_state(self, state: Any) -> None:
+        """Go on from a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """SGD with Nesterov momentum, whose learning rate falls to 0 by half a cosine.
+
+    Attributes:
+        epochs: passes over the training images.
+        lr: learning rate at the start.
+    """
+
+    epochs: int
+    lr: float
+
+    def steps(self, case: Case) -> int:
+        """Optimizer steps of the whole training. Raises TrainingError where there would be none."""
+        steps = self.epochs * (len(case.data.train_images) // case.settings.batch)
+        if steps < 1:
+            raise TrainingError(
+                f"batches of {case.settings.batch} of {len(case.data.train_images)} images make no step; lower it"
+            )
+        return steps
+
+    def loss_weight(self, model: nn.Module, config: IlwpConfig, case: Case) -> float:
+        """The weight of the inter-layer loss: that of the configuration, or chosen as `fine_tune` chooses it.
+
+        Args:
+            model: a float model, before any training on.
+            config: of ilwp.
+            case: whose images are trained on.
+        """
+        steps = self.steps(case)
+        run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=_PULL)
+        return InterLayerLoss(model, config, run=run, example_inputs=case.calibration(2)).loss_weight
+
+
+def prepared(case: Case, config: IlwpConfig | None) -> tuple[nn.Module, IlwpConfig | None]:
+    """The trained network, aligned where the configuration says so, and what is left of the configuration.
+
+    Raises MissingDependencyError where it is to be aligned without torch-pruning.
+    """
+    model = case.model()
+    if config is None or not config.align:
+        return model, config
+    toolkits.load("pruning").align(model, case.calibration(16), config)
+    return model, config.replace(align=False)
+
+
+def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | None = None) -> None:
+    """Train a classifier on, in place; it is in eval mode afterwards.
+
+    Interrupted, and called again with the same arguments and a model made in the same way, it goes on from the
+    checkpoint in the case's folder, and ends with the same bits.
+
+    Raises:
+        TrainingError: the loss is no number any more.
+        FileError: the checkpoint cannot be written, or is none of this training.
+    """
+    companion, path = companion or Companion(), case.folder / "training.pt"
+    images = case.data.train_images.contiguous(memory_format=torch.channels_last)
+    labels, batch, seed = case.data.train_labels, case.settings.batch, case.settings.seed
+    steps = plan.steps(case)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        plan.lr,
+        momentum=MOMENTUM,
+        nesterov=True,
+        weight_decay=WEIGHT_DECAY,
+    )
+    schedule = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    torch.manual_seed(seed)
+    first = _resume(path, parts, companion) if path.exists() else 0
+    model.train()
+    for epoch in range(first, plan.epochs):
+        companion.begin_epoch(epoch)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        for chosen in order[: steps // plan.epochs * batch].view(-1, batch):
+            companion.begin_step()
+            loss = F.cross_entropy(model(images[chosen]), labels[chosen]) + companion.loss()
+            if not math.isfinite(loss.item()):
+                raise TrainingError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        _keep(path, epoch + 1, parts, companion)
+    model.eval()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + plan.epochs))
+    chosen = order[: min(NORM_BATCHES, len(images) // batch) * batch].view(-1, batch)
+    reestimate_batch_norms(model, (images[numbers] for numbers in chosen), lambda network, x: network(x))
+
+
+def _keep(path: Path, epochs: int, parts: dict[str, Any], companion: Companion) -> None:
+    buffer = io.BytesIO()
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save((epochs, states, companion.state(), torch.get_rng_state()), buffer)
+    write_file(path, [buffer.getbuffer()])
+
+
+def _resume(path: Path, parts: dict[str, Any], companion: Companion) -> int:
+    """Returns the epochs that are done."""
+    try:
+        epochs, states, state, random = torch.load(path, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+        companion.load_state(state)
+        torch.set_rng_state(random)
+    except Exception as error:  # torch.load raises what it meets in a damaged file
+        raise FileError(
+            f"{path}: no checkpoint of this training ({type(error).__name__}: {error}); delete it to begin anew"
+        ) from error
+    return int(epochs)

@@ -1,0 +1,405 @@
+"""NNCF's own compression, alone and stacked with ilwp, as methods to compare."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import nncf
+import torch
+from nncf.torch.function_hook.hook_storage import decode_hook_name
+from nncf.torch.function_hook.wrapper import get_hook_storage
+from nncf.torch.quantization.layers import INT8AsymmetricWeightsDecompressor, INT8SymmetricWeightsDecompressor
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
+
+from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, load
+from ilwp_plugin.compare.baselines import int8_weights
+from ilwp_plugin.compare.files import as_is, wiped, with_integers
+from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
+from ilwp_plugin.compare.own import describe, raw_sizes
+from ilwp_plugin.compare.training import Companion, Plan, prepared, train_on
+from ilwp_plugin.errors import ConfigError
+
+from .config import ALGORITHM, Section, algorithm_sections
+from .modern import NNCFConfig, apply_ilwp, controller_of, create_compressed_model, register, register_default_init_args
+from .modern.algorithms import ignored_scope
+from .modern.controller import Controller, weight_fake_quantizers
+
+__all__ = ["METHODS", "CompressWeights", "Prune", "Quantize", "Train"]
+
+_SCALES, _ZEROS = "activation_scales", "activation_zero_points"
+_BATCH = 50
+"""Images in a batch of NNCF's statistics."""
+
+Images = Annotated[int, Field(strict=True, ge=1)]
+Epochs = Annotated[int, Field(strict=True, ge=1)]
+Rate = Annotated[float, Field(strict=True, gt=0)]
+WeightBits = Literal[8] | None
+
+
+class _NNCF(Method):
+    group = "nncf"
+    packages = ("nncf",)
+
+
+# -- after training --------------------------------------------------------------------------------------------------
+
+
+class QuantizeOptions(Options):
+    """Of `Quantize`."""
+
+    images: Images = Field(default=300, description="Training images, without labels, for ranges and biases.")
+    ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
+
+
+class Quantize(_NNCF):
+    """`nncf.quantize` with its defaults: INT8 of weights and activations after training, biases corrected.
+
+    With ilwp the depthwise layers are on ilwp's grid instead (`apply_ilwp`). The file holds the codes of all weights
+    and the scales and zero points of the activations.
+    """
+
+    options: ClassVar[Any] = QuantizeOptions
+
+    def title(self, options: QuantizeOptions) -> str:
+        return "NNCF quantize" + _stacked(options.ilwp)
+
+    def compress(self, case: Case, options: QuantizeOptions) -> Compressed:
+        model, config = prepared(case, options.ilwp)
+        batches = torch.split(case.calibration(options.images), _BATCH)
+        with _quietly():
+            model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+            if config is None:
+                controller = Controller(model, [], (batches[0],), {})
+            else:
+                model = apply_ilwp(model, config.replace(loss_weight=0.0), batches[0])
+                controller = controller_of(model, batches[0])
+            return _compressed(controller, None)
+
+
+class CompressWeightsOptions(Options):
+    """Of `CompressWeights`."""
+
+    mode: Literal["int8_asym", "int8_sym"] = Field(default="int8_asym", description="Of the integer weights.")
+    ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _of_convolutions(cls, value: object) -> object:
+        known = [mode.value for mode in nncf.CompressWeightsMode]
+        if value in known and value not in ("int8_asym", "int8_sym"):
+            raise ConfigError(
+                f"mode: {value!r} does not apply to convolutions: NNCF keeps those in int8_asym under its 4-bit modes, "
+                "and has no others for PyTorch; use int8_asym or int8_sym"
+            )
+        return value
+
+
+class CompressWeights(_NNCF):
+    """`nncf.compress_weights`: weights in 8 bits, activations in floating point, no data.
+
+    With ilwp its layers are on ilwp's grid, and NNCF leaves them out. NNCF multiplies codes and scales in fp16; the
+    file holds both as they are, and they are put back into NNCF's decompressors.
+    """
+
+    options: ClassVar[Any] = CompressWeightsOptions
+
+    def title(self, options: CompressWeightsOptions) -> str:
+        return f"NNCF compress_weights {options.mode}" + _stacked(options.ilwp)
+
+    def compress(self, case: Case, options: CompressWeightsOptions) -> Compressed:
+        model, config = prepared(case, options.ilwp)
+        example, scope = case.calibration(2), None
+        chained = as_is(model.state_dict())
+        if config is not None:
+            chained = compress(model, config, example_inputs=example)
+            chained.apply_to(model)
+            layers = [info.name.rpartition(".")[0] for info in chained.tensors if info.storage == "coded"]
+            section = {"algorithm": "compress_weights", "ignored_scopes": [*layers, *_layers_of(chained.quantized)]}
+            scope = ignored_scope(model, {}, section)
+        with _quietly():
+            model = nncf.compress_weights(
+                model,
+                mode=nncf.CompressWeightsMode(options.mode),
+                dataset=nncf.Dataset([example]),
+                ignored_scope=scope,
+            )
+        hooks = _decompressors(model)
+        compressed = with_integers(chained, {n: _integers(model.get_parameter(n), hook) for n, hook in hooks.items()})
+
+        def restore(path: Path) -> nn.Module:
+            restored: nn.Module = wiped(copy.deepcopy(model))
+            file, own, hooks = load(path), restored.state_dict(), _decompressors(restored)
+            for name, tensor in file.state_dict().items():
+                if name in hooks:
+                    _fill(own[name], hooks[name], file.quantized[name])
+                else:
+                    own[name].copy_(tensor)
+            return restored.eval()
+
+        return Compressed(*raw_sizes(compressed, case.fresh(), scale_bytes=2), compressed.save, restore)
+
+
+def _layers_of(tensors: Mapping[str, Any]) -> list[str]:
+    return [name.rpartition(".")[0] for name in tensors]
+
+
+def _decompressors(model: nn.Module) -> dict[str, Any]:
+    """NNCF's hooks that make weights of codes, by the name of the weight."""
+    kinds = (INT8AsymmetricWeightsDecompressor, INT8SymmetricWeightsDecompressor)
+    hooks = get_hook_storage(model).named_hooks()
+    return {decode_hook_name(name)[1]: hook for name, hook in hooks if isinstance(hook, kinds)}
+
+
+def _integers(weight: Tensor, hook: Any) -> IntegerTensor:
+    """Codes and scales of a weight; NNCF's symmetric scales may be negative, ours are not."""
+    codes, scale = weight.detach().to(torch.int16), hook._scale.float()
+    zero_point = getattr(hook, "_zero_point", None)
+    if zero_point is not None:
+        return IntegerTensor(codes, scale.flatten(), zero_point.flatten().to(torch.int16))
+    return IntegerTensor(torch.where(scale < 0, -codes, codes), scale.abs().flatten())
+
+
+def _fill(weight: Tensor, hook: Any, value: IntegerTensor) -> None:
+    """The inverse; the sign of a scale is free but for the code 128, which int8 has with a minus only."""
+    codes, scale = value.codes, value.scale.reshape(hook._scale.shape)
+    if value.zero_point is None:
+        negative = codes.flatten(1).amax(1).reshape(scale.shape) > torch.iinfo(torch.int8).max
+        codes, scale = torch.where(negative, -codes, codes), torch.where(negative, -scale, scale)
+    else:
+        hook._zero_point.copy_(value.zero_point.reshape(hook._zero_point.shape))
+    weight.copy_(codes)
+    hook._scale.copy_(scale)
+
+
+# -- in training -----------------------------------------------------------------------------------------------------
+
+
+class TrainOptions(Options):
+    """Of `Train`."""
+
+    compression: list[dict[str, Any]] = Field(min_length=1, description="As in an NNCF JSON config.")
+    epochs: Epochs = Field(default=3, description="Of training.")
+    lr: Rate = Field(default=0.02, description="At the start.")
+    images: Images = Field(default=300, description="Training images, without labels, for the ranges of int8.")
+    weight_bits: WeightBits = Field(
+        default=None,
+        description="Weights that nothing in the list quantizes: 8 rounds them to 8 bits a channel after training.",
+    )
+
+    @field_validator("compression")
+    @classmethod
+    def _valid(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        NNCFConfig.validate({"compression": value})
+        return value
+
+
+class Train(_NNCF):
+    """Training under an NNCF JSON config, as `create_compressed_model` understands it: int8, sparsity, ilwp, stacks.
+
+    An `ilwp` section with an automatic loss weight gets the one of `fine_tune`. The file is that of the controller: the
+    codes of quantized weights, chains of ilwp. Weights that nothing quantizes, those of sparsity alone among them, are
+    in it as they are unless `weight_bits` says otherwise.
+    """
+
+    options: ClassVar[Any] = TrainOptions
+
+    def title(self, options: TrainOptions) -> str:
+        names = [str(section["algorithm"]) for section in options.compression if section["algorithm"] != ALGORITHM]
+        section = Section.find({"compression": options.compression})
+        words = " + ".join(names)
+        if section is not None:
+            words = f"{words}{_stacked(section.config)}" if words else f"ilwp {describe(section.config)}"
+        return f"NNCF {words}{_rest(options.weight_bits)}, {options.epochs} epochs"
+
+    def compress(self, case: Case, options: TrainOptions) -> Compressed:
+        section = Section.find({"compression": options.compression})
+        model, config = prepared(case, None if section is None else section.config)
+        plan = Plan(options.epochs, options.lr)
+        sections = copy.deepcopy(options.compression)
+        for own in (s for s in algorithm_sections({"compression": sections}) if s["algorithm"] == ALGORITHM):
+            assert config is not None and isinstance(own, dict)
+            own.pop("align", None)
+            own["loss_weight"] = plan.loss_weight(model, config, case)
+        calibration = case.calibration(options.images)
+        nncf_config = NNCFConfig.from_dict({"compression": sections})
+        register_default_init_args(nncf_config, [(batch,) for batch in torch.split(calibration, _BATCH)])
+        with _quietly():
+            controller, model = create_compressed_model(model, nncf_config)
+            train_on(model, case, plan, _Controlled(controller))
+            return _compressed(controller, options.weight_bits)
+
+
+class _Controlled(Companion):
+    """A training under a controller."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._controller.scheduler.epoch_step(epoch)
+
+    def begin_step(self) -> None:
+        self._controller.scheduler.step()
+
+    def loss(self) -> Tensor:
+        return self._controller.loss()  # type: ignore[no-any-return]
+
+    def state(self) -> Any:
+        return self._controller.get_compression_state()[Controller.CONTROLLER_STATE]
+
+    def load_state(self, state: Any) -> None:
+        self._controller.load_state(state)
+
+
+class PruneOptions(Options):
+    """Of `Prune`."""
+
+    ratio: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.5, description="Of weights to prune.")
+    epochs: Epochs = Field(default=3, description="Of training on afterwards.")
+    lr: Rate = Field(default=0.02, description="Of training on, at the start.")
+    weight_bits: WeightBits = Field(
+        default=8,
+        description="Weights that ilwp does not quantize: rounded to 8 bits a channel after training; null keeps fp32.",
+    )
+    ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
+
+
+class Prune(_NNCF):
+    """`nncf.prune`: weights of least magnitude, over all layers together, are 0 from the start; then training on.
+
+    NNCF quantizes nothing here, and a file of fp32 tensors gains nothing from zeros. So `weight_bits` rounds the other
+    weights (all of them without ilwp) to 8 bits a channel, zeros staying zeros, and they are stored as integer codes,
+    entropy coded: what a user expects of pruning who stores the result well. With null they stay fp32, as they are.
+    """
+
+    options: ClassVar[Any] = PruneOptions
+
+    def title(self, options: PruneOptions) -> str:
+        return f"NNCF prune {options.ratio:.0%} of weights{_rest(options.weight_bits)}" + _stacked(options.ilwp)
+
+    def compress(self, case: Case, options: PruneOptions) -> Compressed:
+        levels = {"schedule": "multistep", "multistep_steps": [], "multistep_sparsity_levels": [options.ratio]}
+        once = {"sparsity_freeze_epoch": 0}  # which weights go is decided before the training
+        sections: list[dict[str, Any]] = [
+            {"algorithm": "magnitude_sparsity", "sparsity_init": options.ratio, "params": {**levels, **once}}
+        ]
+        if options.ilwp is not None:
+            sections.append({"algorithm": ALGORITHM, **options.ilwp.to_dict()})
+        training = options.model_dump(include={"epochs", "lr", "weight_bits"})
+        return Train().compress(case, TrainOptions(compression=sections, **training))
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _compressed(controller: Controller, weight_bits: WeightBits) -> Compressed:
+    """The stripped model in a file, and back out of it.
+
+    Beside the weights the file holds of every quantizer of activations the scale and the zero point. What torch's
+    FakeQuantize keeps besides (copies of the weights' scales, states of observers) follows from these.
+    """
+    structure = controller.strip().eval()
+    weights, session = weight_fake_quantizers(structure), controller.session
+    chained = session is not None and session.config.bits is not None
+    if chained or weights or (session is not None and session.config.weight_step is not None):
+        whole = controller._compressed(**({} if chained else {"bits": None}))
+    else:
+        whole = as_is(structure.state_dict())
+    restored, activations = whole.state_dict(), _activation_quantizers(structure, weights)
+    quantizers = [*weights.values(), *activations]
+    theirs = {id(tensor) for quantizer in quantizers for tensor in quantizer.state_dict(keep_vars=True).values()}
+    drop = {name for name, tensor in structure.state_dict(keep_vars=True).items() if id(tensor) in theirs}
+    state = {name: tensor for name, tensor in restored.items() if name not in drop}
+    if activations:
+        state[_SCALES] = torch.cat([quantizer.scale.flatten() for quantizer in activations])
+        state[_ZEROS] = _smallest(torch.cat([quantizer.zero_point.flatten() for quantizer in activations]))
+    compressed = whole.with_others_of(state)
+    if weight_bits is not None:
+        compressed = with_integers(compressed, _others(structure, compressed))
+
+    def restore(path: Path) -> nn.Module:
+        return _restored(load(path), wiped(copy.deepcopy(structure)))
+
+    return Compressed(*raw_sizes(compressed, structure), compressed.save, restore)
+
+
+@torch.no_grad()
+def _restored(file: CompressedModel, model: nn.Module) -> nn.Module:
+    weights = weight_fake_quantizers(model)
+    state = file.state_dict()
+    scales, zeros = state.pop(_SCALES, torch.empty(0)), state.pop(_ZEROS, torch.empty(0))
+    for name, quantizer in weights.items():
+        value = file.quantized[name]
+        quantizer.scale.copy_(value.scale.reshape(quantizer.scale.shape))
+        if value.zero_point is not None:
+            quantizer.zero_point.copy_(value.zero_point.reshape(quantizer.zero_point.shape))
+        quantizer.enable_fake_quant()
+    position = 0
+    for quantizer in _activation_quantizers(model, weights):
+        count = quantizer.scale.numel()
+        quantizer.scale.copy_(scales[position : position + count].reshape(quantizer.scale.shape))
+        quantizer.zero_point.copy_(zeros[position : position + count].reshape(quantizer.zero_point.shape))
+        quantizer.enable_fake_quant()
+        position += count
+    own = model.state_dict()
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
+    return model.eval()
+
+
+def _activation_quantizers(model: nn.Module, weights: Mapping[str, Any]) -> list[Any]:
+    """The other quantizers, in the order of the model."""
+    own = {id(quantizer) for quantizer in weights.values()}
+    return [module for module in model.modules() if isinstance(module, FakeQuantize) and id(module) not in own]
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """Integers in the smallest dtype that holds them."""
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        bounds = torch.iinfo(dtype)
+        if bounds.min <= int(values.min()) and int(values.max()) <= bounds.max:
+            return values.to(dtype)
+    return values
+
+
+def _others(model: nn.Module, compressed: CompressedModel) -> dict[str, IntegerTensor]:
+    """8-bit codes of the weights that the file holds as they are."""
+    raw = {info.name for info in compressed.tensors if info.storage == "raw"}
+    return {name: value for name, value in int8_weights(model).items() if name in raw}
+
+
+def _stacked(config: IlwpConfig | None) -> str:
+    return "" if config is None else f" + ilwp {describe(config)}"
+
+
+def _rest(bits: int | None) -> str:
+    return "" if bits is None else f", int{bits} weights"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without NNCF's bars and advice, and with time for its extension to be compiled, once."""
+    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "600")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+METHODS: Mapping[str, Method] = {
+    "quantize": Quantize(),
+    "train": Train(),
+    "compress_weights": CompressWeights(),
+    "prune": Prune(),
+}
+"""By their names in a comparison, behind `nncf.`."""
+
+register()

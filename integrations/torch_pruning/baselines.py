@@ -1,0 +1,129 @@
+"""torch-pruning's structural pruning, alone and stacked with ilwp, as a method to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ilwp_plugin import CompressedModel, IlwpConfig, load
+from ilwp_plugin.compare.baselines import int8_weights
+from ilwp_plugin.compare.files import as_is, wiped, with_integers
+from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
+from ilwp_plugin.compare.own import describe, raw_sizes
+from ilwp_plugin.compare.training import Plan, prepared, train_on
+from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.training import FineTuning, fine_tune
+
+from .pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
+
+__all__ = ["METHODS", "Magnitude"]
+
+
+class MagnitudeOptions(Options):
+    """Of `Magnitude`."""
+
+    ratio: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.5, description="Of channels to prune.")
+    epochs: Annotated[int, Field(strict=True, ge=1)] = Field(default=3, description="Of training on afterwards.")
+    lr: Annotated[float, Field(strict=True, gt=0)] = Field(default=0.05, description="Of training on, at the start.")
+    weight_bits: Literal[8] | None = Field(
+        default=8,
+        description="Weights that ilwp does not quantize: rounded to 8 bits a channel after training; null keeps fp32.",
+    )
+    ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is torch-pruning alone.")
+
+
+class Magnitude(Method):
+    """Channels of least magnitude pruned at once, and the network trained on.
+
+    With ilwp, channels that are costly to predict go first, every kernel keeps its reference, and the training on is
+    `ilwp_plugin.training.fine_tune`. torch-pruning itself quantizes nothing. So that its file can be compared with
+    those of integers, `weight_bits` rounds the other weights (all of them without ilwp) to 8 bits a channel, and they
+    are stored as integer codes, entropy coded.
+    """
+
+    group = "pruning"
+    options: ClassVar[Any] = MagnitudeOptions
+    packages = ("torch-pruning",)
+
+    def title(self, options: MagnitudeOptions) -> str:
+        weights = "" if options.weight_bits is None else f", int{options.weight_bits} weights"
+        ilwp = "" if options.ilwp is None else f" + ilwp {describe(options.ilwp)}"
+        return f"torch-pruning {options.ratio:.0%} of channels{weights}{ilwp}"
+
+    def compress(self, case: Case, options: MagnitudeOptions) -> Compressed:
+        model, config = prepared(case, options.ilwp)
+        tracker = _prune(model, case, options.ratio, config)
+        if config is None:
+            train_on(model, case, Plan(options.epochs, options.lr))
+            compressed = as_is(model.state_dict())
+        else:
+            compressed = _fine_tuned(model, case, options, config, tracker)
+        if options.weight_bits is not None:
+            compressed = with_integers(compressed, _others(model, compressed))
+
+        def restore(path: Path) -> nn.Module:
+            restored = load(path).restore(wiped(case.fresh()))
+            return restored.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+        return Compressed(*raw_sizes(compressed, model), compressed.save, restore)
+
+
+def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None) -> ProvenanceTracker:
+    """Prune in place; the classifier keeps its classes."""
+    examples = case.calibration(16)
+    tracker = ProvenanceTracker(model)
+    importance = tp.importance.MagnitudeImportance()
+    if config is not None:
+        importance = IlwpImportance(importance, tracker, config, example_inputs=examples)
+    classes = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == case.data.classes]
+    try:
+        pruner = tp.pruner.BasePruner(model, examples, importance, pruning_ratio=ratio, ignored_layers=classes[-1:])
+        IlwpPruner(pruner, tracker, config).step()
+        model(examples)
+    except (IndexError, ValueError, KeyError, RuntimeError) as error:
+        raise TensorError(
+            f"torch-pruning cannot take {ratio:.0%} of the channels out of {type(model).__name__} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return tracker
+
+
+def _fine_tuned(
+    model: nn.Module, case: Case, options: MagnitudeOptions, config: IlwpConfig, tracker: ProvenanceTracker
+) -> CompressedModel:
+    if config.bits is None:
+        raise ConfigError("ilwp.bits: null quantizes no residuals; torch-pruning is stacked with 2 to 8 bits")
+    images = case.data.train_images.contiguous(memory_format=torch.channels_last)
+
+    def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
+        return F.cross_entropy(network(batch[0]), batch[1])
+
+    result = fine_tune(
+        model,
+        TensorDataset(images, case.data.train_labels),
+        loss,
+        config,
+        FineTuning(epochs=options.epochs, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
+        example_inputs=images[:16],
+        references=tracker.provenance,
+        checkpoint=case.folder / "fine_tuning.pt",
+    )
+    return result.compressed
+
+
+def _others(model: nn.Module, compressed: CompressedModel) -> dict[str, Any]:
+    """8-bit codes of the weights that the file holds as they are."""
+    raw = {info.name for info in compressed.tensors if info.storage == "raw"}
+    return {name: value for name, value in int8_weights(model).items() if name in raw}
+
+
+METHODS: Mapping[str, Method] = {"magnitude": Magnitude()}
+"""By their names in a comparison, behind `pruning.`."""

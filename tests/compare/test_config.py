@@ -1,0 +1,102 @@
+"""The grid of a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilwp_plugin import toolkits
+from ilwp_plugin.compare import CompareConfig
+from ilwp_plugin.compare.methods import find_method
+from ilwp_plugin.errors import ConfigError, FileError, MissingDependencyError, RegistryError
+
+GRID: dict[str, Any] = {
+    "data": ["digits"],
+    "networks": [{"epochs": 2}, {"model": "mobilenetv2", "epochs": 2}],
+    "seeds": [0, 1],
+    "methods": [
+        {"method": "fp32"},
+        {"method": "ilwp", "loss_weight": [0, "auto"], "options": {"mode": "collocated"}, "grid": {"bits": [8, 4]}},
+    ],
+}
+
+
+def test_every_cell_once_and_trainings_first() -> None:
+    tasks = CompareConfig.from_dict(GRID).tasks()
+    assert len(tasks) == 2 * 2 * (2 + 1 + 2 * 2)  # networks, seeds, (trainings, fp32, losses x bits)
+    assert len({task.key for task in tasks}) == len(tasks)
+    trainings = [task for task in tasks if task.method is None]
+    kinds = [(task.network.model, task.method is None) for task in tasks]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == [
+        (model, training) for model in ("mobilenet", "mobilenetv2") for training in (True, False)
+    ]
+    assert {task.network.key for task in tasks} == {task.network.key for task in trainings}
+
+
+def test_keys_do_not_depend_on_the_rest_of_the_grid_or_on_spelled_out_defaults() -> None:
+    whole = {task.key for task in CompareConfig.from_dict(GRID).tasks()}
+    part = {**GRID, "seeds": [1], "methods": [{"method": "ilwp", "options": {"bits": 4}}]}
+    assert {task.key for task in CompareConfig.from_dict(part).tasks()} < whole
+    default = {**part, "methods": [{"method": "ilwp", "options": {"bits": 4, "mode": "collocated", "anchor": "fp32"}}]}
+    assert CompareConfig.from_dict(default).tasks() == CompareConfig.from_dict(part).tasks()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"methods": []}, ConfigError, "methods"),
+        ({"seeds": [-1]}, ConfigError, r"seeds\.0.*-1"),
+        ({"sedes": [1]}, ConfigError, "sedes"),
+        ({"data": ["digit"]}, RegistryError, "did you mean 'digits'"),
+        ({"methods": [{"method": "ilwpp"}]}, RegistryError, "did you mean 'ilwp'"),
+        ({"methods": [{"method": "ilwp", "options": {"bit": 4}}]}, ConfigError, r"methods\.0 \(ilwp\).*'bit'"),
+        (
+            {"methods": [{"method": "fp32"}, {"method": "zstd", "grid": {"level": [99]}}]},
+            ConfigError,
+            r"methods\.1.*99",
+        ),
+        ({"methods": [{"method": "nowhere.static"}]}, RegistryError, "unknown integration 'nowhere'"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"(?s){message}"):
+        CompareConfig.from_dict({**GRID, **change}).tasks()
+
+
+def test_an_absent_toolkit_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("absent", "ilwp_integrations.absent", toolkits.GROUP)
+    monkeypatch.setattr(toolkits, "entry_points", lambda group: [entry])
+    with pytest.raises(MissingDependencyError, match=r"ilwp-plugin\[absent\]"):
+        CompareConfig.from_dict({**GRID, "methods": [{"method": "absent.int8"}]})
+
+
+def test_an_integration_without_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkits, "load", lambda name: object())
+    with pytest.raises(RegistryError, match="offers no methods"):
+        find_method("some.thing")
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(GRID))
+    assert CompareConfig.from_file(path) == CompareConfig.from_dict(GRID)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        CompareConfig.from_file(path)
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match="expected an object"):
+        CompareConfig.from_file(path)
+    with pytest.raises(FileError, match="cannot read"):
+        CompareConfig.from_file(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "examples/compare").glob("*.json")), ids=lambda p: p.stem
+)
+def test_the_presets_are_valid(path: Path) -> None:
+    assert CompareConfig.from_file(path).tasks()

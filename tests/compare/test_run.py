@@ -1,0 +1,145 @@
+"""Whole comparisons: processes, kills, several at one storage."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilwp_plugin.compare import CompareConfig, MethodResult, TaskError, TrainingResult, compare, read_results, run
+from ilwp_plugin.compare.queue import Queue
+from ilwp_plugin.errors import ConfigError, FileError
+
+GRID: dict[str, Any] = {
+    "networks": [{"epochs": 2}],
+    "methods": [
+        {"method": "fp32"},
+        {"method": "zstd", "options": {"level": 3}, "grid": {"dtype": ["fp16", "int8"]}},
+        {"method": "ilwp", "loss_weight": [0, 30.0], "options": {"anchor": "fp16"}, "grid": {"bits": [8, 4]}},
+        {"method": "fine_tune", "options": {"bits": 4, "align": True, "epochs": 1}},
+    ],
+}
+TASKS = 2 + 1 + 2 + 4 + 1
+
+
+def outcome(folder: Path) -> list[dict[str, Any]]:
+    """The results without what differs from run to run."""
+    measured = {"compression", "loading"}
+    return [{k: v for k, v in r.model_dump(mode="json").items() if k not in measured} for r in read_results(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    compare(CompareConfig.from_dict(GRID), folder, workers=1)
+    return folder
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    path = folder.parent / "grid.json"
+    path.write_text(json.dumps(GRID))
+    command = "from ilwp_plugin.cli.main import run; run()"
+    return subprocess.Popen(
+        [sys.executable, "-c", command, "compare", str(path), "-o", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_all_is_measured_from_the_file(whole: Path) -> None:
+    results = read_results(whole)
+    assert len(results) == TASKS
+    for result in results:
+        if isinstance(result, TrainingResult):
+            assert result.analysis["3x3"]["references"]["layers"]
+            assert result.parameters > result.depthwise_parameters > 0
+            continue
+        file = whole / "files" / result.key / "model"
+        assert file.stat().st_size == result.sizes.file_bytes
+        assert result.accuracy.right - result.accuracy.fp32 == result.accuracy.better - result.accuracy.worse
+        assert result.compression.seconds > 0
+        assert result.loading.seconds > 0
+        if result.group == "ilwp":
+            assert result.sizes.depthwise_bytes is not None
+            assert 0 < (result.sizes.texture_bytes or 0) < result.sizes.depthwise_bytes < result.sizes.file_bytes
+    by_title = {r.title: r for r in results if isinstance(r, MethodResult)}
+    assert by_title["fp32"].accuracy.change == 0
+    small, large = by_title["ilwp collocated, 4 bits"], by_title["ilwp collocated, 8 bits"]
+    assert small.sizes.file_bytes < large.sizes.file_bytes
+    assert small.sizes.raw_depthwise_bytes < large.sizes.raw_depthwise_bytes
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_results(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    for seconds in (4.0, 6.5, 9.0):
+        process = start(folder, "--workers", "2")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(folder, "--workers", "2")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said.decode()
+    assert outcome(folder) == outcome(whole)
+
+
+def test_two_processes_share_the_work(whole: Path, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = [start(folder, "--workers", "1", "--storage", storage) for folder in folders]
+    for process in processes:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said.decode()
+    done = [sorted(path.name for path in (folder / "logs").iterdir()) for folder in folders]
+    assert all(done)
+    assert len(done[0]) + len(done[1]) == TASKS  # each task was done by one of them
+    for folder in folders:
+        assert outcome(folder) == outcome(whole)
+
+
+def test_a_failed_task_is_named_and_the_others_are_done(whole: Path) -> None:
+    wrong = {"method": "ilwp", "options": {"target_scopes": ["nowhere"]}}
+    config = CompareConfig.from_dict({**GRID, "methods": [*GRID["methods"], wrong]})
+    with pytest.raises(TaskError, match=r"1 of 11 tasks failed: .*ilwp.*nowhere"):
+        compare(config, whole, workers=1)
+    assert len(read_results(whole)) == TASKS
+    assert len(compare(CompareConfig.from_dict(GRID), whole, workers=1)) == TASKS  # what failed is not of this grid
+
+
+def _dies(*_: Any) -> None:
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_told(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_child", _dies)
+    config = CompareConfig.from_dict({**GRID, "methods": [{"method": "fp32"}]})
+    with pytest.raises(TaskError, match="ended with exit code 3; see .*log"):
+        compare(config, tmp_path, workers=1)
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_is_done_twice(whole: Path) -> None:
+    before = (whole / "results.jsonl").read_bytes()
+    told: list[tuple[str, int, int]] = []
+    compare(CompareConfig.from_dict(GRID), whole, report=lambda *what: told.append(what))
+    assert (whole / "results.jsonl").read_bytes() == before
+    assert told[-1] == ("tasks", TASKS, TASKS)
+
+
+def test_a_storage_or_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    config = CompareConfig.from_dict(GRID)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot make the folder"):
+        compare(config, tmp_path / "file")
+    with pytest.raises(FileError, match="cannot open the storage"):
+        Queue("nothing://here")
+    with pytest.raises(ConfigError, match="at least one worker"):
+        compare(config, tmp_path, workers=-1)

@@ -27,12 +27,12 @@ TOOLKITS: tuple[tuple[str, str, str, dict[str, Any], float, float, float], ...] 
     ("fp32", "baseline", "fp32", {}, 1.0, 0.0, 0.0),
     ("zstd", "baseline", "fp32 + zstd -19", {}, 0.92, 0.0, 0.0),
     ("zstd", "baseline", "int8 + zstd -19", {"dtype": "int8"}, 0.235, -0.02, 0.3),
-    ("nncf.quantize", "NNCF", "PTQ int8", {}, 0.262, -0.1, 0.8),
-    ("nncf.qat", "NNCF", "QAT int8", {}, 0.262, 0.05, 1.5),
-    ("nncf.quantize", "NNCF", "PTQ int8 + ilwp", {"ilwp": {"bits": 4}}, 0.19, -0.25, 1.0),
-    ("nncf.prune", "NNCF", HOSTILE, {"ratio": 0.5}, 0.5, -4.0, 6.0),
-    ("inc.static", "INC", "static int8", {}, 0.27, -0.6, 1.2),
-    ("inc.bf16", "INC", "bf16", {}, 0.5, 0.0, 0.05),
+    ("nncf.quantize", "nncf", "PTQ int8", {}, 0.262, -0.1, 0.8),
+    ("nncf.qat", "nncf", "QAT int8", {}, 0.262, 0.05, 1.5),
+    ("nncf.quantize", "nncf", "PTQ int8 + ilwp", {"ilwp": {"bits": 4}}, 0.19, -0.25, 1.0),
+    ("nncf.prune", "nncf", HOSTILE, {"ratio": 0.5}, 0.5, -4.0, 6.0),
+    ("inc.static", "inc", "INC static int8", {}, 0.27, -0.6, 1.2),
+    ("inc.bf16", "inc", "INC bf16", {}, 0.5, 0.0, 0.05),
     (
         "pruning.prune",
         "torch-pruning",
@@ -124,7 +124,7 @@ def _of_network(number: int, seed: int, bits: Sequence[int], whole: float, gain:
             ),
             compression=Usage(seconds=float(1 + rng.random()), peak_bytes=int(80e6 + 1e6 * rng.random())),
             loading=Usage(seconds=float(0.1 + rng.random() / 10), peak_bytes=int(9e6 + 1e6 * rng.random())),
-            versions={**VERSIONS, **({"nncf": "3.4.0"} if group == "NNCF" else {})},
+            versions={**VERSIONS, **({"nncf": "3.4.0"} if group == "nncf" else {})},
         )
 
     full = 4 * parameters + 20_000

@@ -194,10 +194,10 @@ def test_the_same_name_is_told_apart(everything: Results) -> None:
     ]
     names = [s.name for s in sections([*everything, *longer])]
     assert "mobilenetv2 x0.25, digits (epochs 8)" in names and "mobilenetv2 x0.25, digits (epochs 30)" in names
-    (one,) = (r for r in methods_of(everything, title="bf16") if r.network.seed == 0 and r.network.data == "digits")
+    (one,) = (r for r in methods_of(everything, title="INC bf16") if r.network.seed == 0 and r.network.data == "digits")
     other = one.model_copy(update={"options": {"images": 7}, "key": "other"})
     titles = {m.title for m in section([*everything, other], "mobilenetv2 x0.25, digits").methods}
-    assert "bf16 (images 7)" in titles and "bf16" in titles
+    assert "INC bf16 (images 7)" in titles and "INC bf16" in titles
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
@@ -426,7 +426,7 @@ def test_trade_off_of_whole_files(everything: Results) -> None:
 
 
 def test_trade_off_when_ilwp_is_beaten(everything: Results) -> None:
-    beaten = changed(everything, "bf16", file_bytes=10_000, worse=0, better=50, right=lambda a: a["fp32"] + 50)
+    beaten = changed(everything, "INC bf16", file_bytes=10_000, worse=0, better=50, right=lambda a: a["fp32"] + 50)
     sentence = figure(section(beaten), "figure_6_files").sentence
     assert "ilwp is beaten everywhere here" in sentence and "None is of fp32, ilwp, NNCF" in sentence
 

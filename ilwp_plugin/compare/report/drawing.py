@@ -10,8 +10,8 @@ from typing import Any
 
 from ilwp_plugin._imports import optional
 from ilwp_plugin.analysis.figures import PALETTE, draw_distributions, draw_reference_shares, drawing
-from ilwp_plugin.compare.report.figures import Bar, Bars, Chart, Heatmap, Histograms, Panel, Point, Series
-from ilwp_plugin.compare.report.text import change_text, fraction, size
+from ilwp_plugin.compare.report.figures import Bars, Chart, Heatmap, Histograms, Panel, Point, Series
+from ilwp_plugin.compare.report.text import change_text, fraction, of_method, size
 
 __all__ = ["draw"]
 
@@ -79,7 +79,7 @@ def _(panel: Bars) -> bytes:
                 path_effects=[] if fits else [halo],
             )
             change = f"{method.accuracy.mean:.2f} %" if method.kind == "fp32" else change_text(method.change)
-            above = f"{_bar_name(bar)}\n{change}{'' if fits else ', too much'}"
+            above = f"{_short(of_method(method), 56)}\n{change}{'' if fits else ', too much'}"
             axis.text(0, row - 0.22, above, va="bottom", color=_INK, fontsize=10, linespacing=1.15)
         axis.set_ylim(len(panel.bars) - 0.7, -0.8)
         axis.set_xlim(0, 1.02 * longest)
@@ -89,11 +89,6 @@ def _(panel: Bars) -> bytes:
         axis.xaxis.set_major_formatter(lambda value, _: size(value))
         axis.set_xlabel("file on disk")
     return buffer.getvalue()
-
-
-def _bar_name(bar: Bar) -> str:
-    title = bar.method.title
-    return _short(title if title.startswith(bar.label) or bar.label == "no toolkit" else f"{bar.label}: {title}", 56)
 
 
 @draw.register
@@ -237,17 +232,16 @@ def _label_ends(axis: Any, series: Sequence[Series], styles: Sequence[dict[str, 
     for i in reversed(range(len(heights))):  # back down where they ran out at the top
         limit = 1.0 if i == len(heights) - 1 else heights[i + 1] - gap
         heights[i] = min(heights[i], limit) if excess > 0 else heights[i]
-    for height, (wanted, one, style) in zip(heights, ends, strict=True):
+    for height, (_, one, style) in zip(heights, ends, strict=True):
         axis.annotate(
             "\n".join(textwrap.wrap(_short(one.label, 48), 24)),
-            (1.0, min(max(wanted, 0.0), 1.0)),
-            xycoords="axes fraction",
+            (one.points[-1].x.mean, min(max(one.points[-1].y.mean, low), high)),
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             fontsize=9.5,
             color=style["color"],
-            arrowprops={"arrowstyle": "-", "color": style["color"], "linewidth": 0.8},
+            arrowprops={"arrowstyle": "-", "color": style["color"], "linewidth": 0.8, "alpha": 0.5},
             annotation_clip=False,
         )
 

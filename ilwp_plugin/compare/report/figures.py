@@ -198,7 +198,7 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
             parts.append(f"Against the best of {', of '.join(against)}.")
     toolkits = {b.label: b.method for b in bars if b.method.kind == "toolkit"}
     for bar in sorted(bars, key=lambda b: b.label):
-        alone = toolkits.get(bar.method.group)
+        alone = toolkits.get(bar.method.toolkit)
         if bar.method.kind == "stacked" and alone is not None:
             ratio = bar.method.file.mean / alone.file.mean
             effect = (
@@ -210,7 +210,7 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
             )
             loss = "" if bar.method.change.fits else ", too much"
             parts.append(
-                f"On top of {bar.method.group} it {effect}: {size(alone.file.mean)} become "
+                f"On top of {bar.method.toolkit} it {effect}: {size(alone.file.mean)} become "
                 f"{size(bar.method.file.mean)} ({change_text(bar.method.change)}{loss})."
             )
     unfit = [b for b in bars if b.method.kind in ("baseline", "toolkit") and not b.method.change.fits]
@@ -429,6 +429,8 @@ def _loss_weight(section: Section) -> Figure | Missing:
 def ilwp_curves(section: Section) -> list[Series]:
     """Methods of ilwp over bits, a curve for each mode; of those with the loss the weight that stands for all.
 
+    None where no curve has more than one point.
+
     Points have bits for x and bytes of the depthwise layers for y.
     """
     return [
@@ -457,10 +459,9 @@ def _curves(section: Section) -> list[tuple[str, list[Summary]]]:
         found.setdefault(", ".join(words), []).append(method)
     order = ("none", "local", "full", "collocated")
     curves = [(label, sorted(ms, key=lambda m: bits_of(m) or 0)) for label, ms in found.items()]
-    return sorted(
-        (c for c in curves if len({bits_of(m) for m in c[1]}) > 1),
-        key=lambda c: (order.index(m) if (m := mode_of(c[1][0])) in order else len(order), c[0]),
-    )
+    if all(len({bits_of(m) for m in ms}) < 2 for _, ms in curves):
+        return []
+    return sorted(curves, key=lambda c: (order.index(m) if (m := mode_of(c[1][0])) in order else len(order), c[0]))
 
 
 def _bits(section: Section) -> Figure | Missing:

@@ -17,6 +17,9 @@ __all__ = ["TOLERANCE", "Change", "Estimate", "Section", "Summary", "pareto_fron
 TOLERANCE = 0.5
 """Points of accuracy that a method may lose against fp32 and still count as keeping it; twice that if it is noise."""
 
+_NAMES = {"nncf": "NNCF", "inc": "INC", "pruning": "torch-pruning"}
+"""What the toolkits of the integrations are called."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -124,13 +127,18 @@ class Summary:
             return "fp32" if self.method == "fp32" else "baseline"
         if self.group == "ilwp":
             return "ilwp"
-        return "stacked" if "ilwp" in self.options or "+ ilwp" in self.title else "toolkit"
+        return "stacked" if '"ilwp"' in json.dumps(self.options) or "+ ilwp" in self.title else "toolkit"
+
+    @property
+    def toolkit(self) -> str:
+        """The name of the group, as readers know it."""
+        return _NAMES.get(self.group, self.group)
 
     @property
     def owner(self) -> str:
         """Whose method it is, for a reader."""
-        kinds = {"fp32": "fp32", "baseline": "no toolkit", "ilwp": "ilwp", "stacked": f"{self.group} + ilwp"}
-        return kinds.get(self.kind, self.group)
+        kinds = {"fp32": "fp32", "baseline": "no toolkit", "ilwp": "ilwp", "stacked": f"{self.toolkit} + ilwp"}
+        return kinds.get(self.kind, self.toolkit)
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,7 @@ def _section(name: str, results: list[TrainingResult | MethodResult]) -> Section
 
 
 def _group_order(group: str) -> tuple[int, str]:
-    return {"baseline": 0, "ilwp": 2}.get(group, 1), group.casefold()
+    return {"baseline": 0, "ilwp": 2}.get(group, 1), _NAMES.get(group, group).casefold()
 
 
 def _summary(title: str, results: list[MethodResult], plain: Mapping[int, float], fp32: Mapping[int, int]) -> Summary:

@@ -60,7 +60,10 @@ def change_text(change: Change) -> str:
 
 def of_method(summary: Summary) -> str:
     """Whose method it is and which, unless the title says both."""
-    return summary.title if summary.kind in ("fp32", "baseline", "ilwp") else f"{summary.group}: {summary.title}"
+    own = summary.kind in ("fp32", "baseline", "ilwp") or summary.title.casefold().startswith(
+        summary.toolkit.casefold()
+    )
+    return summary.title if own else f"{summary.toolkit}: {summary.title}"
 
 
 def plural(count: int, noun: str) -> str:

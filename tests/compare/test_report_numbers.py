@@ -173,6 +173,14 @@ def test_the_order_of_results_does_not_matter(everything: Results) -> None:
     assert sections(shuffled) == sections(everything)
 
 
+def test_ilwp_in_a_toolkit_is_told_from_the_toolkit_alone(everything: Results) -> None:
+    trained = methods_of(everything, title="QAT int8")
+    steps = [{"algorithm": "quantization"}, {"algorithm": "ilwp", "bits": 6}]
+    stacked = [r.model_copy(update={"options": {"compression": steps}, "key": f"{r.key}s"}) for r in trained]
+    owners = {m.options.get("compression") is not None: m.owner for m in section([*trained, *stacked]).methods}
+    assert owners == {False: "NNCF", True: "NNCF + ilwp"}
+
+
 def test_groups_come_in_one_order(everything: Results) -> None:
     kinds = list(dict.fromkeys(m.owner for m in section(everything).methods))
     assert kinds == ["fp32", "no toolkit", "INC", "NNCF", "NNCF + ilwp", "torch-pruning", "ilwp"]
@@ -404,6 +412,18 @@ def test_bits_when_prediction_loses_or_wins_here_and_there() -> None:
     assert "(smaller at 1 of 5 numbers of bits)" in figure(section(mixed), "figure_5").sentence
     no_reference = without(results(networks=[0]), lambda r: r.options.get("mode") == "none")
     assert "The smallest depthwise layers" in figure(section(no_reference), "figure_5").sentence
+
+
+def test_one_number_of_bits_is_compared_where_others_have_it() -> None:
+    found = without(results(networks=[0]), lambda r: r.options.get("mode") == "none" and r.options.get("bits", 8) != 8)
+    where = section(found)
+    (chart,) = figure(where, "figure_5").panels
+    assert isinstance(chart, Chart)
+    none, *others = chart.series
+    assert none.label == "none" and len(none.points) == 1 and len(others) == 5
+    full, plain = (by_title(where, f"ilwp {mode}, 8 bits").depthwise for mode in ("full", "none"))
+    assert full is not None and plain is not None
+    assert f"full takes {full.mean / plain.mean:.2f} of its bytes" in figure(where, "figure_5").sentence
 
 
 def test_trade_off_of_whole_files(everything: Results) -> None:

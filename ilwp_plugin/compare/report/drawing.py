@@ -22,6 +22,8 @@ _WIDTH = 5.6
 """Inches; with the fonts of the style still legible on a phone."""
 _SPREAD = 8.0
 """Points of accuracy beneath the best that a chart shows."""
+_NARROW = 1.0
+"""Points of accuracy that an axis spans at least, so that noise does not look like more."""
 
 
 @singledispatch
@@ -188,7 +190,11 @@ def _set_axes(axis: Any, panel: Chart, points: Sequence[Point], floor: float | N
         axis.set_ylim(bottom=floor)
         below = sum(p.y.mean < floor for p in points)
         axis.text(0.01, 0.015, f"at the foot: {below} below {floor:.1f} %", transform=axis.transAxes, fontsize=9)
-    elif not panel.y.startswith("accuracy"):
+    elif panel.y.startswith("accuracy"):
+        low, high = axis.get_ylim()
+        wider = max(_NARROW - (high - low), 0) / 2
+        axis.set_ylim(low - wider, high + wider)
+    else:
         axis.set_ylim(bottom=0)
 
 

@@ -1,4 +1,4 @@
-# Every target sets up its own virtual environment first; nothing else is needed.
+# Every target sets up its own virtual environment first.
 VENV ?= .venv
 # NNCF 2.19 and NNCF 3 cannot be installed together.
 LEGACY ?= .venv-legacy
@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow bench lint setup clean
+.PHONY: demo test test-slow bench lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -32,7 +32,14 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-setup: $(VENV)/.compiled $(LEGACY)/.compiled
+setup: browser $(VENV)/.compiled $(LEGACY)/.compiled
+
+# Tests look at the report of `ilwp compare` in a real browser.
+browser:
+	@command -v chromium > /dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -q && \
+	  apt-get install -q -y --no-install-recommends chromium fonts-liberation; \
+	} || { echo "make test needs a program named chromium: on Debian 'apt-get install chromium', as root" >&2; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,6 +23,15 @@ def test_every_folder_is_packaged() -> None:
     assert all((ROOT / folder / "py.typed").exists() for folder in ("ilwp_plugin", "integrations"))
 
 
+def test_every_file_that_is_no_module_is_packaged() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = {f"{package}/{name}" for package, names in setup["options.package_data"].items() for name in names.split()}
+    tracked = subprocess.run(["git", "ls-files", "ilwp_plugin"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [Path(name) for name in tracked.stdout.split() if not name.endswith(".py")]
+    assert {f"{'.'.join(file.parent.parts)}/{file.name}" for file in files} | {"ilwp_integrations/py.typed"} == listed
+
+
 def test_version_and_command() -> None:
     assert version("ilwp-plugin") == ilwp_plugin.__version__
     (command,) = entry_points(group="console_scripts", name="ilwp")
@@ -38,6 +47,7 @@ def test_the_core_imports_no_toolkit_and_no_optional_library() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     forbidden = {"nncf", "neural_compressor", "torch_pruning", "matplotlib", "sklearn", "pytest", "ilwp_integrations"}
+    forbidden |= {"jinja2", "optuna", "psutil", "zstandard"}
     assert not forbidden & set(loaded)
 
 

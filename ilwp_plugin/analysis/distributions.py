@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,17 @@ class Distribution:
     def laplace_entropy_bits(self) -> float:
         """Differential entropy of the fit, `log2(2 e b)` bits; two of them differ by the bits a weight saved."""
         return math.log2(2 * math.e * self.laplace_scale) if self.laplace_scale > 0 else -math.inf
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Distribution:
+        """From what `to_dict` returns."""
+        return cls(
+            values["name"],
+            values["count"],
+            tuple(values["edges"]),
+            tuple(values["density"]),
+            values["laplace_scale"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         entropy = self.laplace_entropy_bits

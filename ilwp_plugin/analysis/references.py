@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,12 @@ class ReferenceShares:
         """
         rows = range(2, len(self.layers))
         return sum(self.shares[i][i - 1] for i in rows) / len(rows) if rows else None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReferenceShares:
+        """From what `to_dict` returns."""
+        height, width = values["kernel_size"]
+        return cls((height, width), tuple(values["layers"]), tuple(tuple(row) for row in values["shares"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -38,3 +38,14 @@ def compare(
             report=report,
         )
     output.print(f"{len(results)} results in {out / 'results.jsonl'}", soft_wrap=True)
+    output.print(f"the report is {job.build_report(out)}", soft_wrap=True)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the results.jsonl of a comparison.")],
+) -> None:
+    """Build the report of a comparison again, from its results.jsonl alone.
+
+    Writes report.html, which needs nothing else, its pictures as PNG, and its tables as tables.md.
+    """
+    output.print(f"the report is {job.build_report(folder)}", soft_wrap=True)

@@ -49,6 +49,7 @@ app.command()(study.analyze)
 app.command()(study.schema)
 app.command()(demo.demo)
 app.command()(compare.compare)
+app.command()(compare.report)
 app.command(context_settings={"allow_interspersed_args": False})(launch.run)
 
 

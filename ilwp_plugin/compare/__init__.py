@@ -5,6 +5,7 @@ from ilwp_plugin.compare import own as _own  # noqa: F401  (registers)
 from ilwp_plugin.compare.config import CompareConfig
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, Options
 from ilwp_plugin.compare.queue import TaskError
+from ilwp_plugin.compare.report import build_report
 from ilwp_plugin.compare.results import MethodResult, TrainingResult, read_results
 from ilwp_plugin.compare.run import compare
 
@@ -18,6 +19,7 @@ __all__ = [
     "Options",
     "TaskError",
     "TrainingResult",
+    "build_report",
     "compare",
     "read_results",
 ]

@@ -145,7 +145,7 @@ class CompressWeights(_NNCF):
                     own[name].copy_(tensor)
             return restored.eval()
 
-        return Compressed(*raw_sizes(compressed, case.fresh(), scale_bytes=2), compressed.save, restore)
+        return Compressed(*raw_sizes(compressed, model, scale_bytes=2), compressed.save, restore)
 
 
 def _layers_of(tensors: Mapping[str, Any]) -> list[str]:

@@ -116,6 +116,7 @@ def _fine_tuned(
         references=tracker.provenance,
         checkpoint=case.folder / "fine_tuning.pt",
     )
+    model.eval()
     return result.compressed
 
 

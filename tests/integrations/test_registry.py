@@ -6,6 +6,7 @@ import ilwp_integrations
 import pytest
 
 from ilwp_plugin import toolkits
+from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.errors import MissingDependencyError, RegistryError
 
 
@@ -49,3 +50,15 @@ def test_errors(announce, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
 def test_what_is_installed_can_be_listed() -> None:
     assert ilwp_integrations.names() == ["inc", "nncf", "pruning"]
     ilwp_integrations.load("pruning").register()
+
+
+def test_methods_of_a_toolkit_that_is_not_installed(announce, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "needs_one.py").write_text("import a_toolkit_that_is_not_there\n")
+    (tmp_path / "without_methods.py").write_text("def register(): pass\n")
+    announce(inc="ilwp_integrations.absent", other="needs_one", plain="without_methods")
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ilwp-plugin\[inc\]'"):
+        find_method("inc.static")
+    with pytest.raises(MissingDependencyError, match="a_toolkit_that_is_not_there"):
+        find_method("other.static")
+    with pytest.raises(RegistryError, match="'plain' offers no methods"):
+        find_method("plain.static")

@@ -254,7 +254,7 @@ def test_headline_when_ilwp_wins(everything: Results) -> None:
         f"instead of {zstd / 1000:.0f} kB, 1/22.2 of fp32."
     )
     assert "step 0.047; -0.2" in text.more and "int8 + zstd -19; -0.0" in text.more, "each with its accuracy"
-    assert "On top of NNCF it saves 27 %" in text.more
+    assert "On top of NNCF: PTQ int8 it saves 27 %: 880 kB (-0.1" in text.more
     assert "No method of torch-pruning keeps the accuracy of fp32" in text.more
     assert re.search(
         r"Against the best of INC \(1\.68 MB\) it is 91 % less, of NNCF \(880 kB\) it is 83 % less", text.more
@@ -262,33 +262,66 @@ def test_headline_when_ilwp_wins(everything: Results) -> None:
 
 
 def test_headline_when_ilwp_loses() -> None:
+    alone = without(results(networks=[0], whole=0.3), lambda r: "+ ilwp" in r.title)
+    text = head(alone)
+    assert "would save nothing here; its smallest file is 28 % larger: 1.01 MB instead of 789 kB" in text.sentence
+    assert "of NNCF (880 kB) it is 15 % more" in text.more and "On top of" not in text.more
+    only_layers = without(alone, lambda r: "weight_step" in r.options)
+    assert "its smallest file is 4.15 times as large: 3.28 MB instead of 789 kB" in head(only_layers).sentence
+
+
+def test_headline_counts_ilwp_on_top_of_a_toolkit() -> None:
     text = head(results(networks=[0], whole=0.3))
-    assert "would save nothing here; its smallest file is" in text.sentence and "% larger" in text.sentence
-    assert "% more" in text.more and "would save 8" not in text.sentence
+    assert text.sentence.startswith("ilwp would save 19 % of the smallest file without it: 638 kB instead of 789 kB")
+    assert "compares 638 kB (NNCF: PTQ int8 + ilwp; -0.2" in text.more
 
 
 def test_headline_when_both_are_the_same(everything: Results) -> None:
     same = changed(everything, "int8 + zstd", file_bytes=100_000)
-    same = changed(same, "ilwp collocated, residual step 0.028, all layers, step 0.047", file_bytes=100_000)
+    same = changed(same, "ilwp collocated, residual step 0.028, all layers, step 0.0", file_bytes=100_000)
     assert "as large as the smallest without it: 100 kB instead of 100 kB" in head(same).sentence
 
 
 def test_headline_when_ilwp_keeps_the_accuracy_nowhere() -> None:
-    broken = changed(results(networks=[0]), "ilwp", worse=900, better=0, right=lambda a: a["fp32"] - 900)
+    alone = without(results(networks=[0]), lambda r: "+ ilwp" in r.title)
+    broken = changed(alone, "ilwp", worse=900, better=0, right=lambda a: a["fp32"] - 900)
     text = head(broken).sentence
     assert "would save nothing here at the accuracy of fp32" in text and "points" in text
 
 
 def test_headline_when_stacking_adds(everything: Results) -> None:
     larger = changed(everything, "PTQ int8 + ilwp", file_bytes=1_000_000)
-    assert "On top of NNCF it adds 14 %: 880 kB become 1.00 MB" in head(larger).more
+    assert re.search(r"PTQ int8 it adds 14 %: 880 kB \(.*?\) become 1.00 MB \(.*?points\)\.", head(larger).more)
+
+
+def test_stacked_methods_are_compared_with_what_they_are_on_top_of(everything: Results) -> None:
+    """Not with the toolkit's best one: of pruning and quantization one cannot be said to become the other."""
+    steps = [{"algorithm": "quantization"}, {"algorithm": "ilwp", "bits": 6}]
+    alone = [
+        r.model_copy(update={"options": {"compression": steps[:1], "epochs": 2}})
+        for r in methods_of(everything, title="QAT int8")
+    ]
+    stacked = [
+        r.model_copy(
+            update={
+                "options": {"compression": steps, "epochs": 2},
+                "title": "QAT int8 + ilwp",
+                "key": f"{r.key}s",
+                "sizes": r.sizes.model_copy(update={"file_bytes": r.sizes.file_bytes // 2}),
+            }
+        )
+        for r in alone
+    ]
+    others = without(everything, lambda r: r.title == "QAT int8")
+    assert "On top of NNCF: QAT int8 it saves 50 %" in head([*others, *alone, *stacked]).more
+    assert "On top of" not in head([*others, *stacked]).more
 
 
 def test_headline_of_little(everything: Results) -> None:
     ours = without(everything, lambda r: r.group != "ilwp")
     assert "nothing without ilwp was measured" in head(ours).sentence
     assert head(without(everything, lambda r: r.group == "ilwp" or "+ ilwp" in r.title)).sentence.startswith(
-        "No method of"
+        "No method with"
     )
     stacked = head(without(everything, lambda r: r.group == "ilwp"))
     assert "PTQ int8 + ilwp" in stacked.more and "would save" in stacked.sentence
@@ -395,21 +428,33 @@ def test_bits(everything: Results) -> None:
     (chart,) = figure(section(everything), "figure_5").panels
     assert isinstance(chart, Chart)
     labels = [s.label for s in chart.series]
-    assert labels == ["none", "local", "full", "collocated", "collocated, aligned", "collocated, with the loss"]
+    assert labels == [
+        "no prediction",
+        "local",
+        "full",
+        "collocated",
+        "collocated (aligned)",
+        "collocated (with the loss)",
+    ]
     assert all([p.x.mean for p in s.points] == [2, 3, 4, 6, 8] for s in chart.series)
     sizes = {s.label: [p.y.mean for p in s.points] for s in chart.series}
-    ratios = np.array(sizes["collocated, with the loss"]) / np.array(sizes["none"])
+    ratios = np.array(sizes["collocated (with the loss)"]) / np.array(sizes["no prediction"])
     sentence = figure(section(everything), "figure_5").sentence
-    assert f"collocated, with the loss takes {ratios.min():.2f} to {ratios.max():.2f} of its bytes (always" in sentence
-    assert "full takes" in sentence and "(never smaller)" in sentence
+    assert f"collocated (with the loss) takes {ratios.min():.2f} to {ratios.max():.2f} of its bytes (always" in sentence
+    assert re.search(r"full takes 1\.\d\d to 1\.\d\d of its bytes \(always larger\)", sentence)
     assert {s.label: [p.y.mean / 1000 for p in s.points] for s in ilwp_curves(section(everything))} == sizes
 
 
 def test_bits_when_prediction_loses_or_wins_here_and_there() -> None:
     text = figure(section(results(networks=[0], gain=1.4)), "figure_5").sentence
-    assert re.search(r"collocated, with the loss takes 1\.\d\d to 1\.\d\d of its bytes \(never smaller\)", text)
+    assert re.search(r"collocated \(with the loss\) takes 1\.\d\d to 1\.\d\d of its bytes \(always larger\)", text)
     mixed = changed(results(networks=[0]), "ilwp local, 2 bits", depthwise_bytes=1000)
     assert "(smaller at 1 of 5 numbers of bits)" in figure(section(mixed), "figure_5").sentence
+    same = [
+        r.model_copy(update={"sizes": r.sizes.model_copy(update={"depthwise_bytes": 5000})})
+        for r in methods_of(results(networks=[0]), method="ilwp")
+    ]
+    assert "full takes 1.00 of its bytes (the same)" in figure(section(list(same)), "figure_5").sentence
     no_reference = without(results(networks=[0]), lambda r: r.options.get("mode") == "none")
     assert "The smallest depthwise layers" in figure(section(no_reference), "figure_5").sentence
 
@@ -420,7 +465,7 @@ def test_one_number_of_bits_is_compared_where_others_have_it() -> None:
     (chart,) = figure(where, "figure_5").panels
     assert isinstance(chart, Chart)
     none, *others = chart.series
-    assert none.label == "none" and len(none.points) == 1 and len(others) == 5
+    assert none.label == "no prediction" and len(none.points) == 1 and len(others) == 5
     full, plain = (by_title(where, f"ilwp {mode}, 8 bits").depthwise for mode in ("full", "none"))
     assert full is not None and plain is not None
     assert f"full takes {full.mean / plain.mean:.2f} of its bytes" in figure(where, "figure_5").sentence
@@ -454,7 +499,7 @@ def test_trade_off_when_ilwp_is_beaten(everything: Results) -> None:
 def test_trade_off_of_layers(everything: Results) -> None:
     where = section(everything)
     found = figure(where, "figure_6_layers")
-    assert "of collocated, with the loss" in found.sentence and "none of none, local, full" in found.sentence
+    assert "of collocated (with the loss)" in found.sentence and "none of no prediction, local" in found.sentence
     fitting = [
         m
         for m in where.methods

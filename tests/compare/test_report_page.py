@@ -101,7 +101,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert "Not in these results; the configuration would need" in text and "Fig. 2 and 3" in text
     only_fp32 = [r for r in results(networks=[0], seeds=[0]) if r.kind == "method" and r.method == "fp32"]
     text = build_report(write(only_fp32, tmp_path / "fp32")).read_text()
-    assert "No method of ilwp was measured here" in text
+    assert "No method with ilwp was measured here" in text
 
 
 def test_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from functools import singledispatch
@@ -11,7 +12,7 @@ from typing import Any
 from ilwp_plugin._imports import optional
 from ilwp_plugin.analysis.figures import PALETTE, draw_distributions, draw_reference_shares, drawing
 from ilwp_plugin.compare.report.figures import Bars, Chart, Heatmap, Histograms, Panel, Point, Series
-from ilwp_plugin.compare.report.text import change_text, fraction, of_method, size
+from ilwp_plugin.compare.report.text import fraction, judgement, of_method, size
 
 __all__ = ["draw"]
 
@@ -56,7 +57,7 @@ def _(panel: Bars) -> bytes:
     buffer = io.BytesIO()
     colours = _colours([bar.label for bar in panel.bars])
     longest = max(bar.method.file.mean for bar in panel.bars)
-    with drawing(buffer, 5.0, 0.6 + 0.7 * len(panel.bars)) as (_, (axis,)):
+    with drawing(buffer, 5.0, 0.6 + 0.64 * len(panel.bars)) as (_, (axis,)):
         for row, bar in enumerate(panel.bars):
             method, fits = bar.method, bar.method.change.fits
             colour = colours[bar.label]
@@ -80,8 +81,8 @@ def _(panel: Bars) -> bytes:
                 weight="bold",
                 path_effects=[] if fits else [halo],
             )
-            change = f"{method.accuracy.mean:.2f} %" if method.kind == "fp32" else change_text(method.change)
-            above = f"{_short(of_method(method), 56)}\n{change}{'' if fits else ', too much'}"
+            change = f"{method.accuracy.mean:.2f} %" if method.kind == "fp32" else judgement(method.change)
+            above = f"{_short(of_method(method), 56)}\n{change}"
             axis.text(0, row - 0.22, above, va="bottom", color=_INK, fontsize=10, linespacing=1.15)
         axis.set_ylim(len(panel.bars) - 0.7, -0.8)
         axis.set_xlim(0, 1.02 * longest)
@@ -96,8 +97,9 @@ def _(panel: Bars) -> bytes:
 @draw.register
 def _(panel: Chart) -> bytes:
     buffer = io.BytesIO()
-    key = len(panel.front)
-    with drawing(buffer, _WIDTH, 4.2 + 0.2 * key) as (figure, (axis,)):
+    columns = 1 if max(len(s.label) for s in panel.series) > 30 else 3
+    below = 0.2 * (len(panel.front) + math.ceil(len(panel.series) / columns) + 1) if panel.front else 0.0
+    with drawing(buffer, _WIDTH, 4.0 + below) as (figure, (axis,)):
         points = [p for series in panel.series for p in series.points]
         floor = _floor(panel, points)
         for style, series in zip(_styles(panel), panel.series, strict=True):
@@ -105,7 +107,7 @@ def _(panel: Chart) -> bytes:
         _set_axes(axis, panel, points, floor)
         if panel.front:
             _draw_front(figure, axis, panel.front)
-            axis.legend(loc="best", framealpha=0.8)
+            figure.legend(loc="outside upper left", ncols=columns, frameon=False)
         else:
             _label_ends(axis, panel.series, _styles(panel))
     return buffer.getvalue()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ilwp_plugin.analysis import Distribution, ReferenceShares
 from ilwp_plugin.compare.report.summary import Estimate, Section, Summary, pareto_front
-from ilwp_plugin.compare.report.text import change_text, fraction, of_method, plural, share, size
+from ilwp_plugin.compare.report.text import change_text, fraction, judgement, of_method, plural, share, size
 
 __all__ = [
     "Bar",
@@ -162,15 +162,15 @@ def _best(methods: Sequence[Summary]) -> Summary:
 
 
 def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
-    ours = [b.method for b in bars if b.method.kind == "ilwp"] or [b.method for b in bars if b.method.kind == "stacked"]
+    ours = [b.method for b in bars if b.method.kind in ("ilwp", "stacked")]
     others = [b for b in bars if b.method.kind in ("baseline", "toolkit") and b.method.change.fits]
     parts = []
     other = min((b.method for b in others), key=lambda m: m.file.mean, default=section.fp32)
     if not ours:
-        parts.append("No method of ilwp was measured here.")
+        parts.append("No method with ilwp was measured here.")
     elif not (own := _best(ours)).change.fits:
         parts.append(
-            f"ilwp would save nothing here at the accuracy of fp32: no method of it keeps that; the nearest takes "
+            f"ilwp would save nothing here at the accuracy of fp32: no method with it keeps that; the nearest takes "
             f"{_described(own)}."
         )
     elif other is None:
@@ -183,7 +183,8 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
         elif ratio <= 1.005:
             saves = f"ilwp would save nothing here; its smallest file is as large as the smallest without it: {sizes}"
         else:
-            saves = f"ilwp would save nothing here; its smallest file is {share(ratio - 1)} larger: {sizes}"
+            larger = f"{ratio:.3g} times as large" if ratio >= 2 else f"{share(ratio - 1)} larger"
+            saves = f"ilwp would save nothing here; its smallest file is {larger}: {sizes}"
         if own.ratio is not None:
             saves += f", {fraction(own.ratio.mean)} of fp32"
         parts += [f"{saves}.", f"That compares {_described(own)} with {_described(other)}."]
@@ -196,10 +197,9 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
         ]
         if against:
             parts.append(f"Against the best of {', of '.join(against)}.")
-    toolkits = {b.label: b.method for b in bars if b.method.kind == "toolkit"}
-    for bar in sorted(bars, key=lambda b: b.label):
-        alone = toolkits.get(bar.method.toolkit)
-        if bar.method.kind == "stacked" and alone is not None:
+    for bar in sorted(bars, key=lambda b: b.label.casefold()):
+        alone = _alone(section, bar.method) if bar.method.kind == "stacked" else None
+        if alone is not None:
             ratio = bar.method.file.mean / alone.file.mean
             effect = (
                 f"saves {share(1 - ratio)}"
@@ -208,10 +208,9 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
                 if ratio > 1.005
                 else "saves nothing"
             )
-            loss = "" if bar.method.change.fits else ", too much"
             parts.append(
-                f"On top of {bar.method.toolkit} it {effect}: {size(alone.file.mean)} become "
-                f"{size(bar.method.file.mean)} ({change_text(bar.method.change)}{loss})."
+                f"On top of {of_method(alone)} it {effect}: {size(alone.file.mean)} ({judgement(alone.change)}) become "
+                f"{size(bar.method.file.mean)} ({judgement(bar.method.change)})."
             )
     unfit = [b for b in bars if b.method.kind in ("baseline", "toolkit") and not b.method.change.fits]
     for bar in sorted(unfit, key=lambda b: b.label):
@@ -222,12 +221,28 @@ def _headline_sentences(section: Section, bars: Sequence[Bar]) -> list[str]:
     return parts
 
 
+def _alone(section: Section, stacked: Summary) -> Summary | None:
+    """The method that ilwp is on top of: the same one with the same options but for those of ilwp."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: stripped(v) for name, v in value.items() if name != "ilwp"}
+        if isinstance(value, list | tuple):
+            return [stripped(v) for v in value if not (isinstance(v, Mapping) and "ilwp" in v.values())]
+        return value
+
+    wanted = (stacked.method, stacked.asked_loss, stripped(stacked.options))
+    return next((m for m in section.methods if (m.method, m.asked_loss, m.options) == wanted), None)
+
+
 def _less(ratio: float) -> str:
     """By how much something is less or more.
 
     >>> _less(0.57), _less(1.12), _less(1.001)
     ('43 % less', '12 % more', 'the same')
     """
+    if ratio >= 2:
+        return f"{ratio:.3g} times as much"
     if ratio < 0.995:
         return f"{share(1 - ratio)} less"
     return f"{share(ratio - 1)} more" if ratio > 1.005 else "the same"
@@ -449,14 +464,15 @@ def _curves(section: Section) -> list[tuple[str, list[Summary]]]:
             continue
         if method.asked_loss not in (0, section.loss):
             continue
-        words = [mode_of(method)]
+        words = []
         if method.method != "ilwp":
             words.append(method.method.replace("_", " "))
         for name, value in sorted({**rest, **({"coder": coder} if coder and rest else {})}.items()):
             words.append({"align": "aligned"}.get(name, f"{name.replace('_', ' ')} {value}"))
         if method.asked_loss != 0:
             words.append("with the loss")
-        found.setdefault(", ".join(words), []).append(method)
+        label = "no prediction" if mode_of(method) == "none" else mode_of(method)
+        found.setdefault(f"{label} ({', '.join(words)})" if words else label, []).append(method)
     order = ("none", "local", "full", "collocated")
     curves = [(label, sorted(ms, key=lambda m: bits_of(m) or 0)) for label, ms in found.items()]
     if all(len({bits_of(m) for m in ms}) < 2 for _, ms in curves):
@@ -481,10 +497,10 @@ def _bits(section: Section) -> Figure | Missing:
 
 def _bits_sentence(curves: Sequence[tuple[str, list[Summary]]]) -> str:
     by_label = {label: {bits_of(m) or 0: _mean(m.depthwise) for m in found} for label, found in curves}
-    if "none" not in by_label:
+    if "no prediction" not in by_label:
         smallest = min(by_label, key=lambda label: (min(by_label[label].values()), label))
         return f"The smallest depthwise layers, {size(min(by_label[smallest].values()))}, are those of {smallest}."
-    none = by_label.pop("none")
+    none = by_label.pop("no prediction")
     parts = []
     for label, sizes in by_label.items():
         common = sorted(set(sizes) & set(none))
@@ -493,12 +509,15 @@ def _bits_sentence(curves: Sequence[tuple[str, list[Summary]]]) -> str:
         ratios = [sizes[b] / none[b] for b in common]
         low, high = min(ratios), max(ratios)
         between = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+        smaller = sum(r < 0.995 for r in ratios)
         verdict = (
             "always smaller"
             if high < 0.995
-            else "never smaller"
-            if low >= 0.995
-            else f"smaller at {sum(r < 0.995 for r in ratios)} of {plural(len(ratios), 'number')} of bits"
+            else "always larger"
+            if low > 1.005
+            else "the same"
+            if low >= 0.995 and high <= 1.005
+            else f"smaller at {smaller or 'none'} of {plural(len(ratios), 'number')} of bits"
         )
         parts.append(f"{label} takes {between} of its bytes ({verdict})")
     if not parts:
@@ -565,8 +584,8 @@ def _curve_sentence(curves: Sequence[tuple[str, list[Summary]]], front: Sequence
     counts = [(label, sum(any(m is f for f in front) for m in found)) for label, found in curves]
     on = [f"{count} of {label}" for label, count in sorted(counts, key=lambda c: (-c[1], c[0])) if count]
     off = [label for label, count in counts if not count]
-    sentence = f"On the Pareto front of the depthwise layers are {', '.join(on)}"
-    sentence += f"; none of {', '.join(off)}." if off else "."
+    sentence = f"The Pareto front of the depthwise layers has {', '.join(on)}"
+    sentence += f", and none of {', '.join(off)}." if off else "."
     fitting = [(label, m) for label, found in curves for m in found if m.change.fits]
     if fitting:
         label, best = min(fitting, key=lambda pair: (_mean(pair[1].depthwise), pair[0]))

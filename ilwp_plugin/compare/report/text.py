@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from ilwp_plugin.compare.report.summary import Change, Estimate, Summary
 
-__all__ = ["bytes_and_deviation", "change_text", "fraction", "of_method", "percent", "plural", "share", "size"]
+__all__ = [
+    "bytes_and_deviation",
+    "change_text",
+    "fraction",
+    "judgement",
+    "of_method",
+    "percent",
+    "plural",
+    "share",
+    "size",
+]
 
 
 def size(count: float) -> str:
@@ -64,6 +74,13 @@ def of_method(summary: Summary) -> str:
         summary.toolkit.casefold()
     )
     return summary.title if own else f"{summary.toolkit}: {summary.title}"
+
+
+def judgement(change: Change) -> str:
+    """The same, and whether it is too much to count as keeping the accuracy."""
+    return (
+        change_text(change) if change.fits else f"{change.points:+.2f} ± {change.standard_error:.2f} points, too much"
+    )
 
 
 def plural(count: int, noun: str) -> str:

@@ -19,10 +19,11 @@ from ilwp_plugin.coding import AUTO
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.alignment import ChannelAlignment, align_kernels
 from ilwp_plugin.method.chains import Chain, call, evaluating
 from ilwp_plugin.method.prediction import collocated_references
-from ilwp_plugin.method.quantization import BITS, STEP_RULES, quantize_chain
+from ilwp_plugin.method.quantization import BITS, KernelPool, reconstruct
 from ilwp_plugin.selection import chains_of
 
 __all__ = ["AlignmentReport", "Coupler", "TensorAxis", "align_model"]
@@ -159,7 +160,7 @@ class _Aligner:
             if name not in self.refused:
                 self.aligned[name] = 1.0 if restored is None else _gain(kernels, aligned, restored)
             self._moved.add(id(layer.weight))
-            restored = aligned if restored is None else self._restored(aligned, restored)
+            restored = aligned if restored is None else self._restored(name, aligned, restored)
 
     def _try(
         self, layer: nn.Conv2d, axes: Sequence[TensorAxis], norm: BatchNorm | None, alignment: ChannelAlignment
@@ -181,12 +182,13 @@ class _Aligner:
                 tensor.copy_(value)
             raise TensorError(f"moving its channels changes the outputs by {change:.1e}")
 
-    def _restored(self, kernels: Tensor, previous: Tensor) -> Tensor:
+    def _restored(self, layer: str, kernels: Tensor, previous: Tensor) -> Tensor:
         """A layer as the decoder will have it: the reference of the next one."""
+        config = self._config.for_layer(layer)
+        pool = KernelPool.of([previous], previous.shape[1])
         references = collocated_references(len(kernels), [len(previous)])
-        bits, rule = self._config.bits or BITS[-1], STEP_RULES[self._config.range]
-        _, (_, restored) = quantize_chain([previous, kernels], previous, lambda *_: references, bits, rule)
-        return restored
+        quantized = quantize_layer(kernels, pool, config.replace(bits=config.bits or BITS[-1]), references)
+        return reconstruct(quantized, pool.filled)
 
 
 def _scale(layer: nn.Conv2d, norm: BatchNorm, gain: Tensor) -> None:

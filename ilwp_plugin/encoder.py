@@ -14,29 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin.calibration import BatchNormMoments
-from ilwp_plugin.coding import AUTO, Histogram
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.batch_norm import MergedBatchNorm, merge_batch_norm, round_batch_norm
 from ilwp_plugin.method.chains import Chain
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, round_to_grid
-from ilwp_plugin.method.prediction import PREDICTORS, gather_references
 from ilwp_plugin.method.provenance import Origin, Provenance, given_references
-from ilwp_plugin.method.quantization import (
-    BITS,
-    STEP_RULES,
-    KernelPool,
-    QuantizedLayer,
-    as_kernels,
-    bits_for,
-    keep_zeros,
-    largest_code,
-    reconstruct,
-    stored_anchor,
-)
-from ilwp_plugin.method.rounding import dead_zone_rounding, rate_rounding
+from ilwp_plugin.method.quantization import KernelPool, as_kernels, reconstruct, stored_anchor
+from ilwp_plugin.method.rounding import Rounding, dead_zone_rounding
 from ilwp_plugin.sections import BatchNormSection, ChainSection, CodedLayer, GridSection
 from ilwp_plugin.sections.chain import Mode, storage_mode
 
@@ -117,7 +105,20 @@ class ChainEncoder:
                 self._layers.append(CodedLayer(info, None, "none"))
                 self._progress.finished(name, len(kernels))
                 return self._pool.layers[0].reshape(weight.shape)
-        layer = self._quantized(number, kernels, weight.shape, feedback)
+        shape = weight.shape
+
+        def rounded(reference: Tensor, step: float, rounding: Rounding) -> Tensor:
+            assert feedback is not None
+            return feedback.codes(kernels.reshape(shape), reference.reshape(shape), step, rounding)
+
+        layer = quantize_layer(
+            kernels,
+            self._pool,
+            self._config.for_layer(name),
+            self._given[number],
+            feedback=None if feedback is None else rounded,
+            searched=partial(self._progress.searched, name),
+        )
         mode: Mode = (
             storage_mode(layer.references, self._counts[:number], self._ancestral(number)) if number else "none"
         )
@@ -128,66 +129,6 @@ class ChainEncoder:
 
     def _ancestral(self, number: int) -> Tensor | None:
         return self._given[number] if self._pruned else None
-
-    def _quantized(self, number: int, kernels: Tensor, shape: torch.Size, feedback: Feedback | None) -> QuantizedLayer:
-        """The layer under the configured mode, or under the one that takes the fewest bits at the same step."""
-        name, step = self._chain.layers[number], None
-        config = self._config.for_layer(name)
-        given = self._given[number]
-        if number == 0:
-            choices = [PREDICTORS["none"].references(kernels, [])]
-        elif given is not None:
-            choices = [given]
-        else:
-            modes = PREDICTORS if config.mode == AUTO else [config.mode]
-            searched = partial(self._progress.searched, name)
-            choices = [PREDICTORS[mode].references(kernels, self._pool.layers, searched) for mode in modes]
-        if len(choices) > 1:
-            # One step for all, that of the weights themselves: so their errors are equal, and their bits tell.
-            step = _step(kernels, config)
-        layers = [self._round(config, kernels, references, shape, feedback, step) for references in choices]
-        return min(layers, key=lambda layer: self._bits(number, layer))
-
-    def _bits(self, number: int, layer: QuantizedLayer) -> float:
-        """About what a layer takes: the entropy of its codes, and of its references where they are stored."""
-        codes = layer.codes.numpy()
-        mode = storage_mode(layer.references, self._counts[:number], self._ancestral(number)) if number else "none"
-        indices = Histogram.of(layer.references.numpy()).entropy if mode in ("local", "full") else 0.0
-        return Histogram.of(codes).entropy * codes.size + indices * len(codes)
-
-    def _round(
-        self,
-        config: IlwpConfig,
-        kernels: Tensor,
-        references: Tensor,
-        shape: torch.Size,
-        feedback: Feedback | None,
-        step: Tensor | None,
-    ) -> QuantizedLayer:
-        """The layer at a given step, or at that of its residuals."""
-        assert config.bits is not None
-        references, zeros = keep_zeros(kernels, references)
-        reference = gather_references(self._pool.filled, references)
-        residual = kernels - reference
-        if zeros is not None:
-            residual = residual.masked_fill(zeros, 0.0)
-        fixed = step is not None or config.residual_step is not None
-        largest = largest_code(BITS[-1] if fixed else config.bits)
-        step = _step(residual, config) if step is None else step
-        if not float(step) > 0:
-            codes = torch.zeros_like(residual)
-        else:
-            rounding = dead_zone_rounding(0.5, largest)
-            if config.rate_weight > 0:
-                rounding = rate_rounding(residual / step, config.rate_weight, largest)
-            if feedback is None:
-                codes = rounding(residual / step)
-            else:
-                codes = feedback.codes(kernels.reshape(shape), reference.reshape(shape), float(step), rounding)
-        codes = codes.reshape(residual.shape).to(torch.int16)
-        if zeros is not None:
-            codes = codes.masked_fill(zeros, 0)
-        return QuantizedLayer(codes, float(step), bits_for(codes) if fixed else config.bits, references, zeros)
 
     def section(self) -> ChainSection:
         """The chain's section, once all its layers are quantized."""
@@ -356,14 +297,6 @@ class Encoder:
     def _ordered(self) -> list[TensorInfo]:
         """Weights on the grid, then biases, each in the order of the directory."""
         return [info for kind in (self._grid, self._biases) for info in kind.values() if info.name in self._on_grid]
-
-
-def _step(residual: Tensor, config: IlwpConfig) -> Tensor:
-    """The step of a layer, a float32 scalar."""
-    if config.residual_step is not None:
-        return torch.tensor(config.residual_step, dtype=torch.float32)
-    assert config.bits is not None
-    return STEP_RULES[config.range](residual, largest_code(config.bits))
 
 
 def finite_kernels(name: str, weight: Tensor, taps: int) -> Tensor:

@@ -23,6 +23,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import write_file
 from ilwp_plugin.demo import initial_model
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.zoo import Dataset, Recipe, load_data, train
 
 __all__ = ["execute"]
@@ -55,8 +56,6 @@ def execute(task: Task, folder: Path, data_folder: Path | None = None) -> Traini
         ledger = compressed.save(path)
     with watch() as loading:
         restored = compressed.restore(path)
-    layers = None if ledger is None else ledger.layers
-    depthwise = [f"{name}.weight" for name in depthwise_layers(case.fresh())]
     loss = "" if task.network.loss_weight == 0 else f", trained with loss {task.network.loss_weight}"
     return MethodResult(
         key=task.key,
@@ -70,7 +69,7 @@ def execute(task: Task, folder: Path, data_folder: Path | None = None) -> Traini
             raw_bytes=compressed.raw_bytes,
             raw_depthwise_bytes=compressed.raw_depthwise_bytes,
             file_bytes=path.stat().st_size,
-            depthwise_bytes=None if layers is None else sum(layers[n].file_bytes for n in depthwise if n in layers),
+            depthwise_bytes=None if ledger is None else _depthwise_bytes(ledger, case.fresh()),
             texture_bytes=None if ledger is None else ledger.texture_bytes,
             non_texture_bytes=None if ledger is None else ledger.non_texture_bytes,
         ),
@@ -123,6 +122,16 @@ def _training_result(task: Task, trained: dict[str, Any], data: Dataset) -> Trai
         analysis=analysis_of(model),
         versions=_versions(()),
     )
+
+
+def _depthwise_bytes(ledger: Ledger, model: nn.Module) -> int:
+    """What a file spends on depthwise weights: the sections of chains, but for other layers in them, and whatever else
+    is stored of depthwise layers."""
+    names = {f"{name}.weight" for name in depthwise_layers(model)}
+    layers = ledger.layers.items()
+    others = sum(size.total_bytes for name, size in layers if name not in names)
+    outside = sum(size.file_bytes - size.total_bytes for name, size in layers if name in names)
+    return ledger.total_bytes - others + outside
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -27,8 +27,6 @@ __all__ = [
     "bits_for",
     "keep_zeros",
     "largest_code",
-    "quantize_chain",
-    "quantize_layer",
     "quantize_residual",
     "reconstruct",
     "stored_anchor",
@@ -149,6 +147,14 @@ class KernelPool:
         self.layers: list[Tensor] = []
         """(kernels, taps) of each layer so far."""
 
+    @classmethod
+    def of(cls, layers: Sequence[Tensor], taps: int, device: torch.device | str = "cpu") -> KernelPool:
+        """A pool that holds some layers."""
+        pool = cls(sum(map(len, layers)), taps, device)
+        for layer in layers:
+            pool.append(layer)
+        return pool
+
     @property
     def filled(self) -> Tensor:
         """(m, taps): the kernels of all layers so far."""
@@ -182,67 +188,6 @@ def stored_anchor(kernels: Tensor, dtype: torch.dtype, anchor: str) -> Tensor | 
     if dtype.itemsize == 2:
         return kernels.to(dtype)
     return kernels.to(torch.float16 if anchor == "fp16" else torch.float32)
-
-
-ChooseReferences = Callable[[int, Tensor, Sequence[Tensor]], Tensor]
-"""(layer number in the chain, kernels, reconstructed earlier layers) -> references."""
-
-
-def quantize_chain(
-    kernels: Sequence[Tensor],
-    anchor: Tensor | None,
-    choose: ChooseReferences,
-    bits: int | Sequence[int],
-    rule: StepRule | Sequence[StepRule],
-) -> tuple[list[QuantizedLayer], list[Tensor]]:
-    """Quantize a chain in closed loop.
-
-    Args:
-        kernels: (kernels, taps) float32 each, in order.
-        anchor: (kernels, taps) float32, the first layer as the decoder will see it; None quantizes the first layer
-            too, predicted by zero.
-        choose: chooses the references of a layer.
-        bits: 2..8, one number or one for each layer of `kernels`.
-        rule: how the step is set, likewise.
-
-    Weights that are exactly 0, as masks of pruning leave them, stay exactly 0.
-
-    Returns:
-        The quantized layers (without the anchor where one is given), and the reconstruction of every layer.
-    """
-    layer_bits = [bits] * len(kernels) if isinstance(bits, int) else bits
-    layer_rules = rule if isinstance(rule, Sequence) else [rule] * len(kernels)
-    restored = KernelPool(sum(map(len, kernels)), kernels[0].shape[1], kernels[0].device)
-    if anchor is not None:
-        restored.append(anchor)
-    layers = []
-    for number in range(len(restored.layers), len(kernels)):
-        layer = kernels[number]
-        if restored.layers:
-            references = choose(number, layer, restored.layers)
-        else:
-            references = torch.full((len(layer),), -1, dtype=torch.int64)
-        layers.append(quantize_layer(layer, references, restored.filled, layer_bits[number], layer_rules[number]))
-        restored.append(reconstruct(layers[-1], restored.filled))
-    return layers, restored.layers
-
-
-def quantize_layer(kernels: Tensor, references: Tensor, pool: Tensor, bits: int, rule: StepRule) -> QuantizedLayer:
-    """Quantize the residuals of one layer. Weights that are exactly 0 stay so.
-
-    Args:
-        kernels: (kernels, taps) float32.
-        references: (kernels,) int64, see `method.prediction`.
-        pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
-        bits: 2..8.
-        rule: how the step is set.
-    """
-    references, zeros = keep_zeros(kernels, references)
-    residual = kernels - gather_references(pool, references)
-    if zeros is not None:
-        residual = residual.masked_fill(zeros, 0.0)
-    codes, step = quantize_residual(residual, largest_code(bits), rule)
-    return QuantizedLayer(codes.to(torch.int16), float(step), bits, references, zeros)
 
 
 _MANY_ZEROS = 0.25

@@ -10,18 +10,10 @@ from torch import Tensor
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError
-from ilwp_plugin.method.prediction import PREDICTORS
-from ilwp_plugin.method.quantization import (
-    BITS,
-    STEP_RULES,
-    as_kernels,
-    quantize_layer,
-    reconstruct,
-    stored_anchor,
-    straight_through,
-)
+from ilwp_plugin.layer_quantizer import quantize_layer
+from ilwp_plugin.method.quantization import KernelPool, as_kernels, reconstruct, stored_anchor, straight_through
 
-__all__ = ["ClosedLoop", "WeightSource"]
+__all__ = ["ClosedLoop", "WeightSource", "restore_layer"]
 
 
 class WeightSource(Protocol):
@@ -95,19 +87,28 @@ class ClosedLoop:
 
     def _reconstruct(self, number: int, weight: Tensor) -> Tensor:
         """(kernels, taps) float32, from the reconstructed layers before it."""
-        config = self._configs[number]
-        assert config.bits is not None
         kernels = as_kernels(weight, weight.shape[-2] * weight.shape[-1])
-        if number == 0:
-            anchor = stored_anchor(kernels, weight.dtype, config.anchor)
-            if anchor is not None:
-                return anchor.float()
-            references, pool = torch.full((len(kernels),), -1, dtype=torch.int64), kernels[:0]
-        else:
-            earlier = [self._restored[i] for i in range(number)]
-            references, pool = PREDICTORS[config.mode].references(kernels, earlier), torch.cat(earlier)
-        bits, rule = config.bits, STEP_RULES[config.range]
-        if config.residual_step is not None:
-            step = torch.tensor(config.residual_step, dtype=torch.float32)
-            bits, rule = BITS[-1], lambda *_: step
-        return reconstruct(quantize_layer(kernels, references, pool, bits, rule), pool)
+        earlier = KernelPool.of([self._restored[i] for i in range(number)], kernels.shape[1], kernels.device)
+        return restore_layer(kernels, weight.dtype, earlier, self._configs[number])
+
+
+def restore_layer(
+    kernels: Tensor, dtype: torch.dtype, pool: KernelPool, config: IlwpConfig, references: Tensor | None = None
+) -> Tensor:
+    """A layer as the file restores it.
+
+    Args:
+        kernels: (kernels, taps) float32.
+        dtype: of the weight.
+        pool: the earlier layers, as they are restored; empty for an anchor.
+        config: of the layer.
+        references: given ones, see `quantize_layer`.
+
+    Returns:
+        (kernels, taps) float32.
+    """
+    if not pool.layers:
+        anchor = stored_anchor(kernels, dtype, config.anchor)
+        if anchor is not None:
+            return anchor.float()
+    return reconstruct(quantize_layer(kernels, pool, config, references), pool.filled)

@@ -12,16 +12,10 @@ from torch.nn.utils import parametrize
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import stored_weight, unwrap
-from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.provenance import Origin, Provenance
-from ilwp_plugin.method.quantization import (
-    STEP_RULES,
-    as_kernels,
-    quantize_chain,
-    stored_anchor,
-    straight_through,
-)
+from ilwp_plugin.method.quantization import KernelPool, as_kernels, straight_through
 from ilwp_plugin.selection import chains_of, layer_configs
+from ilwp_plugin.training.closed_loop import restore_layer
 from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
 
 __all__ = ["ResidualFakeQuantizer"]
@@ -65,21 +59,10 @@ class _ChainState:
     def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
         taps = weights[0].shape[-2] * weights[0].shape[-1]
         kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
-        anchor = stored_anchor(kernels[0], weights[0].dtype, self.configs[0].anchor)
-        predictors = [PREDICTORS[config.mode] for config in self.configs]
-
-        def choose(number: int, layer: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-            given = self.references[number]
-            return predictors[number].references(layer, earlier) if given is None else given
-
-        _, restored = quantize_chain(
-            kernels,
-            None if anchor is None else anchor.float(),
-            choose,
-            [cast(int, config.bits) for config in self.configs],
-            [STEP_RULES[config.range] for config in self.configs],
-        )
-        return [k.to(w.dtype).reshape(w.shape) for k, w in zip(restored, weights, strict=True)]
+        pool = KernelPool(sum(map(len, kernels)), taps, weights[0].device)
+        for layer, weight, config, given in zip(kernels, weights, self.configs, self.references, strict=True):
+            pool.append(restore_layer(layer, weight.dtype, pool, config, given))
+        return [k.to(w.dtype).reshape(w.shape) for k, w in zip(pool.layers, weights, strict=True)]
 
 
 class _Reconstructed(FakeQuantization):

@@ -24,6 +24,7 @@ from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.compare.files import as_is, wiped
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options, depthwise_layers
 from ilwp_plugin.compare.own import describe, integer_bytes, raw_sizes
+from ilwp_plugin.compare.training import prepared
 from ilwp_plugin.errors import ConfigError
 
 from .config import IlwpConfig
@@ -64,12 +65,13 @@ class _Int8(Method):
 
     def compress(self, case: Case, options: Int8Options) -> Compressed:
         _quiet()
+        model, ilwp = prepared(case, options.ilwp)
         configs: list[BaseConfig] = [self.config()]
-        if options.ilwp is not None:
-            fields = options.ilwp.to_dict()
+        if ilwp is not None:
+            fields = ilwp.to_dict()
             fields.pop("overrides")
             configs.insert(0, IlwpConfig(**fields))
-        graph = stack(case.model(), configs, case.calibration(options.images))
+        graph = stack(model, configs, case.calibration(options.images))
 
         def restore(path: Path) -> nn.Module:
             stored = ilwp_plugin.load(path)

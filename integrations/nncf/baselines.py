@@ -59,6 +59,13 @@ class QuantizeOptions(Options):
     images: Images = Field(default=300, description="Training images, without labels, for ranges and biases.")
     ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
 
+    @field_validator("ilwp")
+    @classmethod
+    def _chains_only(cls, value: IlwpConfig | None) -> IlwpConfig | None:
+        if value is not None and value.weight_step is not None:
+            raise ConfigError("ilwp.weight_step: NNCF has all other layers on grids of its own; leave it out")
+        return value
+
 
 class Quantize(_NNCF):
     """`nncf.quantize` with its defaults: INT8 of weights and activations after training, biases corrected.
@@ -73,7 +80,7 @@ class Quantize(_NNCF):
         return "NNCF quantize" + _stacked(options.ilwp)
 
     def compress(self, case: Case, options: QuantizeOptions) -> Compressed:
-        model, config = prepared(case, options.ilwp)
+        model, config = _prepared(case, options.ilwp)
         batches = torch.split(case.calibration(options.images), _BATCH)
         with _quietly():
             model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
@@ -222,12 +229,12 @@ class Train(_NNCF):
 
     def compress(self, case: Case, options: TrainOptions) -> Compressed:
         section = Section.find({"compression": options.compression})
-        model, config = prepared(case, None if section is None else section.config)
+        model, config = _prepared(case, None if section is None else section.config)
         plan = Plan(options.epochs, options.lr)
         sections = copy.deepcopy(options.compression)
         for own in (s for s in algorithm_sections({"compression": sections}) if s["algorithm"] == ALGORITHM):
             assert config is not None and isinstance(own, dict)
-            own.pop("align", None)
+            own |= {"align": False, "batch_norm_eps": config.batch_norm_eps}
             own["loss_weight"] = plan.loss_weight(model, config, case)
         calibration = case.calibration(options.images)
         nncf_config = NNCFConfig.from_dict({"compression": sections})
@@ -360,6 +367,17 @@ def _activation_quantizers(model: nn.Module, weights: Mapping[str, Any]) -> list
     """The other quantizers, in the order of the model."""
     own = {id(quantizer) for quantizer in weights.values()}
     return [module for module in model.modules() if isinstance(module, FakeQuantize) and id(module) not in own]
+
+
+def _prepared(case: Case, config: IlwpConfig | None) -> tuple[nn.Module, IlwpConfig | None]:
+    """See `prepared`; with the eps of batch norms that are to be merged, which the controller's state dict lacks."""
+    model, config = prepared(case, config)
+    if config is None or config.batch_norm == "exact" or config.batch_norm_eps is not None:
+        return model, config
+    found = {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    if len(found) > 1:
+        raise ConfigError(f"batch_norm: 'merged' under NNCF needs one eps for all batch norms, got {sorted(found)}")
+    return model, config.replace(batch_norm_eps=found.pop() if found else None)
 
 
 def _smallest(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ilwp_plugin import load
 from ilwp_plugin.compare import CompareConfig, MethodResult, TaskError, TrainingResult, compare, read_results, run
 from ilwp_plugin.compare.queue import Queue
 from ilwp_plugin.errors import ConfigError, FileError
@@ -71,6 +72,7 @@ def test_all_is_measured_from_the_file(whole: Path) -> None:
         if result.group == "ilwp":
             assert result.sizes.depthwise_bytes is not None
             assert 0 < (result.sizes.texture_bytes or 0) < result.sizes.depthwise_bytes < result.sizes.file_bytes
+            assert result.sizes.depthwise_bytes == load(file).ledger.total_bytes  # no depthwise layer is elsewhere
     by_title = {r.title: r for r in results if isinstance(r, MethodResult)}
     assert by_title["fp32"].accuracy.change == 0
     small, large = by_title["ilwp collocated, 4 bits"], by_title["ilwp collocated, 8 bits"]

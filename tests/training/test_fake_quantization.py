@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,19 @@ from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.errors import ChainError, ConfigError, TrainingError
-from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer
+from ilwp_plugin.selection import chains_of
+from ilwp_plugin.training import ClosedLoop, InterLayerLoss, ResidualFakeQuantizer
+
+
+class Source:
+    pruned = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def weight(self) -> Tensor:
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -33,6 +46,30 @@ def test_layers_compute_with_what_the_file_restores(mobilenet: nn.Module, mode: 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(mobilenet).items())
     quantizer.remove(bake=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in mobilenet.state_dict().items())
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"residual_step": 0.02},
+    {"residual_step": 0.02, "rate_weight": 0.2, "anchor": "quantized"},
+    {"bits": 4, "rate_weight": 0.1, "range": "mse"},
+    {"bits": 4, "mode": "auto"},
+    {"mode": "auto", "residual_step": 0.02, "rate_weight": 0.1, "anchor": "fp16"},
+    {"bits": 5, "overrides": {"features.3": {"bits": 3, "mode": "none"}}},
+]
+
+
+@pytest.mark.parametrize("fields", OTHERS, ids=str)
+def test_every_configuration_trains_as_it_is_stored(mobilenet: nn.Module, fields: dict[str, Any]) -> None:
+    config = IlwpConfig(**fields)
+    expected = compress(mobilenet, config).state_dict()
+    layers = chains_of(mobilenet, config).chains[0].layers
+    sources = [Source(mobilenet.get_submodule(layer)) for layer in layers]
+    loop = ClosedLoop(config, layers, sources)
+    assert all(
+        torch.equal(w, expected[f"{layer}.weight"]) for w, layer in zip(loop.reconstructed(), layers, strict=True)
+    )
+    ResidualFakeQuantizer(mobilenet, config)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(mobilenet).items())
 
 
 def test_raw_weights_come_back(mobilenet: nn.Module) -> None:
@@ -97,12 +134,12 @@ def test_chain_is_reconstructed_once_a_forward(
     from ilwp_plugin.training import fake_quantization
 
     calls = []
-    original = fake_quantization.quantize_chain
-    monkeypatch.setattr(fake_quantization, "quantize_chain", lambda *args: calls.append(1) or original(*args))
+    original = fake_quantization.restore_layer
+    monkeypatch.setattr(fake_quantization, "restore_layer", lambda *args: calls.append(1) or original(*args))
     ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
     calls.clear()
     mobilenet(images)
-    assert len(calls) == 1
+    assert len(calls) == 13, "layers"
 
 
 def test_deepcopy_is_independent(mobilenet: nn.Module, images: Tensor) -> None:

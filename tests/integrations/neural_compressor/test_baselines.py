@@ -48,7 +48,9 @@ def test_int8(case: Case, graphs: list[Any], name: str) -> None:
     assert alone.compressed.raw_depthwise_bytes == 3 * (32 * 9 + 4 * scales)
 
 
-@pytest.mark.parametrize(("name", "options"), [("static", {"images": 64}), ("mixed_precision", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("static", {"images": 64, "ilwp": {**GRID, "align": True}}), ("mixed_precision", {})]
+)
 def test_all_comes_from_the_file(tmp_path: Path, name: str, options: Any) -> None:
     check_that_all_comes_from_the_file(tmp_path, f"inc.{name}", **options)
 

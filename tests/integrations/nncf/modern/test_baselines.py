@@ -95,6 +95,14 @@ def test_all_comes_from_the_file(tmp_path: Path, name: str, options: Any) -> Non
     check_that_all_comes_from_the_file(tmp_path, f"nncf.{name}", **options)
 
 
+def test_merged_batch_norms(tmp_path: Path) -> None:
+    exact, merged = ({"bits": 6, "weight_step": 0.03, "batch_norm": how} for how in ("exact", "merged"))
+    plain = run(small_case(tmp_path / "a"), "nncf.prune", epochs=1, ilwp=exact)
+    small = run(small_case(tmp_path / "b"), "nncf.prune", epochs=1, ilwp=merged)
+    assert small.ledger.file_bytes < 0.7 * plain.ledger.file_bytes
+    assert small.percent > plain.percent - 2
+
+
 def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [small_case(tmp_path / name) for name in "ab"]
     sections = [
@@ -125,6 +133,8 @@ def test_errors() -> None:
         weights.options.from_dict({"mode": "int4_sym"})
     with pytest.raises(ConfigError, match="mode"):
         weights.options.from_dict({"mode": "int7"})
+    with pytest.raises(ConfigError, match="weight_step"):
+        find_method("nncf.quantize").options.from_dict({"ilwp": {"weight_step": 0.02}})
     with pytest.raises(ConfigError, match="compression"):
         train.options.from_dict({})
     with pytest.raises(ConfigError, match="quantisation.*quantization"):

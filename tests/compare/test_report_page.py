@@ -33,6 +33,9 @@ CHROMIUM_OPTIONS = [
     "--disable-sync",
 ]
 
+PATIENCE = 120_000
+"""Milliseconds; a machine may be busy."""
+
 
 def write(found: Results, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
@@ -148,7 +151,7 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.fail("no chromium on the PATH, in which the report is tested: apt-get install chromium")
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
+        found = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS, timeout=PATIENCE)
         yield found
         found.close()
 
@@ -157,6 +160,7 @@ def browser() -> Iterator[Browser]:
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_in_a_browser(browser: Browser, page: Path, width: int, height: int, scheme: Any) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+    context.set_default_timeout(PATIENCE)
     tab = context.new_page()
     complaints: list[str] = []
     requests: list[str] = []
@@ -164,7 +168,7 @@ def test_in_a_browser(browser: Browser, page: Path, width: int, height: int, sch
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(page.as_uri())
-    tab.wait_for_load_state("networkidle")
+    tab.wait_for_load_state("load")
     for summary in tab.query_selector_all("summary"):
         summary.click()  # what is folded has to fit, too
 

@@ -70,9 +70,14 @@ class Queue:
         except Exception as error:  # each database driver has its own
             raise FileError(f"cannot open the storage {url}: {error}") from error
 
-    def add(self, tasks: Sequence[Task]) -> None:
+    def add(self, tasks: Sequence[Task], done: Sequence[TrainingResult | MethodResult] = ()) -> None:
         """Enter the tasks that are not waiting, running or done; those of a process of this machine that is gone go
-        back first."""
+        back first.
+
+        Args:
+            tasks: what is to be done.
+            done: results that are known from elsewhere.
+        """
         alive = optional("psutil", "compare").pid_exists
         host = socket.gethostname()
         for trial in self._trials("RUNNING"):
@@ -80,9 +85,16 @@ class Queue:
             if name == host and not alive(int(process)):
                 self._study.tell(trial.number, state=self._state.FAIL, skip_if_finished=True)
         with self._lock:
+            results = {result.key: result.model_dump_json() for result in done}
             known = {trial.user_attrs.get("key") for trial in self._trials("WAITING", "RUNNING", "COMPLETE")}
             for task in tasks:
-                if task.key not in known:
+                if task.key in known:
+                    continue
+                if task.key in results:
+                    attributes = {"key": task.key, "result": results[task.key]}
+                    trial = self._optuna.trial.create_trial(value=1.0, user_attrs=attributes)
+                    self._study.add_trial(trial)
+                else:
                     self._enter(task)
 
     def work(self, do: Callable[[Task], TrainingResult | MethodResult]) -> bool:

@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ilwp_plugin.compare.config import Network
 from ilwp_plugin.errors import FileError, FormatError
 
-__all__ = ["Accuracy", "MethodResult", "Result", "Sizes", "TrainingResult", "Usage", "append_results", "read_results"]
+__all__ = [
+    "FILE",
+    "Accuracy",
+    "MethodResult",
+    "Result",
+    "Sizes",
+    "TrainingResult",
+    "Usage",
+    "append_results",
+    "read_results",
+]
 
 FILE = "results.jsonl"
 
@@ -144,18 +154,27 @@ _RESULT: TypeAdapter[TrainingResult | MethodResult] = TypeAdapter(Result)
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[TrainingResult | MethodResult]:
-    """The results of a folder, each task once, in an order that does not depend on when they came.
-
-    A last line that a kill left unfinished is passed over; `append_results` cuts it off.
+    """What `stored_results` returns, of a folder that has to have some.
 
     Raises:
         FileError: there are none.
         FormatError: a line is no result.
     """
-    path = Path(folder) / FILE
-    found = {result.key: result for _, result in _lines(path)}
-    if not found:
-        raise FileError(f"{path}: no results; make some with `ilwp compare CONFIG -o {folder}`")
+    if found := stored_results(folder):
+        return found
+    raise FileError(f"{Path(folder) / FILE}: no results; make some with `ilwp compare CONFIG -o {os.fspath(folder)}`")
+
+
+def stored_results(folder: str | os.PathLike[str]) -> list[TrainingResult | MethodResult]:
+    """The results of a folder, each task once, in an order that does not depend on when they came.
+
+    A last line that a kill left unfinished is passed over; `append_results` cuts it off.
+
+    Raises:
+        FileError: they cannot be read.
+        FormatError: a line is no result.
+    """
+    found = {result.key: result for _, result in _lines(Path(folder) / FILE)}
     return sorted(found.values(), key=lambda r: (r.kind, r.network.model_dump_json(), getattr(r, "title", ""), r.key))
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from ilwp_plugin.compare.config import CompareConfig, Task
 from ilwp_plugin.compare.queue import Queue, TaskError
-from ilwp_plugin.compare.results import MethodResult, TrainingResult, append_results, parse_result
+from ilwp_plugin.compare.results import (
+    MethodResult,
+    TrainingResult,
+    append_results,
+    parse_result,
+    stored_results,
+)
 from ilwp_plugin.errors import ConfigError, FileError, IlwpError
 
 __all__ = ["compare"]
@@ -68,7 +74,7 @@ def compare(
         raise FileError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     tasks = config.tasks()
     queue = Queue(storage or folder / "tasks.sqlite3")
-    queue.add(tasks)
+    queue.add(tasks, stored_results(folder))
     # A server that has imported torch once forks a process for each task: memory is measured from a clean start, and
     # what a toolkit patches into torch is gone with it.
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")

@@ -136,6 +136,14 @@ def test_nothing_is_done_twice(whole: Path) -> None:
     assert told[-1] == ("tasks", TASKS, TASKS)
 
 
+def test_results_outlive_their_queue(whole: Path, tmp_path: Path) -> None:
+    content = (whole / "results.jsonl").read_bytes()
+    (tmp_path / "results.jsonl").write_bytes(content)
+    assert len(compare(CompareConfig.from_dict(GRID), tmp_path)) == TASKS
+    assert (tmp_path / "results.jsonl").read_bytes() == content
+    assert not any((tmp_path / "logs").iterdir())  # nothing was done
+
+
 def test_a_storage_or_folder_that_cannot_be_used(tmp_path: Path) -> None:
     config = CompareConfig.from_dict(GRID)
     (tmp_path / "file").write_text("")

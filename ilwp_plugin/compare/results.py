@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -219,8 +218,3 @@ def _lines(path: Path) -> Iterator[tuple[int, TrainingResult | MethodResult]]:
             where = ".".join(map(str, fault["loc"]))
             raise FormatError(f"{path}, line {number}: no result ({where}: {fault['msg']}); remove the line") from None
         yield end, result
-
-
-def to_json(result: TrainingResult | MethodResult) -> Any:
-    """As the storage keeps it."""
-    return json.loads(result.model_dump_json())

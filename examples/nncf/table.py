@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from ilwp_integrations.torch_pruning import align
 
 from ilwp_plugin.demo import initial_model, preset
 from ilwp_plugin.zoo import Recipe, load_data, train
@@ -32,6 +31,8 @@ configs = [here / "configs" / f"{name}.json" for name in stacks]
 base, aligned = options.out / "base.pt", options.out / "aligned.pt"
 options.out.mkdir(parents=True, exist_ok=True)
 if not aligned.exists():
+    from ilwp_integrations.torch_pruning import align
+
     data = load_data("fashion-mnist", options.data_folder)
     settings = preset("fashion-mnist", model="mobilenetv2")
     model = initial_model(settings, data)
@@ -52,6 +53,7 @@ def run(config: Path, without: str) -> dict[str, float]:
         command += ["--images", options.images, "--epochs", options.epochs, "--batch", 128, "--lr", 0.05]
         command += ["--data-folder", options.data_folder] if options.data_folder else []
         command += ["--without", without] if without else []
+        command += ["--resume", out / "checkpoint.pt"] if (out / "checkpoint.pt").exists() else []
         subprocess.run([*map(str, command)], check=True)
     return json.loads((out / "result.json").read_text())
 

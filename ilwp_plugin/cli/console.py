@@ -81,7 +81,10 @@ LEDGER_COLUMNS = (
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, where that is a terminal; yields a function (what, done, total) to move it."""
+    """A progress bar on stderr, where that is a terminal; yields a function (what, done, total) to move it.
+
+    A bar that is full goes away.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         tasks: dict[str, Any] = {}
@@ -89,6 +92,6 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         def move(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
+            progress.update(tasks[what], completed=done, visible=done < total)
 
         yield move

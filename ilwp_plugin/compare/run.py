@@ -20,7 +20,7 @@ from ilwp_plugin.errors import ConfigError, FileError, IlwpError
 __all__ = ["compare"]
 
 Report = Callable[[str, int, int], None]
-"""(what is being done, tasks done, tasks in all)."""
+"""(what is being done, done, in all): "tasks", and each one that is running, by its title."""
 
 _POLL = 0.5
 """Seconds between two looks at the queue."""
@@ -103,8 +103,14 @@ def compare(
     try:
         for thread in crew:
             thread.start()
+        shown: set[str] = set()
         while any(thread.is_alive() for thread in crew):
-            _collect(queue, tasks, folder, report, list(doing.values()))
+            _collect(queue, tasks, folder, report)
+            if report is not None:
+                now = set(doing.values())
+                for what in sorted(now | shown):
+                    report(what, 0 if what in now else 1, 1)
+                shown = now
             time.sleep(_POLL)
     finally:
         stop.set()
@@ -117,7 +123,7 @@ def compare(
                 os.environ[name] = value
     if broken:
         raise broken[0]
-    results = _collect(queue, tasks, folder, report, [])
+    results = _collect(queue, tasks, folder, report)
     if errors := queue.errors(tasks):
         what = "; ".join(f"{title}: {message}" for title, message in errors.items())
         raise TaskError(f"{len(errors)} of {len(tasks)} tasks failed: {what}. Logs are in {folder / 'logs'}")
@@ -125,14 +131,12 @@ def compare(
 
 
 def _collect(
-    queue: Queue, tasks: list[Task], folder: Path, report: Report | None, doing: list[str]
+    queue: Queue, tasks: list[Task], folder: Path, report: Report | None
 ) -> list[TrainingResult | MethodResult]:
     results = queue.results(tasks)
     append_results(folder, results)
     if report is not None:
         report("tasks", len(results), len(tasks))
-        for what in doing:
-            report(what, 0, 1)
     return results
 
 

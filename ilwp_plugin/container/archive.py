@@ -33,6 +33,7 @@ class SectionKind(enum.IntEnum):
     GRID = 4
     BATCH_NORM = 5
     STRUCTURE = 6
+    SPARSE = 7
 
     @property
     def part(self) -> Part:

@@ -5,7 +5,7 @@ from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
 from ilwp_plugin.training.fine_tuning import FineTuned, FineTuning, fine_tune
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
-from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms
+from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms, is_trained
 from ilwp_plugin.training.schedule import Schedule, SgdRun
 from ilwp_plugin.training.session import Session, SessionStatistics
 
@@ -24,5 +24,6 @@ __all__ = [
     "automatic_loss_weight",
     "fine_tune",
     "gradient_rms",
+    "is_trained",
     "reestimate_batch_norms",
 ]

@@ -75,7 +75,8 @@ class InterLayerLoss(nn.Module):
     Args:
         model: the model; wrappers are looked through.
         config: IlwpConfig() if None; `bits` plays no part.
-        run: the training to come; needed where `config.loss_weight` is "auto" (see `training.loss_weight`).
+        run: the training to come; needed where `config.loss_weight` is "auto" (see `training.loss_weight`). A model
+            that is trained already is pulled less far.
         example_inputs: see `compress`.
         references: index maps or origins by layer name, see `compress`.
 
@@ -105,7 +106,7 @@ class InterLayerLoss(nn.Module):
         self._modules_by_chain = chain_modules(model, self.chains)
         self._references = references_of(self.chains, self._modules_by_chain, references) if references else None
         self.predicted_weights = self._count_predicted()
-        self.loss_weight = self._choose_weight(config, run)
+        self.loss_weight = self._choose_weight(config, None if run is None else run.for_network(unwrap(model)))
 
     def _count_predicted(self) -> int:
         total = 0
@@ -127,11 +128,13 @@ class InterLayerLoss(nn.Module):
             residual = float(self.value())
         weight = automatic_loss_weight(run, self.predicted_weights, residual)
         _log.info(
-            "inter-layer loss weight %.4g (automatic: %d predicted weights, mean residual %.4g, reach of the run %.4g)",
+            "inter-layer loss weight %.4g (automatic: %d predicted weights, mean residual %.4g, reach of the run %.4g, "
+            "pull %.3g)",
             weight,
             self.predicted_weights,
             residual,
             run.reach,
+            run.pull,
         )
         return weight
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilwp_plugin.compression import CompressedModel, LayerSummary
 from ilwp_plugin.config import IlwpConfig
@@ -79,6 +79,7 @@ class Session:
         schedule: when.
         chains: the chains of the model.
         sources: by layer name, where the weight of each layer of the chains is found.
+        model: the model that trains; an automatic loss weight is smaller where it is trained already.
 
     Attributes:
         loss_weight: of the configuration, or the automatic one; the schedule multiplies it.
@@ -94,6 +95,7 @@ class Session:
         schedule: Schedule,
         chains: Chains,
         sources: Mapping[str, WeightSource],
+        model: nn.Module,
     ) -> None:
         self.config, self.schedule, self.chains = config, schedule, chains
         self._sources = [[sources[layer] for layer in chain.layers] for chain in chains]
@@ -102,10 +104,10 @@ class Session:
             if config.bits is None
             else [ClosedLoop(config, c.layers, s) for c, s in zip(chains, self._sources, strict=True)]
         )
-        self.loss_weight = self._choose_weight()
+        self.loss_weight = self._choose_weight(model)
         self.set_epoch(0)
 
-    def _choose_weight(self) -> float:
+    def _choose_weight(self, model: nn.Module) -> float:
         if self.config.loss_weight != "auto":
             return self.config.loss_weight
         if self.schedule.training is None:
@@ -115,8 +117,9 @@ class Session:
                 "or set loss_weight to a number"
             )
         predicted = sum(source.weight().numel() for sources in self._sources for source in sources[1:])
+        run = self.schedule.training.run().for_network(model)
         with torch.no_grad():
-            weight = automatic_loss_weight(self.schedule.training.run(), predicted, float(self.inter_layer_loss()))
+            weight = automatic_loss_weight(run, predicted, float(self.inter_layer_loss()))
         _log.info("inter-layer loss weight %.4g (automatic, for %d predicted weights)", weight, predicted)
         return weight
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .versions import check
+
+check()
+
 from .algorithm import attached, register, regularizer
 from .composition import compose, config_from_dict
 from .config import IlwpConfig, schema

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -22,6 +21,7 @@ from .algorithm import attached
 from .composition import Composition, config_from_dict
 from .config import ALGORITHM
 from .stacking import compress_exported, is_exported, restore_exported
+from .versions import installed
 
 __all__ = ["FILE", "load", "make_savable", "save"]
 
@@ -72,7 +72,7 @@ def describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
     """
     parts = [config for config in mapping.values() if isinstance(config, Composition)]
     others = {name: values for part in parts for name, values in part.to_dict().items() if name != ALGORITHM}
-    about = {"version": version("neural-compressor-pt"), "others": others, "ilwp": config.to_dict()}
+    about = {"version": installed(), "others": others, "ilwp": config.to_dict()}
     return {_KEY: about}
 
 

@@ -7,7 +7,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from types import MethodType
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.errors import ConfigError, FormatError, TensorError, TrainingError
+from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError
 from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 
@@ -29,6 +28,7 @@ from .algorithm import attached
 from .composition import EXPORTED
 from .config import ALGORITHM
 from .exported import activations, integer_weights, other_tensors, set_activations, set_weight
+from .versions import installed
 
 __all__ = ["compress_exported", "is_exported", "restore_exported", "stack"]
 
@@ -88,6 +88,7 @@ def stack(
 
     Raises:
         ConfigError: other configurations than these, or example inputs that are too few.
+        MissingDependencyError: this INC's quantization does not work with the installed torch.
     """
     float_configs, config = _order(configs)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -132,7 +133,13 @@ def _exported(
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple({0: batch} if isinstance(value, Tensor) else None for value in inputs)
     own = copy.deepcopy(unwrap(model)).eval()  # the export shares its parameters, which folding would change
-    prepared = prepare(export(own, inputs, dynamic_shapes=shapes), copy.deepcopy(stacked.config))
+    try:
+        prepared = prepare(export(own, inputs, dynamic_shapes=shapes), copy.deepcopy(stacked.config))
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the INT8 quantization of Neural Compressor {installed()} does not work with torch {torch.__version__}: "
+            f"{error}; with this torch take 3.9 or later"
+        ) from error
     with torch.no_grad():
         calibrate(prepared)
     graph: fx.GraphModule = convert(prepared)
@@ -206,7 +213,7 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
     if not torch.equal(scales.float().double(), scales):
         raise TensorError("the scale of an activation is no float32 number")
     about = {
-        "version": version("neural-compressor-pt"),
+        "version": installed(),
         "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
         "dynamic_batch": stacked.dynamic_batch,
         "ilwp": None if stacked.ilwp is None else stacked.ilwp.to_dict(),
@@ -309,7 +316,7 @@ def _restore_from_source(
     if _digest(graph) != about["digest"]:
         raise TensorError(
             f"{where}: export and folding of batch norms give other numbers here than where it was saved (torch "
-            f"{torch.__version__} here, neural-compressor-pt {about.get('version')} there); ilwp_plugin.load restores "
+            f"{torch.__version__} here, Neural Compressor {about.get('version')} there); ilwp_plugin.load restores "
             "the float model exactly"
         )
     graph.meta[_KEY] = replace(stacked, source=stored)

@@ -225,6 +225,7 @@ def test_section_kinds_keep_their_numbers() -> None:
         "GRID": 4,
         "BATCH_NORM": 5,
         "STRUCTURE": 6,
+        "SPARSE": 7,
     }
 
 

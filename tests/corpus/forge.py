@@ -22,7 +22,7 @@ from ilwp_plugin.stream import ByteWriter
 
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
-RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE = 1, 2, 3, 4, 5, 6
+RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE = 1, 2, 3, 4, 5, 6, 7
 F32, I64, BOOL, F8 = 0, 8, 9, 12
 _RAW, _CODED, _ALIAS, _PACKED, _SAME = 0 << 4, 1 << 4, 2 << 4, 3 << 4, 0x40
 
@@ -657,6 +657,55 @@ change(
     "norm_of_raw",
     "no running_var of a batch norm: raw",
     _norm(norm_head(), t3=entry([token("running_var")], _RAW | F32 | _SAME, shared=1)),
+)
+
+
+# --- sparse section
+def _sparse(
+    zeros: int = 0b10110000,
+    others: tuple[float, ...] = (1.5,),
+    *,
+    number: int = 0,
+    count: int = 1,
+    tensor: bytes | None = None,
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with one sparse tensor of four values."""
+
+    def apply(file: File) -> None:
+        file.tensors = [
+            tensor or entry([token("s"), token("weight")], _PACKED | F32, [2, 2]),
+            entry([token("bias")], _RAW | F32, [0], shared=1),
+        ]
+        values = struct.pack(f"<{len(others)}f", *others)
+        body = varint(count) + varint(number) + b"\0" + bytes([zeros]) + values + tail
+        file.sections = [(SPARSE, body), (RAW, b"")]
+
+    return apply
+
+
+change("sparse_count_0", "a sparse section of 0 tensors", _sparse(count=0))
+change("sparse_tensor_unknown", "refers to tensor 9", _sparse(number=9))
+change("sparse_tensor_twice", "s.weight: twice in a sparse section", _sparse(tail=b"\0\0\xb0" + bytes(4), count=2))
+change("sparse_padding", "the padding of the map of zeros is not zero", _sparse(0b10110001))
+change("sparse_without_zeros", "does not tell the zeros from the others", _sparse(0, (1, 2, 3, 4)))
+change("sparse_zero_among_others", "does not tell the zeros from the others", _sparse(others=(0.0,)))
+change("sparse_truncated", "needs 8 bytes, 4 are left", _sparse(0b10010000))
+change("sparse_trailing_bytes", "1 bytes too many", _sparse(tail=b"\0"))
+change(
+    "sparse_of_integers",
+    "a sparse section holds a tensor that is packed, torch.int64",
+    _sparse(tensor=entry([token("s"), token("weight")], _PACKED | I64, [2, 2])),
+)
+change(
+    "sparse_of_raw",
+    "a sparse section holds a tensor that is raw",
+    _sparse(tensor=entry([token("s"), token("weight")], _RAW | F32, [2, 2])),
+)
+change(
+    "sparse_2_40_values",
+    "a map of 1099511627776 values in 6 bytes",
+    _sparse(tensor=entry([token("s"), token("weight")], _PACKED | F32, [1 << 20, 1 << 20])),
 )
 
 

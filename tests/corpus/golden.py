@@ -112,6 +112,9 @@ def cases() -> dict[str, CompressedModel]:
     made_by, huffman = {"made by": "tests/corpus/golden.py"}, IlwpConfig(bits=4, coder="huffman")
     made["v1_pruned"] = compress(model(), huffman, references=ORIGINS, metadata=made_by)
     made["v1_masked"] = compress(masked, huffman.replace(anchor="quantized"), metadata=made_by)
+    sparse = model()["2.conv.weight"].reshape(27, 4)
+    sparse = torch.where(sparse > 0.5, sparse, 0.0)
+    made["v1_sparse"] = compress({**model(), "7.weight": sparse, "8.weight": sparse.half()}, huffman)
     made["v1_ans"] = compress(model(), IlwpConfig(coder="ans"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IlwpWarning)

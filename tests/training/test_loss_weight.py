@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.training import TrainingRun, automatic_loss_weight, gradient_rms
+from ilwp_plugin.testing import settle
+from ilwp_plugin.training import InterLayerLoss, TrainingRun, automatic_loss_weight, gradient_rms, is_trained
+from ilwp_plugin.zoo import build_model
 
 
 def sgd(lr: float = 0.1, momentum: float = 0.9) -> torch.optim.SGD:
@@ -115,3 +118,28 @@ def test_the_pull_can_be_given() -> None:
     run = TrainingRun(steps=400, reach=2.0)
     assert automatic_loss_weight(run, 90, 0.1) == pytest.approx(78 / 20 * 0.1 / 2.0 * 90)
     assert automatic_loss_weight(replace(run, pull=1.5), 90, 0.1) == pytest.approx(1.5 * 0.1 / 2.0 * 90)
+
+
+def test_a_trained_network_is_pulled_less_the_shorter_the_run() -> None:
+    pulls = {steps: TrainingRun.of(sgd(), steps, fine_tuning=True).pull for steps in (44, 110, 440, 550, 5500)}
+    assert pulls == pytest.approx({44: 0.1, 110: 0.25, 440: 1.0, 550: 1.25, 5500: 1.25})
+    begun = TrainingRun.of(sgd(), 400, fine_tuning=False)
+    assert begun.pull == pytest.approx(78 / 20)
+    assert automatic_loss_weight(begun, 9, 0.1) == automatic_loss_weight(TrainingRun.of(sgd(), 400), 9, 0.1)
+
+
+def test_a_trained_network_is_known_by_its_batch_norms() -> None:
+    torch.manual_seed(0)
+    model = build_model("mobilenet", width=0.25, stem_stride=2)
+    run = TrainingRun.of(sgd(), 110)
+    new = InterLayerLoss(model, IlwpConfig(), run=run)
+    assert not is_trained(model) and new.loss_weight == pytest.approx(
+        automatic_loss_weight(run, new.predicted_weights, new.value().item())
+    )
+    settle(model, torch.randn(4, 3, 32, 32))
+    assert is_trained(model)
+    trained = InterLayerLoss(model, IlwpConfig(), run=run).loss_weight
+    assert trained == pytest.approx(new.loss_weight * (110 / 440) / (78 / 110**0.5))
+    told = InterLayerLoss(model, IlwpConfig(), run=TrainingRun.of(sgd(), 110, fine_tuning=False))
+    assert told.loss_weight == new.loss_weight
+    assert not is_trained(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Linear(2, 2)))

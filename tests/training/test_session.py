@@ -34,7 +34,7 @@ def session_of(model: nn.Module, config: IlwpConfig, share: float = 0.0, **sched
         weight = model.get_submodule(layer).weight
         mask = torch.rand(weight.shape, generator=generator) >= share if share else None
         sources[layer] = Source(weight, mask)
-    return Session(config, Schedule(**schedule), chains, sources)
+    return Session(config, Schedule(**schedule), chains, sources, model)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])

@@ -65,7 +65,7 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
                 "with the config of the checkpoint"
             )
         sources = {layer: MaskedWeight(target_model.get_submodule(layer)) for names in layers for layer in names}
-        self._session = Session(config, self._section.schedule, chains, sources)
+        self._session = Session(config, self._section.schedule, chains, sources, target_model)
         layout = PTTransformationLayout()
         operations = operation_names(target_model)
         for loop, names in zip(self._session.loops, layers, strict=False):

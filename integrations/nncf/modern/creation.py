@@ -177,7 +177,7 @@ def _chains(model: nn.Module, config: IlwpConfig, example: Any) -> Chains:
 
 def _session(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: Chains) -> Session:
     sources = {layer: MaskedWeight(model, layer) for chain in chains for layer in chain.layers}
-    session = Session(config, schedule, chains, sources)
+    session = Session(config, schedule, chains, sources, model)
     object.__setattr__(model, _SESSION, session)
     object.__setattr__(model, MASKED_BEFORE, {parameter for _, parameter, _ in mask_hooks(wrap_model(model))})
     return session

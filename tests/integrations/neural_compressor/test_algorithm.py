@@ -74,7 +74,6 @@ def test_quantize_with_training(mobilenet: nn.Module, images: Tensor) -> None:
     def train(model: nn.Module, steps: int) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.001)
         loss_of_layers = regularizer(model, TrainingRun.of(optimizer, steps))
-        loss_of_layers.loss_weight /= 20  # so few steps would ask for more than they can bear
         seen["residual"] = [float(loss_of_layers.value().detach())]
         model.train()
         for _ in range(steps):

@@ -1,0 +1,69 @@
+"""Pruned weights that nothing quantizes."""
+
+import pytest
+import torch
+from scipy.stats import entropy
+
+from ilwp_plugin import IlwpConfig, compress, loads
+from ilwp_plugin.ledger import Ledger
+
+
+def state(density: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    kept = torch.rand(256, 128) < density
+    return {
+        "a.weight": torch.randn(8, 1, 3, 3),
+        "b.weight": torch.randn(8, 1, 3, 3),
+        "sparse.weight": (torch.randn(256, 128) * kept).to(dtype),
+    }
+
+
+def size(ledger: Ledger) -> int:
+    return ledger.layers["sparse.weight"].file_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("density", [0.02, 0.2, 0.5, 0.9])
+def test_little_more_than_the_other_values_and_the_entropy_of_the_map(density: float, dtype: torch.dtype) -> None:
+    model = state(density, dtype)
+    weight = model["sparse.weight"]
+    compressed = compress(model, IlwpConfig(bits=4))
+    data = compressed.to_bytes()
+    restored = loads(data)
+    assert all(torch.equal(t, compressed.state_dict()[name]) for name, t in restored.state_dict().items())
+    assert torch.equal(restored.state_dict()["sparse.weight"], weight)
+    others = int((weight != 0).sum())
+    share = others / weight.numel()
+    bound = others * weight.itemsize + weight.numel() / 8 * entropy([share, 1 - share], base=2)
+    assert bound < size(compressed.ledger) < bound + 0.05 * weight.numel() / 8 + 200
+    assert restored.ledger == compressed.ledger and len(data) == compressed.ledger.file_bytes
+
+
+def test_only_the_sign_of_zeros_is_lost() -> None:
+    model = state(0.1)
+    model["sparse.weight"][0, :4] = torch.tensor([-0.0, float("nan"), float("inf"), -1e-45])
+    restored = loads(compress(model).to_bytes()).state_dict()["sparse.weight"]
+    assert bool(model["sparse.weight"].signbit().logical_and(model["sparse.weight"] == 0).any())
+    expected = torch.where(model["sparse.weight"] == 0, 0.0, model["sparse.weight"])
+    assert restored.numpy().tobytes() == expected.numpy().tobytes()
+
+
+def test_what_would_not_be_smaller_stays_as_it_is() -> None:
+    dense = state(1.0)
+    one_zero = {**dense, "sparse.weight": dense["sparse.weight"].clone()}
+    one_zero["sparse.weight"][0, 0] = 0
+    assert compress(dense).sparse is None and size(compress(one_zero).ledger) <= size(compress(dense).ledger)
+    assert (
+        compress({**dense, "bias": torch.zeros(4096), "count": torch.zeros(64, 64, dtype=torch.int64)}).sparse is None
+    )
+
+
+def test_shared_weights_are_stored_once_and_new_values_are_taken_over() -> None:
+    model = state(0.2)
+    compressed = compress({**model, "again": model["sparse.weight"]}, IlwpConfig(bits=4))
+    assert list(compressed.sparse.tensors) == ["sparse.weight"]
+    assert torch.equal(loads(compressed.to_bytes()).state_dict()["again"], model["sparse.weight"])
+    changed = compressed.state_dict() | {"sparse.weight": torch.ones(256, 128)}
+    later = compressed.with_others_of(changed)
+    assert later.sparse is not None and list(later.sparse.tensors) == ["again"]
+    assert torch.equal(loads(later.to_bytes()).state_dict()["sparse.weight"], torch.ones(256, 128))

@@ -17,8 +17,9 @@ from ilwp_plugin.method.prediction import collocated_references
 
 __all__ = ["ChannelAlignment", "align_kernels", "free_gains"]
 
-_SMALLEST_NORM = 1e-6
-"""Kernels of less, relative to the largest of their layer, keep their gain: scaling dead ones amplifies noise."""
+_SMALLEST_NORM = 1e-12
+"""Kernels of less, relative to the largest of their layer, keep their gain, which would leave the range of float32.
+Dead kernels of more have to be scaled: a batch norm amplifies what weight decay has made small."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.demo import preset, trained_model
-from ilwp_plugin.training import FineTuning, fine_tune
+from ilwp_plugin.training import FineTuning, distillation_loss, fine_tune
 from ilwp_plugin.zoo import accuracy, load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,11 +31,13 @@ parser.add_argument("--network", default="mobilenet")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--bits", type=int, default=4)
+parser.add_argument("--residual-step", type=float, help="one step for all layers, instead of bits and range")
 parser.add_argument("--anchor", default="fp16")
 parser.add_argument("--range", default="max")
 parser.add_argument("--loss-weight", type=float, help="automatic if not given")
 parser.add_argument("--lr", type=float, default=0.05)
 parser.add_argument("--quantize-from", type=float, default=0.0)
+parser.add_argument("--distill", type=float, default=0.5, help="weight of the trained network's own outputs as targets")
 parser.add_argument("--checkpoint", type=Path)
 parser.add_argument("--out", type=Path, default=Path("model.ilwp"))
 options = parser.parse_args()
@@ -48,22 +50,34 @@ settings = preset(options.data, model=options.network, seed=options.seed)
 data = load_data(options.data, options.data_folder)
 model = trained_model(settings, data, options.model)
 model.to(memory_format=torch.channels_last)
+images = data.train_images.contiguous(memory_format=torch.channels_last)
+with torch.no_grad():
+    model.eval()
+    teacher = torch.cat([model(part) for part in images.split(1000)])
 baseline, before = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes, accuracy(model, data)
 
 config = IlwpConfig(
     bits=options.bits,
     anchor=options.anchor,
     range=options.range,
+    residual_step=options.residual_step,
     align=True,
     loss_weight="auto" if options.loss_weight is None else options.loss_weight,
 )
 plan = FineTuning(
     epochs=options.epochs, batch=settings.batch, lr=options.lr, quantize_from=options.quantize_from, seed=options.seed
 )
+
+
+def loss(network: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """Of labels, and of the outputs that the network had before."""
+    return distillation_loss(network(batch[0]), batch[1], batch[2], share=options.distill)
+
+
 result = fine_tune(
     model,
-    TensorDataset(data.train_images.contiguous(memory_format=torch.channels_last), data.train_labels),
-    lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+    TensorDataset(images, data.train_labels, teacher),
+    loss,
     config,
     plan,
     example_inputs=data.train_images[:16],

@@ -65,6 +65,10 @@ class Coupler(Protocol):
         """The batch norm that reads the layer's output; with one, signs and gains are free."""
         ...
 
+    def importance(self, layer: str) -> Tensor | None:
+        """(channels,) by which the network is to be pruned later; None where that plays no part."""
+        ...
+
 
 @dataclass(frozen=True)
 class AlignmentReport:
@@ -140,18 +144,24 @@ class _Aligner:
 
     def align(self, chain: Chain) -> None:
         restored: Tensor | None = None
+        importance: Tensor | None = None  # of the layer before
         for name in chain.layers:
             layer = self._model.get_submodule(name)
             assert isinstance(layer, nn.Conv2d)
             kernels = finite_kernels(f"{name}.weight", layer.weight, chain.taps)
             norm = self._coupler.norm(name)
+            own = self._coupler.importance(name)
+            both = None if own is None or importance is None else (own, importance)
+            alignment = align_kernels(kernels, restored, gains=norm is not None, importance=both)
             try:
                 axes = self._coupler.axes(name)
                 if any(id(axis.tensor) in self._moved for axis in axes):
                     raise TensorError("its channels are also those of a layer that is aligned already")
-                self._try(layer, axes, norm, align_kernels(kernels, restored, gains=norm is not None))
+                self._try(layer, axes, norm, alignment)
+                importance = None if own is None else own[alignment.order]
             except TensorError as error:
                 self.refused[name] = str(error)
+                importance = own
                 if norm is not None:
                     scaling = align_kernels(kernels, restored, permute=False)
                     with contextlib.suppress(TensorError):  # the reason why is reported already

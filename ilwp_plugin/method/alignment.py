@@ -17,8 +17,14 @@ from ilwp_plugin.method.prediction import collocated_references
 
 __all__ = ["ChannelAlignment", "align_kernels", "free_gains"]
 
-_SMALLEST_NORM = 1e-6
-"""Kernels of less, relative to the largest of their layer, keep their gain: scaling dead ones amplifies noise."""
+_SMALLEST_NORM = 1e-12
+"""Kernels of less, relative to the largest of their layer, keep their gain, which would leave the range of float32.
+Dead kernels of more have to be scaled: a batch norm amplifies what weight decay has made small."""
+
+
+_RANK_WEIGHT = 2.0
+"""L1 distance of two kernels of unit norm that a difference of all ranks of importance is worth. On MobileNet the mean
+residual grows by 11 %; with less, pruning kernels with those that they predict costs accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +61,12 @@ def free_gains(kernels: Tensor) -> Tensor:
 
 
 def align_kernels(
-    kernels: Tensor, reference: Tensor | None, *, permute: bool = True, gains: bool = True
+    kernels: Tensor,
+    reference: Tensor | None,
+    *,
+    permute: bool = True,
+    gains: bool = True,
+    importance: tuple[Tensor, Tensor] | None = None,
 ) -> ChannelAlignment:
     """Align a layer to the collocated slots of the layer before.
 
@@ -68,6 +79,8 @@ def align_kernels(
             order.
         permute: whether the order is free.
         gains: whether signs and gains are free.
+        importance: (kernels,) of the kernels and (c,) of the references, in any units: then kernels of like rank are
+            brought together as well, so that pruning by it takes both or none.
 
     Returns:
         The alignment.
@@ -83,7 +96,16 @@ def align_kernels(
         flip = mirrored < cost
         cost = torch.minimum(cost, mirrored)
     slots = collocated_references(len(kernels), [len(reference)])
-    order = linear_sum_assignment(cost[slots].numpy())[1] if permute else np.arange(len(kernels))
+    total = cost[slots]
+    if importance is not None:
+        own, theirs = map(_ranks, importance)
+        total = total + _RANK_WEIGHT * (theirs[slots, None] - own).abs()
+    order = linear_sum_assignment(total.numpy())[1] if permute else np.arange(len(kernels))
     chosen = torch.from_numpy(order)
     signs = torch.where(flip[slots, chosen], -1.0, 1.0) if gains else torch.ones(len(kernels))
     return ChannelAlignment(chosen, scale[chosen] * signs)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """(n,) float64, from 0 for the smallest to less than 1."""
+    return values.argsort().argsort().double() / len(values)

@@ -2,6 +2,7 @@
 
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
+from ilwp_plugin.training.distillation import distillation_loss
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
 from ilwp_plugin.training.fine_tuning import FineTuned, FineTuning, fine_tune
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
@@ -22,6 +23,7 @@ __all__ = [
     "TrainingRun",
     "WeightSource",
     "automatic_loss_weight",
+    "distillation_loss",
     "fine_tune",
     "gradient_rms",
     "is_trained",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.alignment import AlignmentReport, align_model
@@ -15,7 +17,13 @@ from .coupling import Coupling
 __all__ = ["align"]
 
 
-def align(model: nn.Module, example_inputs: Any, config: IlwpConfig | None = None) -> AlignmentReport:
+def align(
+    model: nn.Module,
+    example_inputs: Any,
+    config: IlwpConfig | None = None,
+    *,
+    importance: Callable[..., Tensor | None] | None = None,
+) -> AlignmentReport:
     """Permute, flip and scale channels in place so that collocated prediction fits; the function stays the same.
 
     Then train, fine-tune or `compress` the model as it is.
@@ -24,8 +32,9 @@ def align(model: nn.Module, example_inputs: Any, config: IlwpConfig | None = Non
         model: a float32 model on the CPU.
         example_inputs: a tensor, or a tuple or dict of arguments; the probe by which each layer is verified.
         config: see `ilwp_plugin.alignment.align_model`.
+        importance: see `Coupling`; for a model that is to be pruned later.
 
     Returns:
         What was aligned and what was refused, with the reasons.
     """
-    return align_model(unwrap(model), example_inputs, Coupling, config)
+    return align_model(unwrap(model), example_inputs, partial(Coupling, importance=importance), config)

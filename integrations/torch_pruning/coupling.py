@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,14 @@ class Coupling:
     Args:
         model: the model.
         example_inputs: for the traces.
+        importance: of torch-pruning's, by which the model is to be pruned later: then kernels are brought together with
+            references that are about as important.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, importance: Callable[..., Tensor | None] | None = None
+    ) -> None:
+        self._model, self._importance = model, importance
         with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parameters outside modules, which _axes refuses where they matter
             self._graph = tp.DependencyGraph().build_dependency(
@@ -39,22 +44,24 @@ class Coupling:
         """The batch norm that reads a layer's output, if one does."""
         return self._norms.get(id(self._model.get_submodule(layer)))
 
+    def importance(self, layer: str) -> Tensor | None:
+        """The importance of a layer's channels; None without one, or where they cannot be grouped."""
+        if self._importance is None:
+            return None
+        try:
+            importance = self._importance(self._group(layer))
+        except TensorError:  # which `axes` reports
+            return None
+        return None if importance is None else importance.detach()
+
     def axes(self, layer: str) -> tuple[TensorAxis, ...]:
         """The parameters and buffers that follow the channels of a layer.
 
         Raises:
             TensorError: the channels cannot be moved by permuting whole slices of parameters.
         """
-        module = self._model.get_submodule(layer)
-        assert isinstance(module, nn.Conv2d)
-        channels = module.out_channels
-        if module.in_channels != channels:
-            raise TensorError(f"it has {module.in_channels} inputs and {channels} outputs")
-        prune = self._graph.get_pruner_of_module(module).prune_out_channels
-        try:
-            group = self._graph.get_pruning_group(module, prune, idxs=list(range(channels)))
-        except (IndexError, ValueError, KeyError, AttributeError) as error:  # known faults of the graph on shuffles
-            raise TensorError(f"torch-pruning cannot group its channels ({type(error).__name__}: {error})") from error
+        group = self._group(layer)
+        channels = len(group[0].idxs)
         axes: dict[tuple[int, int], TensorAxis] = {}
         for item in group:
             for axis in self._axes(item, channels):
@@ -64,6 +71,19 @@ class Coupling:
                 elif not torch.equal(known.positions, axis.positions):
                     raise TensorError("a parameter follows its channels in two different orders")
         return tuple(axes.values())
+
+    def _group(self, layer: str) -> Any:
+        """What follows all channels of a layer; raises TensorError."""
+        module = self._model.get_submodule(layer)
+        assert isinstance(module, nn.Conv2d)
+        channels = module.out_channels
+        if module.in_channels != channels:
+            raise TensorError(f"it has {module.in_channels} inputs and {channels} outputs")
+        prune = self._graph.get_pruner_of_module(module).prune_out_channels
+        try:
+            return self._graph.get_pruning_group(module, prune, idxs=list(range(channels)))
+        except (IndexError, ValueError, KeyError, AttributeError) as error:  # known faults of the graph on shuffles
+            raise TensorError(f"torch-pruning cannot group its channels ({type(error).__name__}: {error})") from error
 
     def _axes(self, item: Any, channels: int) -> list[TensorAxis]:
         module, idxs = item.dep.target.module, list(item.idxs)

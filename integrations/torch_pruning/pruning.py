@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.chains import Chain, unwrap
 from ilwp_plugin.method.loss import channel_costs
-from ilwp_plugin.method.provenance import Origin, ancestral_references
+from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
 from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training import InterLayerLoss
 
@@ -99,17 +99,21 @@ def _makes_channels(item: Any) -> bool:
 
 
 class IlwpImportance:
-    """Importance of channels for torch-pruning: another importance, less for channels that are costly to predict.
+    """Importance of channels for torch-pruning that prunes kernels together with those that they predict.
 
-    `importance / cost^strength`, where the cost of a channel is the mean |residual| of its depthwise kernels, relative
-    to the mean of their layer and at least 0.1. A group without depthwise kernels keeps the other importance.
+    The value of a kernel is `importance / cost^strength`, where importance is another one, relative to the mean of its
+    layer, and cost is its mean |residual|, likewise and at least 0.1. The values of a kernel in the first layer and of
+    all that it predicts, directly and indirectly, are averaged (`family_scores`): families are pruned as a whole, so
+    that survivors keep their references. A group without depthwise kernels keeps the other importance.
+
+    Families whose members are equally important come from `align(..., importance=)`; without it accuracy pays.
 
     Args:
         importance: any importance of torch-pruning's, that is, a callable from a group to one number for each channel.
         tracker: of the model, so that kernels keep their references while it is pruned.
         config: chooses the layers; IlwpConfig() if None.
         example_inputs: see `compress`.
-        strength: 0 leaves the other importance as it is.
+        strength: of the costs; 0 leaves them out.
     """
 
     def __init__(
@@ -128,31 +132,41 @@ class IlwpImportance:
         importance = self._importance(group, **options)
         if importance is None:
             return None
-        costs = self._costs()
-        names = {id(self._tracker._model.get_submodule(name)): name for name in costs}
-        total, layers = torch.zeros_like(importance), 0
+        layers = {
+            id(self._tracker._model.get_submodule(layer)): (chain, number)
+            for chain in self._chains
+            for number, layer in enumerate(chain.layers)
+        }
+        total, found = torch.zeros_like(importance), 0
         for item in group:
-            name = names.get(id(item.dep.target.module))
-            if name is None or not _makes_channels(item):
+            place = layers.get(id(item.dep.target.module))
+            if place is None or not _makes_channels(item):
                 continue
-            cost = costs[name].to(importance)
+            chain, number = place
+            scores = self._scores(chain, group._DG, options)[number].to(importance)
             roots = torch.as_tensor(list(item.root_idxs), device=importance.device)
-            total.index_add_(0, roots, cost[torch.as_tensor(list(item.idxs), device=importance.device)])
-            layers += 1
-        if layers == 0:
-            return importance
-        return importance / (total / layers).clamp(min=_LEAST_COST) ** self._strength
+            total.index_add_(0, roots, scores[torch.as_tensor(list(item.idxs), device=importance.device)])
+            found += 1
+        return importance if found == 0 else total / found
 
     @torch.no_grad()
-    def _costs(self) -> dict[str, Tensor]:
-        """(channels,) relative cost of each predicted depthwise layer."""
+    def _scores(self, chain: Chain, graph: Any, options: Mapping[str, Any]) -> Sequence[Tensor]:
+        """(channels,) of each layer of a chain."""
+        modules = [self._tracker._model.get_submodule(name) for name in chain.layers]
+        kernels = [module.weight.flatten(1) for module in modules]  # type: ignore[operator]
         provenance = self._tracker.provenance
-        costs: dict[str, Tensor] = {}
-        for chain in self._chains:
-            kernels = [self._tracker._model.get_submodule(name).weight.flatten(1) for name in chain.layers]  # type: ignore[operator]
-            references = ancestral_references([provenance[name] for name in chain.layers])
-            costs |= dict(zip(chain.layers[1:], channel_costs(kernels, references), strict=True))
-        return costs
+        references = ancestral_references([provenance[name] for name in chain.layers])
+        costs = [torch.ones(len(kernels[0])), *channel_costs(kernels, references)]
+        scores = []
+        for module, cost in zip(modules, costs, strict=True):
+            everything = list(range(len(cost)))
+            group = graph.get_pruning_group(module, tp.prune_depthwise_conv_out_channels, everything)
+            importance = self._importance(group, **options)
+            if importance is None:
+                importance = torch.ones(len(cost))
+            relative = importance.to(cost) / importance.mean().clamp(min=1e-30)
+            scores.append(relative / cost.clamp(min=_LEAST_COST) ** self._strength)
+        return family_scores(scores, references)
 
 
 class IlwpPruner:

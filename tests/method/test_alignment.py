@@ -55,9 +55,12 @@ def test_anchor_gets_gains_only() -> None:
     torch.testing.assert_close(alignment.apply(random(6, 9)).norm(dim=1), torch.ones(6))
 
 
-def test_dead_kernels_keep_their_gain() -> None:
-    kernels = torch.cat([random(2, 9), torch.zeros(1, 9), 1e-9 * random(1, 9)])
-    assert free_gains(kernels)[2:].tolist() == [1, 1]
+def test_dead_kernels() -> None:
+    """What a batch norm of variance 0 amplifies gets unit norm as well; only what is 0, or nearly, keeps its gain."""
+    kernels = torch.cat([random(2, 9), 1e-9 * random(1, 9), torch.zeros(1, 9), 1e-20 * random(1, 9)])
+    gains = free_gains(kernels)
+    torch.testing.assert_close((kernels[:3] * gains[:3, None]).norm(dim=1), torch.ones(3))
+    assert gains[3:].tolist() == [1, 1]
     assert free_gains(torch.zeros(2, 9)).tolist() == [1, 1]
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.provenance import Origin, ancestral_references, given_references
+from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores, given_references
 
 
 def literal(origins: list[Origin]) -> list[list[int]]:
@@ -74,3 +74,15 @@ def test_survivors_are_distinct_original_channels(wrong: list[float]) -> None:
         Origin(torch.tensor(wrong) if wrong != [] else torch.zeros(0, dtype=torch.int64), 3)
     with pytest.raises(TensorError, match="survivors: expected"):
         Origin.whole(2).without([0, 1])
+
+
+def test_family_scores() -> None:
+    """Two anchors; kernel 0 predicts 2 and 4, 1 predicts 3; then 2 predicts 5, and 6 has no reference."""
+    values = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0]), torch.tensor([6.0, 7.0])]
+    references = [torch.tensor([-1, -1]), torch.tensor([0, 1, 0]), torch.tensor([2, -1])]
+    first, second, third = family_scores(values, references)
+    assert first.tolist() == [(1 + 3 + 5 + 6) / 4, (2 + 4) / 2]
+    means = [(3 + 6) / 2, 4, 5]
+    parents = [3.75, 3, 3.75]
+    assert second.tolist() == pytest.approx([0.999 * p + 0.001 * m for p, m in zip(parents, means, strict=True)])
+    assert third.tolist() == pytest.approx([0.999 * float(second[0]) + 0.001 * 6, 7])

@@ -1,8 +1,11 @@
 import copy
+import itertools
+from typing import Any
 
 import pytest
 import torch
-from ilwp_integrations.torch_pruning import align
+import torch_pruning as tp
+from ilwp_integrations.torch_pruning import Coupling, align
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, estimate
@@ -167,6 +170,27 @@ def test_random_channels(seed: int, name: str, scaled: bool) -> None:
     assert float(change) < 1e-3, "float32 rounding of weights, batch norms of tiny variance"
     if not scaled:
         assert all(estimate(model, IlwpConfig(bits=b)).total_bytes <= s for b, s in zip((4, 8), sizes, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2", "shufflenetv2"])
+def test_importance_brings_equals_together(name: str, example: Tensor) -> None:
+    """For a later pruning: a kernel and its reference are about as important. The function stays the same, too."""
+
+    def agreement(**options: Any) -> float:
+        model = network(name, example)
+        expected = copy.deepcopy(model).double()(example.double())
+        report = align(model, example, **options)
+        change = (copy.deepcopy(model).double()(example.double()) - expected).abs().max() / expected.abs().max()
+        assert float(change) < 1e-4
+        coupling = Coupling(model, example, tp.importance.MagnitudeImportance())
+        layers = [layer for layer in report.aligned if layer not in report.refused]
+        ranks = [coupling.importance(layer).argsort().argsort() / len(coupling.importance(layer)) for layer in layers]  # type: ignore[union-attr,arg-type]
+        differences = [
+            (own - before[torch.arange(len(own)) % len(before)]).abs() for before, own in itertools.pairwise(ranks)
+        ]
+        return float(torch.cat(differences).mean())
+
+    assert agreement(importance=tp.importance.MagnitudeImportance()) < agreement() / 2
 
 
 def test_frozen_parameters_and_modes_stay_as_they_are(example: Tensor) -> None:

@@ -55,6 +55,7 @@ class Queue:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         url = f"sqlite:///{Path(storage).absolute()}" if "://" not in os.fspath(storage) else os.fspath(storage)
         self._state = optuna.trial.TrialState
+        self._results: dict[str, TrainingResult | MethodResult] = {}
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         # sqlite knows no row locks, so two could be handed the same trial; whoever can open its file can lock another.
         _, _, file = url.partition("sqlite:///")
@@ -131,8 +132,11 @@ class Queue:
     def results(self, tasks: Sequence[Task]) -> list[TrainingResult | MethodResult]:
         """What is done of some tasks, by any process."""
         keys = {task.key for task in tasks}
-        done = {t.user_attrs["key"]: t.user_attrs["result"] for t in self._trials("COMPLETE")}
-        return [parse_result(text) for key, text in done.items() if key in keys]
+        for trial in self._trials("COMPLETE"):
+            key = trial.user_attrs["key"]
+            if key in keys and key not in self._results:  # parsed once, since this is asked all the time
+                self._results[key] = parse_result(trial.user_attrs["result"])
+        return [result for key, result in self._results.items() if key in keys]
 
     def errors(self, tasks: Sequence[Task]) -> dict[str, str]:
         """Of tasks that failed and were not done since: title and message."""

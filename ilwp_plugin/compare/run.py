@@ -82,6 +82,7 @@ def compare(
         context.set_forkserver_preload(["ilwp_plugin.compare.execute"])
     stop = threading.Event()
     doing: dict[int, str] = {}
+    written: set[str] = set()
 
     def do(task: Task) -> TrainingResult | MethodResult:
         doing[threading.get_ident()] = task.title
@@ -91,6 +92,15 @@ def compare(
             return _in_process(context, task, folder, data_folder, threads, stop)
         finally:
             del doing[threading.get_ident()]
+
+    def collect() -> list[TrainingResult | MethodResult]:
+        results = queue.results(tasks)
+        if new := [result for result in results if result.key not in written]:
+            append_results(folder, new)
+            written.update(result.key for result in new)
+        if report is not None:
+            report("tasks", len(results), len(tasks))
+        return results
 
     def worker() -> None:
         try:
@@ -111,7 +121,7 @@ def compare(
             thread.start()
         shown: set[str] = set()
         while any(thread.is_alive() for thread in crew):
-            _collect(queue, tasks, folder, report)
+            collect()
             if report is not None:
                 now = set(doing.values())
                 for what in sorted(now | shown):
@@ -129,20 +139,10 @@ def compare(
                 os.environ[name] = value
     if broken:
         raise broken[0]
-    results = _collect(queue, tasks, folder, report)
+    results = collect()
     if errors := queue.errors(tasks):
         what = "; ".join(f"{title}: {message}" for title, message in errors.items())
         raise TaskError(f"{len(errors)} of {len(tasks)} tasks failed: {what}. Logs are in {folder / 'logs'}")
-    return results
-
-
-def _collect(
-    queue: Queue, tasks: list[Task], folder: Path, report: Report | None
-) -> list[TrainingResult | MethodResult]:
-    results = queue.results(tasks)
-    append_results(folder, results)
-    if report is not None:
-        report("tasks", len(results), len(tasks))
     return results
 
 

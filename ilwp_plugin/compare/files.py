@@ -7,12 +7,14 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.sections.sparse import SparseSection, split_sparse
 
-__all__ = ["as_is", "with_integers", "wiped"]
+__all__ = ["as_is", "others_in_8_bits", "with_integers", "wiped"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,9 +27,23 @@ def wiped(model: M) -> M:
 
 
 def as_is(state: Mapping[str, Tensor]) -> CompressedModel:
-    """Tensors as a file holds them that compresses none of them."""
+    """Tensors as a file holds them that compresses none of them; of weights with many zeros the others only."""
     infos = [TensorInfo(name, tensor.dtype, tuple(tensor.shape), "raw") for name, tensor in state.items()]
-    return CompressedModel(infos, [], {name: t.detach().to("cpu", copy=True) for name, t in state.items()})
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+    infos, raw, sparse = split_sparse(infos, copies)
+    return CompressedModel(infos, [], raw, sparse=sparse)
+
+
+def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> CompressedModel:
+    """The same, with the weights of convolutions and linear layers that it holds as they are in 8 bits a channel.
+
+    Args:
+        compressed: a model as its file holds it.
+        model: the model, for its weights.
+    """
+    sparse = compressed.sparse.tensors if compressed.sparse else {}
+    floats = {info.name for info in compressed.tensors if info.storage == "raw" or info.name in sparse}
+    return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in floats})
 
 
 def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTensor]) -> CompressedModel:
@@ -46,6 +62,7 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
     kept = [compressed.batch_norms, *compressed.chains]
     keep = {name for section in kept if section is not None for name in section.tensors}
     infos = [old if old.name in keep else new for old, new in zip(compressed.tensors, coded.tensors, strict=True)]
+    sparse = {name: t for name, t in (coded.sparse.tensors if coded.sparse else {}).items() if name not in keep}
     return CompressedModel(
         infos,
         compressed.chains,
@@ -54,4 +71,5 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
         grid=coded.grid,
         batch_norms=compressed.batch_norms,
         provenance=compressed.provenance,
+        sparse=SparseSection(sparse) if sparse else None,
     )

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, load
-from ilwp_plugin.compare.baselines import int8_weights
-from ilwp_plugin.compare.files import as_is, wiped, with_integers
+from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped, with_integers
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
 from ilwp_plugin.compare.training import Companion, Plan, prepared, train_on
@@ -331,7 +330,7 @@ def _compressed(controller: Controller, weight_bits: WeightBits) -> Compressed:
         state[_ZEROS] = _smallest(torch.cat([quantizer.zero_point.flatten() for quantizer in activations]))
     compressed = whole.with_others_of(state)
     if weight_bits is not None:
-        compressed = with_integers(compressed, _others(structure, compressed))
+        compressed = others_in_8_bits(compressed, structure)
 
     def restore(path: Path) -> nn.Module:
         return _restored(load(path), wiped(copy.deepcopy(structure)))
@@ -387,12 +386,6 @@ def _smallest(values: Tensor) -> Tensor:
         if bounds.min <= int(values.min()) and int(values.max()) <= bounds.max:
             return values.to(dtype)
     return values
-
-
-def _others(model: nn.Module, compressed: CompressedModel) -> dict[str, IntegerTensor]:
-    """8-bit codes of the weights that the file holds as they are."""
-    raw = {info.name for info in compressed.tensors if info.storage == "raw"}
-    return {name: value for name, value in int8_weights(model).items() if name in raw}
 
 
 def _stacked(config: IlwpConfig | None) -> str:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import CompressedModel, IlwpConfig, load
-from ilwp_plugin.compare.baselines import int8_weights
-from ilwp_plugin.compare.files import as_is, wiped, with_integers
+from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
 from ilwp_plugin.compare.training import Plan, prepared, train_on
@@ -67,7 +66,7 @@ class Magnitude(Method):
         else:
             compressed = _fine_tuned(model, case, options, config, tracker)
         if options.weight_bits is not None:
-            compressed = with_integers(compressed, _others(model, compressed))
+            compressed = others_in_8_bits(compressed, model)
 
         def restore(path: Path) -> nn.Module:
             restored = load(path).restore(wiped(case.fresh()))
@@ -118,12 +117,6 @@ def _fine_tuned(
     )
     model.eval()
     return result.compressed
-
-
-def _others(model: nn.Module, compressed: CompressedModel) -> dict[str, Any]:
-    """8-bit codes of the weights that the file holds as they are."""
-    raw = {info.name for info in compressed.tensors if info.storage == "raw"}
-    return {name: value for name, value in int8_weights(model).items() if name in raw}
 
 
 METHODS: Mapping[str, Method] = {"magnitude": Magnitude()}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ilwp_plugin.compare.config import Network
@@ -178,21 +179,19 @@ def stored_results(folder: str | os.PathLike[str]) -> list[TrainingResult | Meth
 
 
 def append_results(folder: str | os.PathLike[str], results: Iterable[TrainingResult | MethodResult]) -> None:
-    """Add results that the folder does not have yet."""
+    """Add results that the folder does not have yet. Several processes may do so at one time."""
     path = Path(folder) / FILE
-    known, whole = set(), 0
-    for end, result in _lines(path):
-        known.add(result.key)
-        whole = end
-    try:
-        with path.open("ab") as file:
-            file.truncate(whole)
-            for result in results:
-                if result.key not in known:
-                    known.add(result.key)
-                    file.write(result.model_dump_json().encode() + b"\n")
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    with FileLock(path.with_suffix(".lock")):
+        known, whole = set(), 0
+        for whole, result in _lines(path):  # noqa: B007  (its last value is where whole lines end)
+            known.add(result.key)
+        new = {result.key: result for result in results if result.key not in known}
+        try:
+            with path.open("ab") as file:
+                file.truncate(whole)
+                file.writelines(result.model_dump_json().encode() + b"\n" for result in new.values())
+        except OSError as error:
+            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def parse_result(text: str | bytes) -> TrainingResult | MethodResult:

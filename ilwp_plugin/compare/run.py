@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from ilwp_plugin._imports import optional
 from ilwp_plugin.compare.config import CompareConfig, Task
 from ilwp_plugin.compare.queue import Queue, TaskError
 from ilwp_plugin.compare.results import (
@@ -156,7 +157,7 @@ def _in_process(
 ) -> TrainingResult | MethodResult:
     """The task, done by a process of its own."""
     mine, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, task.model_dump_json(), folder, data_folder, threads)
+    arguments = (theirs, os.getpid(), task.model_dump_json(), folder, data_folder, threads)
     process = context.Process(target=_child, args=arguments, daemon=True)  # type: ignore[attr-defined]
     process.start()
     theirs.close()
@@ -179,13 +180,13 @@ def _in_process(
     return parse_result(text)
 
 
-def _child(pipe: Connection, task: str, folder: Path, data_folder: str | None, threads: int) -> None:
+def _child(pipe: Connection, asking: int, task: str, folder: Path, data_folder: str | None, threads: int) -> None:
     """What a process does; everything that is printed goes to a log of the task's own."""
     import torch
 
     from ilwp_plugin.compare.execute import execute  # preloaded by the server
 
-    _end_with(os.getppid())
+    _end_with(asking)
     torch.set_num_threads(threads)
     asked = Task.model_validate_json(task)
     with (folder / "logs" / f"{asked.key}.log").open("wb", buffering=0) as log:
@@ -205,11 +206,18 @@ def _child(pipe: Connection, task: str, folder: Path, data_folder: str | None, t
         pipe.send(answer)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that asked for it has been killed."""
+def _end_with(process: int) -> None:
+    """End this process when the one that asked for it is gone. Its parent is the server, which lives on for it."""
+    psutil = optional("psutil", "compare")
+
+    def lives() -> bool:
+        try:
+            return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
     def look() -> None:
-        while os.getppid() == parent:
+        while lives():
             time.sleep(_POLL)
         os._exit(1)
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ilwp_plugin import load
@@ -85,15 +86,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_results(whole: Path, tmp_pat
     for seconds in (4.0, 6.5, 9.0):
         process = start(folder, "--workers", "2")
         time.sleep(seconds)
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, "a task goes on without the process that asked for it"
     process = start(folder, "--workers", "2")
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said.decode()
     assert outcome(folder) == outcome(whole)
 
 
-def test_two_processes_share_the_work(whole: Path, tmp_path: Path) -> None:
+def test_two_processes_in_one_folder(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    processes = [start(folder, "--workers", "1") for _ in range(2)]
+    for process in processes:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said.decode()
+    assert len((folder / "results.jsonl").read_bytes().splitlines()) == TASKS
+    assert outcome(folder) == outcome(whole)
+
+
+def test_two_processes_share_a_storage(whole: Path, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
     folders = [tmp_path / "one", tmp_path / "two"]
     processes = [start(folder, "--workers", "1", "--storage", storage) for folder in folders]

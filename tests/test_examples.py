@@ -51,7 +51,13 @@ def test_fine_tune(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prune(tmp_path: Path) -> None:
     text = run("prune.py", "--epochs", 2, "--out", tmp_path)
-    assert len([line for line in text.splitlines() if "% |" in line]) == 6
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0][0].isdigit()]
+    assert [row[0] for row in rows] == ["0 %"] * 2 + ["30%"] * 2 + ["50%"] * 2
+    whole = float(rows[1][6])
+    for plain, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert int(ours[2].replace(",", "")) < int(plain[2].replace(",", "")) / 2
+        assert not ours[5] or float(ours[5]) < 1.1 * whole, "right after pruning survivors have their references"
     assert load(tmp_path / "pruned_50%.ilwp").provenance
 
 

@@ -268,7 +268,7 @@ def _from_text(text: Any, where: str) -> tuple[Tensor, Tensor]:
         raise FormatError(f"{where}: no scales and zero points of activations: {error}") from None
     high, low, zeros = np.split(plain, [len(plain) // 4, len(plain) // 2])
     bits = torch.from_numpy((high.astype(np.int32) << 24) | (low.astype(np.int32) << 16))
-    return bits.view(torch.float32).double(), torch.from_numpy(zeros.copy()).view(torch.int16).long()
+    return bits.view(torch.float32).double(), torch.from_numpy(zeros.view("<i2").astype(np.int64))
 
 
 def _digest(graph: fx.GraphModule) -> str:

@@ -17,13 +17,14 @@ from ilwp_plugin.zoo import accuracy, load_data
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
 parser.add_argument("--data-folder")
+parser.add_argument("--model", help="state dict of the trained network; trains it first if not given")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int)
 options = parser.parse_args()
 
 settings = preset(options.data, epochs=options.epochs, seed=options.seed)
 data = load_data(options.data, options.data_folder)
-model = trained_model(settings, data)
+model = trained_model(settings, data, options.model)
 baseline = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes
 print(f"{settings}\nfp32 accuracy {accuracy(model, data):.2f} %, baseline (none, 8 bits) {baseline:,} bytes")
 

@@ -51,7 +51,13 @@ def test_fine_tune(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prune(tmp_path: Path) -> None:
     text = run("prune.py", "--epochs", 2, "--out", tmp_path)
-    assert len([line for line in text.splitlines() if "% |" in line]) == 6
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0][0].isdigit()]
+    assert [row[0] for row in rows] == ["0 %"] * 2 + ["30%"] * 2 + ["50%"] * 2
+    whole = float(rows[1][6])
+    for plain, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert int(ours[2].replace(",", "")) < int(plain[2].replace(",", "")) / 2
+        assert not ours[5] or float(ours[5]) < 1.1 * whole, "right after pruning survivors have their references"
     assert load(tmp_path / "pruned_50%.ilwp").provenance
 
 
@@ -78,9 +84,12 @@ def test_neural_compressor(tmp_path: Path) -> None:
 def test_neural_compressor_table() -> None:
     text = run("neural_compressor/compare.py", "--epochs", 4)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    files = {row[0]: int(row[3].replace(",", "")) for row in rows if row[3].replace(",", "").isdigit()}
+    files = {row[0]: int(row[4].replace(",", "")) for row in rows if row[4].replace(",", "").isdigit()}
     assert len(rows) == 10 and len(files) == 6
-    assert files["ilwp, one grid for all layers + static INT8"] < files["INC static INT8"] / 2
+    in_int8 = {name: files[name] for name in files if "INT8" in name}
+    smallest = min(in_int8, key=in_int8.__getitem__)
+    assert smallest == "ilwp, one grid for all layers + static INT8" and files[smallest] < files["INC static INT8"] / 2
+    assert files[smallest] - files["ilwp alone, one grid for all layers"] < 1000, "activation scales and a digest"
 
 
 def test_whole_model() -> None:

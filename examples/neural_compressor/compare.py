@@ -59,7 +59,7 @@ def toolkit_bytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def row(title: str, network: nn.Module, raw: int | None = None, saved: bool = True) -> None:
+def row(title: str, kind: str, network: nn.Module, raw: int | None = None, saved: bool = True) -> None:
     """One line of the table; what is saved is restored into a fresh network, and that is evaluated."""
     file = "-"
     raw = toolkit_bytes(network) if raw is None else raw
@@ -67,7 +67,7 @@ def row(title: str, network: nn.Module, raw: int | None = None, saved: bool = Tr
         with tempfile.TemporaryDirectory() as folder:
             file = f"{save(network, folder).file_bytes:,}"
             network = load(Path(folder), initial_model(settings, data).eval(), examples)
-    print(f"| {title} | {accuracy(network, data):.2f} | {raw:,} | {file} |", flush=True)
+    print(f"| {title} | {kind} | {accuracy(network, data):.2f} | {raw:,} | {file} |", flush=True)
 
 
 def fresh() -> nn.Module:
@@ -81,12 +81,13 @@ chains = IlwpConfig(bits=8)
 grid = IlwpConfig(bits=None, weight_step=options.step, batch_norm="merged")
 static, dynamic = INT8StaticQuantConfig(), DynamicQuantConfig()
 
-print(f"{settings}\n\n| | accuracy % | bytes in the toolkit | bytes of the file |\n| --- | --- | --- | --- |")
-row("fp32", model, saved=False)
-row("INC fp16", quantize(fresh(), MixedPrecisionConfig()), half, saved=False)
-row("INC dynamic INT8", stack(fresh(), [dynamic], examples))
-row("INC static INT8", stack(fresh(), [static], examples))
-row("ilwp alone, depthwise layers, 8 bits", quantize(fresh(), chains, example_inputs=examples))
-row("ilwp, depthwise layers, 8 bits + static INT8", stack(fresh(), [chains, static], examples))
-row("ilwp alone, one grid for all layers", quantize(fresh(), grid, example_inputs=examples))
-row("ilwp, one grid for all layers + static INT8", stack(fresh(), [grid, static], examples))
+print(f"{settings}\n\n| file | computes in | accuracy % | bytes in the toolkit | bytes of the file |")
+print("| --- | --- | --- | --- | --- |")
+row("fp32", "fp32", model, saved=False)
+row("INC fp16", "fp16", quantize(fresh(), MixedPrecisionConfig()), half, saved=False)
+row("ilwp alone, depthwise layers, 8 bits", "fp32", quantize(fresh(), chains, example_inputs=examples))
+row("ilwp alone, one grid for all layers", "fp32", quantize(fresh(), grid, example_inputs=examples))
+row("INC dynamic INT8", "INT8", stack(fresh(), [dynamic], examples))
+row("INC static INT8", "INT8", stack(fresh(), [static], examples))
+row("ilwp, depthwise layers, 8 bits + static INT8", "INT8", stack(fresh(), [chains, static], examples))
+row("ilwp, one grid for all layers + static INT8", "INT8", stack(fresh(), [grid, static], examples))

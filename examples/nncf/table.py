@@ -2,14 +2,17 @@
 
     OMP_NUM_THREADS=1 python examples/nncf/table.py --out out/nncf-table
 
-Runs that are done already (their result.json is there) are not run again, so an interrupted table goes on where it was.
-Without ilwp in the config the file stores the depthwise layers in 8 bits without prediction, or in NNCF's int8.
+The same command runs on NNCF 2.19 and on NNCF 3. The network is trained and aligned once, by the first of them that has
+torch-pruning. Runs that are done already (their result.json is there) are not run again, so an interrupted table goes
+on where it was. Without ilwp in the config the file stores the depthwise layers in 8 bits without prediction, or in
+NNCF's int8.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -46,7 +49,7 @@ if not aligned.exists():
 
 
 def run(config: Path, without: str) -> dict[str, float]:
-    out = options.out / (config.stem + ("-without" if without else ""))
+    out = options.out / f"nncf-{version('nncf')}" / (config.stem + ("-without" if without else ""))
     if not (out / "result.json").exists():
         command = [Path(sys.executable).parent / "ilwp", "run", "--toolkit", "nncf", here / "train.py"]
         command += ["--config", config, "--data", "fashion-mnist", "--width", "0.5", "--start", aligned, "--out", out]
@@ -58,6 +61,7 @@ def run(config: Path, without: str) -> dict[str, float]:
     return json.loads((out / "result.json").read_text())
 
 
+print(f"NNCF {version('nncf')}\n")
 print(
     "| stack | accuracy %, without | with | sparsity % | depthwise B, without | with | ratio | file B, without | with |"
 )

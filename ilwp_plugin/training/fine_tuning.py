@@ -38,8 +38,7 @@ __all__ = ["FineTuned", "FineTuning", "fine_tune"]
 
 _PULL = 1.0
 """Of the automatic loss weight, as a multiple of the mean residual: less than in a training from the beginning, since
-aligned kernels are near each other already. On Fashion-MNIST it makes the weight 21; 26 stores 7 % less at 0.2 points
-less (means of three seeds)."""
+aligned kernels are near each other already. On Fashion-MNIST it makes the weight 21 (docs/alignment.md)."""
 
 TaskLoss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> scalar loss, the mean over the batch."""

@@ -27,7 +27,7 @@ class FakeQuantization(nn.Module):
     """Base of parametrizations that quantize straight through: the loss looks behind them, at the weights that train.
 
     There it pulls every weight on towards its reference. Of quantized weights it would rest as soon as their difference
-    is the code 0; that costs both bytes and accuracy (README, "Fine-tuning").
+    is the code 0; that costs both bytes and accuracy (docs/alignment.md).
     """
 
 

@@ -24,7 +24,7 @@ from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, Training
 
 from .config import ALGORITHM, LOCAL_FIELDS, IlwpConfig, Operator
 
-__all__ = ["Attached", "IlwpQuantizer", "attached", "core_config", "register", "regularizer"]
+__all__ = ["Attached", "IlwpQuantizer", "attached", "changed_fields", "core_config", "register", "regularizer"]
 
 _PRIORITY = 50
 """Of autotune over all registered algorithms; INC's own are between 10 and 90."""
@@ -113,6 +113,12 @@ def core_config(mapping: Mapping[Operator, IlwpConfig], model: nn.Module, exampl
         if not any(name in chained for name, own_config in taken.items() if own_config.local_key == key):
             raise ConfigError(f"the configuration of {key!r} names no layer of a chain; chained are {sorted(chained)}")
     return config.replace(overrides={name: value for name, value in overrides.items() if name in chained})
+
+
+def changed_fields(config: CoreConfig) -> dict[str, Any]:
+    """The fields of a configuration that are not as by default, for the metadata of a file."""
+    default = CoreConfig().to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != default[name]}
 
 
 class IlwpQuantizer(Quantizer):  # type: ignore[misc]

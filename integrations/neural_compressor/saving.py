@@ -17,7 +17,7 @@ from ilwp_plugin import Ledger
 from ilwp_plugin.errors import ConfigError, FormatError, TrainingError
 from ilwp_plugin.method.chains import unwrap
 
-from .algorithm import attached
+from .algorithm import attached, changed_fields
 from .composition import Composition, config_from_dict
 from .config import ALGORITHM
 from .stacking import compress_exported, is_exported, restore_exported
@@ -72,7 +72,7 @@ def describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
     """
     parts = [config for config in mapping.values() if isinstance(config, Composition)]
     others = {name: values for part in parts for name, values in part.to_dict().items() if name != ALGORITHM}
-    about = {"version": installed(), "others": others, "ilwp": config.to_dict()}
+    about = {"version": installed(), "others": others, "ilwp": changed_fields(config)}
     return {_KEY: about}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
@@ -24,7 +25,7 @@ from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError,
 from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 
-from .algorithm import attached
+from .algorithm import attached, changed_fields
 from .composition import EXPORTED
 from .config import ALGORITHM
 from .exported import activations, integer_weights, other_tensors, set_activations, set_weight
@@ -36,6 +37,9 @@ _KEY = "ilwp_stack"
 """In the `meta` of a graph module, which its copies share."""
 
 _SCALES, _ZEROS = "activation_scales", "activation_zero_points"
+_MOST = 1 << 20
+"""Bytes of activation scales and zero points in a file, so that one of a few bytes cannot ask for more."""
+
 _LARGEST = 127
 """Codes of INC's weights are int8."""
 
@@ -102,6 +106,8 @@ def stack(
     graph = _exported(model, inputs, stacked, calibrate or (lambda graph: call(graph, inputs)))
     for weight in integer_weights(graph).values():  # scales as float32, which a file holds, not as Python has them
         set_weight(graph, weight, weight.value)
+    scales, zeros = activations(graph)
+    set_activations(graph, _short(scales), zeros)
     compressed = attached(model).compressed if float_configs else None
     if compressed is not None and _keep_grids(graph, model, compressed):
         graph.meta[_KEY] = replace(stacked, source=compressed)
@@ -180,6 +186,13 @@ def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedM
     return kept == len(weights)
 
 
+def _short(scales: Tensor) -> Tensor:
+    """The next bfloat16 numbers above: 2 bytes instead of 8, and no activation is clipped that was not."""
+    bits = scales.float().view(torch.int32)
+    above: Tensor = ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32).double()
+    return above
+
+
 def _gains(folded: Tensor, weight: Tensor) -> Tensor:
     """(channels,): what folding a batch norm multiplied each channel's weights by; 1 for channels of zeros."""
     flat, before = folded.flatten(1).double(), weight.detach().flatten(1).double()
@@ -210,18 +223,18 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
         raise TensorError(f"this {type(graph).__name__} was not made by stack(...)")
     stacked: Stacked = graph.meta[_KEY]
     scales, zeros = activations(graph)
-    if not torch.equal(scales.float().double(), scales):
-        raise TensorError("the scale of an activation is no float32 number")
+    if not torch.equal(scales.bfloat16().double(), scales):
+        raise TensorError("the scale of an activation is no bfloat16 number, as stack(...) leaves them")
     about = {
         "version": installed(),
         "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
         "dynamic_batch": stacked.dynamic_batch,
-        "ilwp": None if stacked.ilwp is None else stacked.ilwp.to_dict(),
+        "ilwp": None if stacked.ilwp is None else changed_fields(stacked.ilwp),
     }
     codes = _compress_codes(graph, scales, zeros, about)
     if stacked.source is None:
         return codes
-    packed = {_SCALES: _to_text(scales.float()), _ZEROS: _to_text(zeros.int()), "digest": _digest(graph)}
+    packed = {"activations": _to_text(scales, zeros), "digest": _digest(graph)}
     metadata = {**stacked.source.metadata, "neural_compressor": {**about, **packed}}
     source = stacked.source.with_others_of(stacked.source.state_dict(), metadata)
     return min(codes, source, key=lambda file: file.ledger.file_bytes)
@@ -232,20 +245,30 @@ def _compress_codes(graph: fx.GraphModule, scales: Tensor, zeros: Tensor, about:
     state = {name: tensor.detach() for name, tensor in other_tensors(graph, weights).items()}
     state.update({name: weight.value.restore() for name, weight in weights.items()})
     if len(scales):
-        state[_SCALES], state[_ZEROS] = scales.float(), zeros.to(torch.int32)
+        state[_SCALES], state[_ZEROS] = scales.bfloat16(), zeros.to(torch.int16)
     values = {name: weight.value for name, weight in weights.items()}
     return compress(state, CoreConfig(bits=None), quantized=values, metadata={"neural_compressor": dict(about)})
 
 
-def _to_text(values: Tensor) -> str:
-    return base64.b64encode(values.numpy().astype(values.numpy().dtype.newbyteorder("<")).tobytes()).decode()
+def _to_text(scales: Tensor, zeros: Tensor) -> str:
+    """Scales and zero points of activations: first all high bytes of the scales, which are much alike."""
+    parts = (scales.bfloat16().view(torch.uint8).reshape(-1, 2).T.flip(0), zeros.to(torch.int16).view(torch.uint8))
+    plain = b"".join(part.contiguous().numpy().tobytes() for part in parts)
+    return base64.b85encode(zlib.compress(plain, 9)).decode()
 
 
-def _from_text(text: Any, dtype: str, where: str) -> Tensor:
+def _from_text(text: Any, where: str) -> tuple[Tensor, Tensor]:
+    """The inverse: float64 scales and int64 zero points."""
     try:
-        return torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), dtype).copy())
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{where}: no list of scales or zero points: {error}") from None
+        decoder = zlib.decompressobj()
+        plain = np.frombuffer(decoder.decompress(base64.b85decode(text), _MOST), dtype=np.uint8)
+        if not decoder.eof or len(plain) % 4:
+            raise ValueError(f"{len(plain)} bytes, and not an end")
+    except (TypeError, ValueError, zlib.error) as error:
+        raise FormatError(f"{where}: no scales and zero points of activations: {error}") from None
+    high, low, zeros = np.split(plain, [len(plain) // 4, len(plain) // 2])
+    bits = torch.from_numpy((high.astype(np.int32) << 24) | (low.astype(np.int32) << 16))
+    return bits.view(torch.float32).double(), torch.from_numpy(zeros.view("<i2").astype(np.int64))
 
 
 def _digest(graph: fx.GraphModule) -> str:
@@ -256,7 +279,7 @@ def _digest(graph: fx.GraphModule) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return base64.b85encode(digest.digest()).decode()
 
 
 def restore_exported(
@@ -311,8 +334,7 @@ def _restore_from_source(
     for weight in integer_weights(graph).values():
         set_weight(graph, weight, weight.value)
     _keep_grids(graph, own, stored)
-    scales, zeros = (_from_text(about.get(_SCALES), "<f4", where), _from_text(about.get(_ZEROS), "<i4", where))
-    set_activations(graph, scales.double(), zeros.long())
+    set_activations(graph, *_from_text(about.get("activations"), where))
     if _digest(graph) != about["digest"]:
         raise TensorError(
             f"{where}: export and folding of batch norms give other numbers here than where it was saved (torch "
@@ -324,8 +346,13 @@ def _restore_from_source(
 
 
 def _portable(config: BaseConfig) -> dict[str, Any]:
-    """A configuration of INC with all that it says; INC's own `to_dict` loses what is global beside local ones."""
-    fields = {name: getattr(config, name) for name in config.params_list if name not in ("white_list", "model_info")}
+    """What a configuration of INC changes; INC's own `to_dict` loses what is global beside local ones."""
+    default = type(config)()
+    fields = {
+        name: value
+        for name in config.params_list
+        if name not in ("white_list", "model_info") and (value := getattr(config, name)) != getattr(default, name)
+    }
     local = {
         key if isinstance(key, str) else "{type}" + key.__name__: _portable(value)
         for key, value in config.local_config.items()

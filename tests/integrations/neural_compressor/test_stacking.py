@@ -17,7 +17,7 @@ from neural_compressor.torch.quantization import (
 from torch import Tensor, nn
 
 from ilwp_plugin import load as core_load
-from ilwp_plugin.errors import ConfigError, TensorError, TrainingError
+from ilwp_plugin.errors import ConfigError, FormatError, TensorError, TrainingError
 from ilwp_plugin.testing import settle
 
 
@@ -204,6 +204,29 @@ def test_another_folding_is_noticed(
         load(tmp_path / "x.ilwp", copy.deepcopy(network), examples)
     plain = copy.deepcopy(network)
     core_load(tmp_path / "x.ilwp").apply_to(plain)
+
+
+def test_running_in_int8_costs_few_bytes(stacks: dict[str, nn.Module]) -> None:
+    """Scales, zero points, a digest and how the graph was made, on top of the file of the float model."""
+    graph = stacks["grid, merged, static"]
+    stored = compress_exported(graph)
+    assert "digest" in stored.metadata["neural_compressor"]
+    alone = stored.with_others_of(stored.state_dict(), {})
+    scales, _ = activations(graph)
+    assert stored.ledger.file_bytes - alone.ledger.file_bytes < 330 + 3 * len(scales)
+    assert torch.equal(scales.bfloat16().double(), scales)
+
+
+@pytest.mark.parametrize("text", [None, 7, "~~~", "abc", ""])
+def test_damaged_scales_are_refused(
+    stacks: dict[str, nn.Module], network: nn.Module, examples: Tensor, tmp_path: Path, text: Any
+) -> None:
+    stored = compress_exported(stacks["grid, merged, static"])
+    about = stored.metadata
+    about["neural_compressor"]["activations"] = text
+    stored.with_others_of(stored.state_dict(), about).save(tmp_path / "x.ilwp")
+    with pytest.raises((FormatError, TensorError), match="scales"):
+        load(tmp_path / "x.ilwp", copy.deepcopy(network), examples)
 
 
 def test_copies_are_whole(stacks: dict[str, nn.Module], examples: Tensor) -> None:

@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 from ilwp_integrations.neural_compressor import IlwpConfig, attached, autotune, load, save
-from neural_compressor.torch.quantization import RTNConfig, TuningConfig
+from neural_compressor.torch.quantization import RTNConfig, TuningConfig, quantize
 from neural_compressor.torch.quantization import autotune as inc_autotune
 from torch import Tensor, nn
 
+from ilwp_plugin.demo import initial_model, preset
 from ilwp_plugin.errors import ConfigError, TrainingError
+from ilwp_plugin.zoo import Recipe, accuracy, load_data, train
 
 
 @pytest.fixture
@@ -100,3 +102,22 @@ def test_incs_own_autotune_takes_ilwp(mobilenet: nn.Module, fidelity) -> None:  
     assert attached(tuned).config.bits == 8
     with pytest.raises(ConfigError, match="4 twice"):  # where INC would return None
         inc_autotune(mobilenet, TuningConfig(config_set=[IlwpConfig(bits=[4, 4])]), eval_fn=fidelity)
+
+
+def test_half_a_point_of_a_trained_network_buys_a_smaller_file_than_eight_bits(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    data = load_data("digits")
+    settings = preset("digits", epochs=6)
+    model = initial_model(settings, data)
+    train(model, data, Recipe(settings.epochs, settings.batch))
+    before = accuracy(model, data)
+    assert before > 90
+    tuned = autotune(
+        model.eval(),
+        TuningConfig(config_set=[IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])]),
+        eval_fn=lambda network: accuracy(network, data),
+        criterion=lambda before, after: after >= before - 0.5,
+    )
+    eight = save(quantize(copy.deepcopy(model), IlwpConfig(bits=8)), tmp_path / "8")
+    assert tuned.config.bits < 8 and save(tuned.model, tmp_path / "tuned").file_bytes < eight.file_bytes
+    restored = load(tmp_path / "tuned", initial_model(settings, data).eval())
+    assert accuracy(restored, data) >= before - 0.5

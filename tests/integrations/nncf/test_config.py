@@ -1,15 +1,18 @@
 """The section in NNCF's JSON, and its schema."""
 
+import importlib.metadata
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import ilwp_integrations.nncf
 import jsonschema
 import pytest
 from ilwp_integrations.nncf import NNCFConfig, schema
 from ilwp_integrations.nncf.config import Section
 
-from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.errors import ConfigError, MissingDependencyError
 from tests.integrations.nncf.helpers import FILTERS, ILWP, INT8, MAGNITUDE, RB
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "nncf" / "configs"
@@ -61,3 +64,14 @@ def test_examples_are_valid(path: Path) -> None:
     config = NNCFConfig.from_json(str(path))
     assert Section.find(config) is not None
     jsonschema.validate(dict(config), schema())
+
+
+@pytest.mark.parametrize("found", ["2.7.0", "2.18.0", "2.20.0", "4.0.0"])
+def test_other_versions_of_nncf_are_refused_by_number(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    spec = importlib.util.spec_from_file_location("beside_another_nncf", ilwp_integrations.nncf.__file__)
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(
+        MissingDependencyError, match=rf"nncf {found} is installed; ilwp works with nncf 2\.19 and 3\.x"
+    ):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

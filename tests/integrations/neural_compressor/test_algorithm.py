@@ -112,7 +112,7 @@ def test_each_part_alone(mobilenet: nn.Module, images: Tensor, tmp_path: Path) -
         regularizer(prepare(copy.deepcopy(mobilenet), IlwpConfig()))
 
 
-def test_local_configurations_reach_the_layers(mobilenet: nn.Module) -> None:
+def test_local_configurations_reach_the_layers(mobilenet: nn.Module, tmp_path: Path) -> None:
     config = IlwpConfig(bits=6).set_local("features.5.0", IlwpConfig(bits=3, mode="none"))
     config.set_local(r"features\.7\.", IlwpConfig(bits=None))
     quantized = quantize(mobilenet, config)
@@ -120,6 +120,11 @@ def test_local_configurations_reach_the_layers(mobilenet: nn.Module) -> None:
     assert (layers["features.5.0"].bits, layers["features.5.0"].mode) == (3, "none")
     assert layers["features.6.0"].bits == 6
     assert "features.7.0" not in layers
+    save(quantized, tmp_path / "x.ilwp")  # INC's own load_config_mapping would lose the values
+    stored = core_load(tmp_path / "x.ilwp").metadata["neural_compressor"]["ilwp"]
+    assert CoreConfig.from_dict(stored) == attached(quantized).config
+    override = stored["overrides"]["features.5.0"]
+    assert (override["bits"], override["mode"], stored["bits"]) == (3, "none", 6)
 
 
 def test_white_list_reaches_the_layers(mobilenet: nn.Module) -> None:

@@ -123,6 +123,9 @@ def to_file(
     # In the order of the chains, where there are any: each layer's codes are predicted by those before.
     place = {f"{layer}.weight": number for number, layer in enumerate(config.layers or ())}
     ordered = sorted(quantizers, key=lambda item: place.get(item[0], len(place)))
+    for name, quantizer in ordered:
+        if not bool(stripped.get_parameter(name).isfinite().all() and quantizer.scale.isfinite().all()):
+            raise TrainingError(f"layer {name!r}: weights or scales are not finite; the training has diverged")
     quantized = {name: integer_weight(stripped.get_parameter(name), quantizer) for name, quantizer in ordered}
     state.update({name: codes.restore() for name, codes in quantized.items()})
     file = compress(state, config, quantized=quantized, metadata=metadata)

@@ -174,6 +174,14 @@ def test_the_same_file_whatever_the_order() -> None:
     assert len(sizes) == 1
 
 
+def test_a_training_that_diverged_is_said_so(tmp_path: Path) -> None:
+    controller, model = compressed([INT8, ILWP])
+    with torch.no_grad():
+        next(m for m in model.modules() if isinstance(m, nn.Linear)).weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="classifier.weight': weights or scales are not finite; .*diverged"):
+        controller.save_ilwp(tmp_path / "x.ilwp")
+
+
 def test_export_to_onnx(tmp_path: Path) -> None:
     import onnx
 

@@ -2,6 +2,8 @@
 VENV ?= .venv
 # NNCF 2.19 and NNCF 3 cannot be installed together.
 LEGACY ?= .venv-legacy
+# NNCodec needs an older numpy, and without --no-deps gigabytes of what its coder does not use.
+PEERS ?= .venv-peers
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # One thread a process: tests run in two processes, and small networks gain nothing from more.
@@ -25,6 +27,10 @@ test-slow: setup
 
 bench: $(VENV)/.installed
 	$(PYTEST) tests/benchmarks -m bench -s --timeout 1800
+
+peers: $(VENV)/.installed $(PEERS)/.installed
+	$(TEST_ENV) $(BIN)/python examples/peers/table.py --peers $(PEERS)/bin/python
+	$(TEST_ENV) $(BIN)/python examples/peers/table.py --peers $(PEERS)/bin/python --pretrained
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -51,9 +57,15 @@ $(LEGACY)/.installed: setup.cfg pyproject.toml constraints-legacy.txt
 	$(LEGACY)/bin/python -m pip install --quiet --constraint constraints-legacy.txt --editable '.[dev-legacy]'
 	touch $@
 
+$(PEERS)/.installed: Makefile
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 'numpy<2' pandas tqdm pcodec==1.1.0 zstandard==0.25.0 pybind11 setuptools wheel
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --no-build-isolation nncodec==2.1.3
+	touch $@
+
 %/.compiled: %/.installed
 	NNCF_EXTENSION_LOAD_TIMEOUT=0 TORCH_EXTENSIONS_DIR=$(CURDIR)/$*/torch_extensions $*/bin/python -m ilwp_integrations.nncf.prepare
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LEGACY) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LEGACY) $(PEERS) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

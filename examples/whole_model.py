@@ -24,7 +24,7 @@ parser.add_argument("--model", help="state dict of the trained network; trains i
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--images", type=int, default=2000, help="calibration images, of the training set")
 parser.add_argument("--steps", type=float, nargs="+", default=[0.05, 0.07])
-parser.add_argument("--residual-share", type=float, default=0.6, help="step of the residuals, in steps of the others")
+parser.add_argument("--residual-share", type=float, default=0.5, help="step of the residuals, in steps of the others")
 parser.add_argument("--align", action="store_true", help="align first; needs torch-pruning")
 options = parser.parse_args()
 
@@ -46,7 +46,7 @@ for step in options.steps:
         anchor="quantized",
         weight_step=step,
         residual_step=step * options.residual_share,
-        dead_zone=0.56,
+        dead_zone=0.58,
         batch_norm="merged",
         batch_norm_bits=4,
         align=options.align,

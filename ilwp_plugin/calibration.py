@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ilwp_plugin.errors import CalibrationError
 from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.error_feedback import Feedback, Moments
 
-__all__ = ["MEMORY_BYTES", "BatchNormMoments", "Visitor", "calibrate", "is_batch_norm", "is_layer"]
+__all__ = ["MEMORY_BYTES", "BatchNormMoments", "Visitor", "calibrate", "is_batch_norm", "is_layer", "output_errors"]
 
 MEMORY_BYTES = 2 << 30
 """Activations that may be held at one time."""
@@ -171,6 +172,66 @@ def calibrate(
                 "leave out `calibration`"
             )
     return {name for name, site in sites.items() if site.done}
+
+
+_ENOUGH_EXAMPLES = 256
+"""For the errors of outputs: one pass for each layer."""
+
+
+@torch.no_grad()
+def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """How much the outputs of a model change when one layer has another weight, for each layer alone.
+
+    The mean output of each channel of the layer is kept, as batch norms and biases will keep it.
+
+    Args:
+        model: the model, see `calibrate`; it is not changed.
+        inputs: likewise; some are taken, evenly spaced.
+        weights: other weights, by name of the layer.
+
+    Returns:
+        Squared errors relative to the variance of the outputs, by name of the layer.
+
+    Raises:
+        CalibrationError: the model does not run on the inputs, or gives no tensor.
+    """
+    model = copy.deepcopy(unwrap(model)).cpu().eval()
+    batch = _joined(inputs)
+    every = max(1, _size(batch) // _ENOUGH_EXAMPLES)
+    batch = _map(lambda tensor: tensor[::every][:_ENOUGH_EXAMPLES], batch)
+    means: dict[str, Tensor] = {}
+
+    def mean(output: Tensor) -> Tensor:
+        return output.mean([0, *range(2, output.dim())], keepdim=True)
+
+    def remember(name: str) -> Callable[..., None]:
+        return lambda module, _, output: means.update({name: mean(output)})
+
+    modules = {name: model.get_submodule(name) for name in weights}
+    hooks = [module.register_forward_hook(remember(name)) for name, module in modules.items()]
+    expected = _tensors(_run(model, batch))
+    for hook in hooks:
+        hook.remove()
+    if not expected:
+        raise CalibrationError(f"{type(model).__name__} gives no floating-point tensor whose errors could be measured")
+    errors = {}
+    for name, module in modules.items():
+        own = getattr(module, "weight")  # noqa: B009
+        before = own.clone()
+        own.copy_(weights[name])
+        hook = module.register_forward_hook(lambda _, __, output, name=name: output - mean(output) + means[name])
+        found = _tensors(_run(model, batch))
+        hook.remove()
+        own.copy_(before)
+        errors[name] = sum(
+            float((a - b).square().sum() / (b - b.mean()).square().sum().clamp(min=1e-30))
+            for a, b in zip(found, expected, strict=True)
+        )
+    return errors
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from ilwp_plugin import toolkits
-from ilwp_plugin.calibration import calibrate
+from ilwp_plugin.calibration import calibrate, output_errors
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import (
@@ -38,11 +38,12 @@ from ilwp_plugin.container.directory import Storage, check_tensor
 from ilwp_plugin.encoder import Encoder, Progress
 from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorError
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.method.allocation import allocate_steps
+from ilwp_plugin.method.chains import Chains, unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.structure import resize_layers
-from ilwp_plugin.search import Knobs, Log, Trial, smallest_file
+from ilwp_plugin.search import Knobs, Log, Trial, best_within_size, smallest_within_drop
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,
@@ -413,16 +414,15 @@ def _search(
         digest.update(name.encode())
         digest.update(raw_bytes(tensor.detach().cpu()))
     log = Log(resume, digest.hexdigest())
-    zones = (0.56, 0.5, 0.62) if options["calibration"] is not None else (0.5,)
+    zones = (0.58, 0.5) if options["calibration"] is not None else (0.5,)
     if kind == "max_drop":
         before = score(None)
         assert before is not None
-        found = smallest_file(run, log, start, zones, lambda t: before - float(t.score or 0.0) <= target, False)
+        found = smallest_within_drop(run, log, start, zones, before, target)
     else:
         numel = sum(weight.numel() for weight in weights)
         limit = target if kind == "target_bytes" else target * numel / 8
-        zones = zones if evaluate is not None else zones[:1]
-        found = smallest_file(run, log, start, zones, lambda t: t.nbytes <= limit, True)
+        found = best_within_size(run, log, start, zones if evaluate is not None else zones[:1], limit)
     return knobs_of(found.knobs)
 
 
@@ -457,7 +457,13 @@ def _compress(
         )
     if calibration is not None and module is None:
         raise ConfigError("calibration: a state dict cannot be run; give the module")
+    if config.residual_allocation == "measured" and (calibration is None or config.residual_step is None):
+        raise ConfigError("residual_allocation: 'measured' needs calibration inputs and a residual_step")
     layers = select_layers(model, config, given, example_inputs)
+    steps: dict[str, float] = {}
+    if config.residual_allocation == "measured":
+        assert module is not None
+        steps = _allocated(module, config, layers.chains, calibration)
     norms = batch_norms(model, config)
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
     packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
@@ -476,6 +482,7 @@ def _compress(
         {info.name: info for info in directory},
         references or {},
         progress,
+        steps,
     )
     if calibration is not None:
         assert module is not None
@@ -492,6 +499,18 @@ def _compress(
     raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
     chains, grid, merged = encoder.sections()
     return CompressedModel(directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance, sparse)
+
+
+def _allocated(module: nn.Module, config: IlwpConfig, chains: Chains, calibration: Any) -> dict[str, float]:
+    """Residual steps by layer, from what rounding each one alone does to the outputs."""
+    step = config.residual_step
+    assert step is not None
+    first = [] if config.anchor == "quantized" else [chain.layers[0] for chain in chains]
+    state = module.state_dict()
+    weights = {name: state[f"{name}.weight"] for chain in chains for name in chain.layers if name not in first}
+    rounded = {name: torch.round(weight / step) * step for name, weight in weights.items()}
+    errors = output_errors(module, calibration, rounded)
+    return allocate_steps(step, errors, {name: weight.numel() for name, weight in weights.items()})
 
 
 def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:

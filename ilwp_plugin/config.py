@@ -133,6 +133,11 @@ class IlwpConfig(BaseModel):
         description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
         "layer from its bits and range.",
     )
+    residual_allocation: Literal["equal", "measured"] = Field(
+        default="equal",
+        description="'measured' gives each layer of a chain a residual step of its own, smaller where an error changes "
+        "the outputs more; `residual_step` is their geometric mean. Needs calibration inputs.",
+    )
     rate_weight: Weight = Field(
         default=0.0,
         description="Rate-distortion optimised rounding of residuals: what a bit is worth, in squared steps; 0 rounds "

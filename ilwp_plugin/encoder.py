@@ -68,6 +68,7 @@ class ChainEncoder:
         config: the configuration; `bits` is set.
         references: by layer, given index maps or origins; see `compress`.
         progress: is told.
+        steps: by layer, residual steps instead of that of the configuration.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class ChainEncoder:
         config: IlwpConfig,
         references: Mapping[str, Tensor] | Provenance,
         progress: ProgressCounter,
+        steps: Mapping[str, float],
     ) -> None:
-        self._chain, self._infos, self._config = chain, infos, config
+        self._chain, self._infos, self._config, self._steps = chain, infos, config, steps
         self._progress = progress
         self._counts = [info.numel // chain.taps for info in infos]
         self._given = given_references(chain.layers, self._counts, references)
@@ -152,6 +154,7 @@ class Encoder:
         directory: directory entries by name of the tensor.
         references: index maps by layer; see `compress`.
         progress: is told.
+        steps: residual steps by layer, instead of that of the configuration.
     """
 
     def __init__(
@@ -165,12 +168,13 @@ class Encoder:
         directory: Mapping[str, TensorInfo],
         references: Mapping[str, Tensor] | Provenance,
         progress: Progress | None,
+        steps: Mapping[str, float],
     ) -> None:
         self._config, self._grid, self._biases, self._norms, self._directory = config, grid, biases, norms, directory
         kernels = sum(info.numel // chain.taps for chain, infos in chains for info in infos)
         counter = ProgressCounter(progress, kernels + sum(info.shape[0] for info in grid.values()))
         self._progress = counter
-        self._chains = [ChainEncoder(chain, infos, config, references, counter) for chain, infos in chains]
+        self._chains = [ChainEncoder(chain, infos, config, references, counter, steps) for chain, infos in chains]
         self._chain_of = {
             name: (encoder, i)
             for encoder, (chain, _) in zip(self._chains, chains, strict=True)

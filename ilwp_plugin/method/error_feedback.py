@@ -24,8 +24,12 @@ Layer = nn.Conv2d | nn.Linear
 TARGET_DAMPING = 0.1
 """Share of the mean input energy that holds the least-squares weights to the given ones."""
 
-ROUNDING_DAMPING = 0.03
-"""Share of the mean input energy that is added to every input before feedback."""
+ROUNDING_DAMPING = 0.04
+"""Share of the whole input energy that is added to every input before feedback.
+
+So errors are made up for along the few directions in which most of the energy lies, as the mean of the inputs. Less
+damping follows the calibration inputs further, at the price of larger codes: more bytes at an equal divergence.
+"""
 
 _BLOCK = 32
 """Columns between two updates of all the weights to come."""
@@ -113,6 +117,7 @@ class Feedback:
         self._means = (moments.original / moments.count)[:, :, None], (moments.quantized / moments.count)[:, :, None]
         energy = self._gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
         self._unit = torch.eye(d, dtype=torch.float64) * (energy + 1e-10)
+        self._rounding_damping = ROUNDING_DAMPING * d * self._unit
 
     def target(self, weight: Tensor) -> Tensor:
         """The weights that give the original outputs on the quantized inputs, in the least squares; float32."""
@@ -140,7 +145,7 @@ class Feedback:
             int64 codes in the layer's shape.
         """
         groups, rows, d = self._view
-        gram = self._gram + ROUNDING_DAMPING * self._unit
+        gram = self._gram + self._rounding_damping
         order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
         by_row = order[:, None, :].expand(self._view)
         square = order[:, :, None].expand(-1, -1, d), order[:, None, :].expand(-1, d, -1)

@@ -1,0 +1,33 @@
+"""One step for each layer, so that a bit more or less costs the same everywhere (reverse water-filling)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+__all__ = ["SPREAD", "allocate_steps"]
+
+SPREAD = 3.0
+"""The largest factor between a step and the mean: beyond it the model of the error as small, white noise fails."""
+
+
+def allocate_steps(step: float, errors: Mapping[str, float], weights: Mapping[str, int]) -> dict[str, float]:
+    """Steps whose squares are inverse to what an error of a weight costs.
+
+    At high rates a weight of step s has the squared error s^2 / 12, and a bit halves s. With h the cost of a squared
+    error in one weight of a layer, the sum of costs at a given number of bits is least where h s^2 is the same for all.
+
+    Args:
+        step: geometric mean of all weights' steps, up to the limits of SPREAD; larger than 0.
+        errors: cost of rounding a layer at `step`, by layer; >= 0.
+        weights: how many it has, >= 1, likewise.
+
+    Returns:
+        Steps by layer, within SPREAD of `step`.
+    """
+    total = sum(weights.values())
+    costs = {name: max(error, 1e-30) / weights[name] for name, error in errors.items()}
+    mean = sum(weights[name] * math.log(cost) for name, cost in costs.items()) / total if costs else 0.0
+    logs = {name: (mean - math.log(cost)) / 2 for name, cost in costs.items()}
+    limit = math.log(SPREAD)
+    return {name: step * math.exp(min(limit, max(-limit, value))) for name, value in logs.items()}

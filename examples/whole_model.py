@@ -24,7 +24,9 @@ parser.add_argument("--model", help="state dict of the trained network; trains i
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--images", type=int, default=2000, help="calibration images, of the training set")
 parser.add_argument("--steps", type=float, nargs="+", default=[0.05, 0.07])
-parser.add_argument("--residual-share", type=float, default=0.5, help="step of the residuals, in steps of the others")
+parser.add_argument("--residual-share", type=float, default=0.8, help="step of the residuals, in steps of the others")
+parser.add_argument("--damping", type=float, default=10.0, help="of the error feedback")
+parser.add_argument("--dead-zone", type=float, default=0.58)
 parser.add_argument("--align", action="store_true", help="align first; needs torch-pruning")
 options = parser.parse_args()
 
@@ -46,7 +48,8 @@ for step in options.steps:
         anchor="quantized",
         weight_step=step,
         residual_step=step * options.residual_share,
-        dead_zone=0.58,
+        feedback_damping=options.damping,
+        dead_zone=options.dead_zone,
         batch_norm="merged",
         batch_norm_bits=4,
         align=options.align,

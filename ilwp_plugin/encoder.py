@@ -107,7 +107,9 @@ class ChainEncoder:
                 self._layers.append(CodedLayer(info, None, "none"))
                 self._progress.finished(name, len(kernels))
                 return self._pool.layers[0].reshape(weight.shape)
-        shape = weight.shape
+        config, shape = self._config.for_layer(name), weight.shape
+        if name in self._steps:
+            config = config.replace(residual_step=self._steps[name])
 
         def rounded(reference: Tensor, step: float, rounding: Rounding) -> Tensor:
             assert feedback is not None
@@ -116,7 +118,7 @@ class ChainEncoder:
         layer = quantize_layer(
             kernels,
             self._pool,
-            self._config.for_layer(name),
+            config,
             self._given[number],
             feedback=None if feedback is None else rounded,
             searched=partial(self._progress.searched, name),
@@ -215,7 +217,8 @@ class Encoder:
         else:
             target = feedback.target(weight)
             rounding = dead_zone_rounding(self._config.dead_zone, LARGEST_CODE)
-            codes = feedback.codes(target, torch.zeros_like(target), step, rounding)
+            damping = self._config.feedback_damping
+            codes = feedback.codes(target, torch.zeros_like(target), step, rounding, damping)
             value = IntegerTensor(codes, torch.tensor(step))
         self._on_grid[info.name] = (info, value)
         self._progress.finished(name, info.shape[0])

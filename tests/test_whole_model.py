@@ -70,6 +70,17 @@ def test_error_feedback_beats_rounding_at_the_same_step(model: nn.Module, inputs
     assert fed.ledger.grid_bytes < 1.05 * rounded.ledger.grid_bytes
 
 
+def test_measured_steps_cost_less_error_where_layers_differ(model: nn.Module, inputs: Tensor) -> None:
+    network = copy.deepcopy(model)
+    config = WHOLE.replace(residual_allocation="measured", mode="none")
+    compressed = compress(network, config, calibration=inputs)
+    steps = [layer.step for layer in compressed.layers if layer.step is not None]
+    assert len(set(steps)) > 3 and 0.01 < min(steps) < 0.03 < max(steps) < 0.09 + 1e-6
+    assert error(compressed, network, inputs) < 1
+    with pytest.raises(ConfigError, match="residual_allocation: 'measured' needs calibration inputs"):
+        compress(network, config)
+
+
 def test_one_pass_and_many_agree(model: nn.Module, inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     once = compress(model, WHOLE, calibration=inputs)
     passes = 0

@@ -2,7 +2,8 @@
 
 python examples/peers/coders.py IN.npz OUT.npz METHOD [QP]
 
-It prints bytes and seconds as JSON; OUT holds what is restored. METHOD is fp32+zstd, fp16+zstd, int8+zstd, int8+pcodec or nncodec (with its quantization parameter).
+It prints bytes and seconds as JSON; OUT holds what is restored. METHOD is fp32+zstd, fp16+zstd, int8+zstd, int8+pcodec
+or nncodec (with its quantization parameter).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import ilwp_plugin
 from ilwp_plugin import toolkits
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
+from ilwp_plugin.coding import Histogram
 from ilwp_plugin.compression import CompressedModel
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.exported import example_inputs_of, layers_of_program, load_into_program, read_program, write_program
@@ -159,7 +160,40 @@ def _report(model: CompressedModel) -> dict[str, Any]:
     layers = {layer.name: {**asdict(layer), **by_layer[layer.name].to_dict()} for layer in model.layers}
     tensors = {name: parts.file_bytes for name, parts in by_layer.items() if name not in layers}
     report = {**ledger.whole.to_dict(), "layers": layers, "tensors": tensors, "metadata": model.metadata}
+    report["grid"], report["batch_norms"] = _grid(model), _batch_norms(model)
     return {**report, "excluded": model.excluded} if model.excluded else report
+
+
+def _grid(model: CompressedModel) -> dict[str, dict[str, Any]]:
+    """The tensors that are codes on a grid: shape, step (of the first channel), share of zeros, entropy, bytes."""
+    by_layer = model.ledger.layers
+    return {
+        name: {
+            "shape": list(value.codes.shape),
+            "step": float(value.scale.reshape(-1)[0]),
+            "steps": value.scale.numel(),
+            "zeros": float((value.centred == 0).double().mean()),
+            "entropy": Histogram.of(value.centred.numpy()).entropy,
+            "bytes": by_layer[name].file_bytes,
+        }
+        for name, value in model.quantized.items()
+    }
+
+
+def _batch_norms(model: CompressedModel) -> dict[str, dict[str, Any]]:
+    """The merged batch norms: channels, bits of a scale's mantissa, step of the shift, bytes of all its tensors."""
+    if model.batch_norms is None:
+        return {}
+    by_layer = model.ledger.layers
+    return {
+        infos[0].name.removesuffix(".weight"): {
+            "channels": value.scale_codes.numel(),
+            "mantissa_bits": value.mantissa,
+            "shift_step": value.shift_step,
+            "bytes": sum(by_layer[info.name].file_bytes for info in infos if info.name in by_layer),
+        }
+        for infos, value in zip(model.batch_norms.infos, model.batch_norms.values, strict=True)
+    }
 
 
 def _print(model: CompressedModel, title: str) -> None:
@@ -184,4 +218,23 @@ def _print(model: CompressedModel, title: str) -> None:
         )
     columns = ["layer", "kernels", "mode", "bits", "step", "zeros", "entropy", "texture", "non-texture", "total"]
     ui.table("compressed layers (entropy in bits a weight, sizes in bytes)", columns, rows)
+    if grid := _grid(model):
+        rows = [
+            [
+                name,
+                "x".join(map(str, g["shape"])),
+                f"{g['step']:.3g}" + ("" if g["steps"] == 1 else f" and {g['steps'] - 1} more"),
+                f"{g['zeros']:.2f}",
+                f"{g['entropy']:.2f}",
+                f"{g['bytes']:,}",
+            ]
+            for name, g in grid.items()
+        ]
+        ui.table("on a grid (entropy in bits a value)", ["tensor", "shape", "step", "zeros", "entropy", "bytes"], rows)
+    if norms := _batch_norms(model):
+        rows = [
+            [name, str(n["channels"]), str(n["mantissa_bits"]), f"{n['shift_step']:.3g}", f"{n['bytes']:,}"]
+            for name, n in norms.items()
+        ]
+        ui.table("merged batch norms", ["layer", "channels", "bits of mantissa", "step of shift", "bytes"], rows)
     ui.table("bytes", ["", *LEDGER_COLUMNS], [[title, *ledger_row(model.ledger.whole.to_dict())]])

@@ -24,12 +24,8 @@ Layer = nn.Conv2d | nn.Linear
 TARGET_DAMPING = 0.1
 """Share of the mean input energy that holds the least-squares weights to the given ones."""
 
-ROUNDING_DAMPING = 0.04
-"""Share of the whole input energy that is added to every input before feedback.
-
-So errors are made up for along the few directions in which most of the energy lies, as the mean of the inputs. Less
-damping follows the calibration inputs further, at the price of larger codes: more bytes at an equal divergence.
-"""
+ROUNDING_DAMPING = 0.03
+"""Share of the mean input energy that is added to every input before feedback, if no other is given."""
 
 _BLOCK = 32
 """Columns between two updates of all the weights to come."""
@@ -117,7 +113,6 @@ class Feedback:
         self._means = (moments.original / moments.count)[:, :, None], (moments.quantized / moments.count)[:, :, None]
         energy = self._gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
         self._unit = torch.eye(d, dtype=torch.float64) * (energy + 1e-10)
-        self._rounding_damping = ROUNDING_DAMPING * d * self._unit
 
     def target(self, weight: Tensor) -> Tensor:
         """The weights that give the original outputs on the quantized inputs, in the least squares; float32."""
@@ -132,7 +127,14 @@ class Feedback:
         after = quantized.double().reshape(self._view) @ self._means[1]
         return (before - after).reshape(-1).float()
 
-    def codes(self, weight: Tensor, reference: Tensor, step: float, rounding: Rounding) -> Tensor:
+    def codes(
+        self,
+        weight: Tensor,
+        reference: Tensor,
+        step: float,
+        rounding: Rounding,
+        damping: float = ROUNDING_DAMPING,
+    ) -> Tensor:
         """Round `weight - reference` to multiples of a step, with feedback.
 
         Args:
@@ -140,12 +142,13 @@ class Feedback:
             reference: likewise; what the weight is predicted by.
             step: larger than 0, in units of weight.
             rounding: of levels to codes.
+            damping: share of the mean input energy that is added to every input.
 
         Returns:
             int64 codes in the layer's shape.
         """
         groups, rows, d = self._view
-        gram = self._gram + self._rounding_damping
+        gram = self._gram + damping * self._unit
         order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
         by_row = order[:, None, :].expand(self._view)
         square = order[:, :, None].expand(-1, -1, d), order[:, None, :].expand(-1, d, -1)

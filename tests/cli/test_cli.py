@@ -202,3 +202,17 @@ def test_a_closed_pipe_is_no_error(model_file: Path) -> None:
     command = f"'{ILWP}' estimate '{model_file}' --json | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert result.stdout == "{\n" and not result.stderr
+
+
+def test_inspect_shows_the_grid_and_batch_norms(model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.ilwp"
+    options = ["--weight-step", "0.05", "--batch-norm", "merged", "--batch-norm-eps", "1e-5"]
+    ilwp("compress", model_file, "-o", out, *options)
+    report = ilwp_json("inspect", out)
+    entry = report["grid"]["classifier.weight"]
+    assert entry["step"] == pytest.approx(0.05) and 0 < entry["zeros"] < 1 and 0 < entry["entropy"] < 8
+    assert 0 < sum(grid["bytes"] for grid in report["grid"].values()) <= report["file_bytes"]
+    norm = next(iter(report["batch_norms"].values()))
+    assert norm["channels"] > 1 and norm["mantissa_bits"] == 5 and norm["bytes"] > 0
+    text = ilwp("inspect", out).stdout
+    assert "on a grid" in text and "merged batch norms" in text

@@ -46,7 +46,7 @@ def test_one_weight_after_the_other() -> None:
     weight, step = layer.weight.detach(), 0.2
     codes = feedback.codes(weight, torch.zeros_like(weight), step, dead_zone_rounding(0.5, 1000))
     gram = moments.gram[0] / moments.count
-    gram = gram + ROUNDING_DAMPING * torch.eye(6) * gram.trace()
+    gram = gram + ROUNDING_DAMPING * torch.eye(6) * gram.diagonal().mean()
     rest, expected = weight.double().clone(), torch.zeros_like(codes)
     left = gram.diagonal().argsort(descending=True).tolist()
     while left:

@@ -27,6 +27,7 @@ parser.add_argument("--steps", type=float, nargs="+", default=[0.05, 0.07])
 parser.add_argument("--residual-share", type=float, default=0.8, help="step of the residuals, in steps of the others")
 parser.add_argument("--damping", type=float, default=10.0, help="of the error feedback")
 parser.add_argument("--dead-zone", type=float, default=0.58)
+parser.add_argument("--allocation", default="equal", help="of residual steps to layers: equal or measured")
 parser.add_argument("--align", action="store_true", help="align first; needs torch-pruning")
 options = parser.parse_args()
 
@@ -48,6 +49,7 @@ for step in options.steps:
         anchor="quantized",
         weight_step=step,
         residual_step=step * options.residual_share,
+        residual_allocation=options.allocation,
         feedback_damping=options.damping,
         dead_zone=options.dead_zone,
         batch_norm="merged",

@@ -58,10 +58,9 @@ class Queue:
         self._results: dict[str, TrainingResult | MethodResult] = {}
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         # sqlite knows no row locks, so two could be handed the same trial; whoever can open its file can lock another.
+        # The lock is one for each thread (`thread_local`), since threads of this process must shut each other out, too.
         _, _, file = url.partition("sqlite:///")
-        self._lock: AbstractContextManager[Any] = (
-            FileLock(f"{file}.lock", thread_local=False) if file else nullcontext()
-        )
+        self._lock: AbstractContextManager[Any] = FileLock(f"{file}.lock", thread_local=True) if file else nullcontext()
         try:
             with self._lock:
                 database = optuna.storages.RDBStorage(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ilwp_plugin.compare.baselines import int8_weights
+from ilwp_plugin.compare.methods import wiped
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
@@ -15,15 +15,6 @@ from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.sections.sparse import SparseSection, split_sparse
 
 __all__ = ["as_is", "others_in_8_bits", "with_integers", "wiped"]
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def wiped(model: M) -> M:
-    """The model with every parameter and buffer 0, so that what it computes can only come from a file."""
-    for tensor in model.state_dict().values():
-        tensor.zero_()
-    return model
 
 
 def as_is(state: Mapping[str, Tensor]) -> CompressedModel:

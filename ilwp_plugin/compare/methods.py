@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +25,19 @@ from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.registry import Registry
 from ilwp_plugin.zoo import Dataset
 
-__all__ = ["METHODS", "Case", "Compressed", "Method", "Options", "depthwise_layers", "find_method", "tensor_bytes"]
+__all__ = [
+    "METHODS",
+    "Case",
+    "Compressed",
+    "Method",
+    "Options",
+    "depthwise_layers",
+    "find_method",
+    "tensor_bytes",
+    "wiped",
+]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Options(BaseModel):
@@ -97,9 +109,7 @@ class Compressed:
         """Of a compressed model that is restored into a structure, whose own weights and buffers are wiped first."""
 
         def restore(path: Path) -> nn.Module:
-            model = copy.deepcopy(structure)
-            for tensor in model.state_dict().values():
-                tensor.zero_()
+            model = wiped(copy.deepcopy(structure))
             load(path).apply_to(model)
             return model.eval()
 
@@ -148,6 +158,13 @@ def find_method(name: str) -> Method:
     if rest not in found:
         raise RegistryError(f"unknown method {name!r}; {nearest(rest, found)}")
     return found[rest]
+
+
+def wiped(model: M) -> M:
+    """The model with every parameter and buffer 0, so that what it computes can only come from a file."""
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return model
 
 
 def depthwise_layers(model: nn.Module) -> dict[str, nn.Conv2d]:

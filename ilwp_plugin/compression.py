@@ -56,8 +56,8 @@ from ilwp_plugin.sections import (
     encode_raw,
     encode_structure,
 )
+from ilwp_plugin.sections.lossless import LOSSLESS, LosslessSection, split_lossless
 from ilwp_plugin.sections.raw import measure_raw, raw_bytes
-from ilwp_plugin.sections.sparse import SparseSection, split_sparse
 from ilwp_plugin.selection import Model, batch_norms, given_tensors, select_layers
 from ilwp_plugin.stream import ByteReader
 
@@ -97,7 +97,8 @@ class CompressedModel:
         chains: the quantized chains.
         grid: the other tensors that are stored as codes on a grid; None where there are none.
         batch_norms: the merged batch norms; None likewise.
-        sparse: the untouched weights that are stored as a map of zeros and the other values; None likewise.
+        lossless: the sections of untouched tensors that are smaller there than as they are: sparse weights, packed
+            integers.
         excluded: why each other convolution is in no chain; known to `compress` only, it is not stored.
         provenance: of a pruned model, the origin of the channels of each layer that lost some.
         alignment: what `config.align` has done (`alignment.AlignmentReport`); known to `compress` only.
@@ -115,13 +116,13 @@ class CompressedModel:
         grid: GridSection | None = None,
         batch_norms: BatchNormSection | None = None,
         provenance: Provenance | None = None,
-        sparse: SparseSection | None = None,
+        lossless: Sequence[LosslessSection] = (),
     ) -> None:
         self.tensors = tuple(tensors)
         self.chains = tuple(chains)
         self.grid = grid
         self.batch_norms = batch_norms
-        self.sparse = sparse
+        self.lossless = tuple(lossless)
         self._metadata = encode_metadata(metadata) if metadata else None
         self.excluded = dict(excluded or {})
         self._raw = dict(raw)
@@ -143,7 +144,7 @@ class CompressedModel:
     def _coded_sections(self) -> list[SectionBytes]:
         sections = [encode_structure(self.provenance, self.tensors)] if self.provenance else []
         sections += [section.encode(self.tensors) for section in self._decoded]
-        sections += [] if self.sparse is None else [self.sparse.encode(self.tensors)]
+        sections += [section.encode(self.tensors) for section in self.lossless]
         return sections if self._metadata is None else [*sections, self._metadata]
 
     @cached_property
@@ -172,8 +173,8 @@ class CompressedModel:
 
         Each call gives new tensors; aliases (shared weights) share theirs, as in the original.
         """
-        coded = {name: tensor for section in self._decoded for name, tensor in section.tensors.items()}
-        coded.update({} if self.sparse is None else self.sparse.tensors)
+        sections = [*self._decoded, *self.lossless]
+        coded = {name: tensor for section in sections for name, tensor in section.tensors.items()}
         restored: dict[str, Tensor] = {}
         for info in self.tensors:
             if info.storage == "alias":
@@ -248,7 +249,7 @@ class CompressedModel:
         coded = [name for chain in self.chains for name in chain.tensors]
         others = [section for section in (self.grid, self.batch_norms) if section is not None]
         packed = [name for section in others for name in section.tensors]
-        directory, raw, infos, sparse = _directory(state, coded, packed)
+        directory, raw, infos, lossless = _directory(state, coded, packed)
         chains = [
             replace(chain, layers=tuple(replace(layer, info=infos[layer.info.name]) for layer in chain.layers))
             for chain in self.chains
@@ -259,7 +260,7 @@ class CompressedModel:
         if norms is not None:
             norms = replace(norms, infos=tuple(tuple(infos[i.name] for i in norm) for norm in norms.infos))
         metadata = self.metadata if metadata is None else metadata
-        return CompressedModel(directory, chains, raw, metadata, self.excluded, grid, norms, self.provenance, sparse)
+        return CompressedModel(directory, chains, raw, metadata, self.excluded, grid, norms, self.provenance, lossless)
 
     def to_bytes(self) -> bytes:
         """The content of the file."""
@@ -468,7 +469,7 @@ def _compress(
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
     packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
     packed += [key for norm in norms.values() for key in norm.keys]
-    directory, raw, infos, sparse = _directory(state, chain_keys, packed)
+    directory, raw, infos, lossless = _directory(state, chain_keys, packed)
     provenance = {name: value for name, value in (references or {}).items() if isinstance(value, Origin)}
     if not provenance:
         layers.chains.check_predicted(references or {})
@@ -498,7 +499,8 @@ def _compress(
     encoder.finish(state)
     raw.update({name: value.to(raw[name].dtype) for name, value in encoder.changed.items() if name in raw})
     chains, grid, merged = encoder.sections()
-    return CompressedModel(directory, chains, raw, metadata, layers.chains.excluded, grid, merged, provenance, sparse)
+    excluded = layers.chains.excluded
+    return CompressedModel(directory, chains, raw, metadata, excluded, grid, merged, provenance, lossless)
 
 
 def _allocated(module: nn.Module, config: IlwpConfig, chains: Chains, calibration: Any) -> dict[str, float]:
@@ -580,35 +582,36 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
             singles[kind] = GridSection.decode(reader, archive.tensors)
         elif kind is SectionKind.BATCH_NORM:
             singles[kind] = BatchNormSection.decode(reader, archive.tensors)
-        elif kind is SectionKind.SPARSE:
-            singles[kind] = SparseSection.decode(reader, archive.tensors)
+        elif kind in LOSSLESS:
+            singles[kind] = LOSSLESS[kind].decode(reader, archive.tensors)
         else:
             singles[kind] = decode_raw(reader, archive.tensors)
         ledger.extend(reader.ledger)
     if SectionKind.RAW not in singles:
         raise FormatError(f"{where}: no raw section")
     grid, norms = singles.get(SectionKind.GRID), singles.get(SectionKind.BATCH_NORM)
-    sparse = singles.get(SectionKind.SPARSE)
+    lossless: list[LosslessSection] = [singles[kind] for kind in LOSSLESS if kind in singles]
     coded = Counter(layer.info.name for chain in chains for layer in chain.layers)
     coded.update(info.name for info in (grid.infos if grid else ()))
     coded.update(info.name for infos in (norms.infos if norms else ()) for info in infos)
-    coded.update(list(sparse.tensors) if sparse else ())
+    coded.update(name for section in lossless for name in section.tensors)
     for info in archive.tensors:
         if info.storage in ("coded", "packed") and coded[info.name] != 1:
             raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")
     raw, metadata = singles[SectionKind.RAW], singles.get(SectionKind.METADATA)
     provenance = singles.get(SectionKind.STRUCTURE)
-    model = CompressedModel(archive.tensors, chains, raw, metadata, None, grid, norms, provenance, sparse)
+    model = CompressedModel(archive.tensors, chains, raw, metadata, None, grid, norms, provenance, lossless)
     model.ledger = ledger  # as read, not as this version would write it
     return model
 
 
 def _directory(
     state: Mapping[str, Tensor], coded: Sequence[str], packed: Sequence[str]
-) -> tuple[list[TensorInfo], dict[str, Tensor], dict[str, TensorInfo], SparseSection | None]:
+) -> tuple[list[TensorInfo], dict[str, Tensor], dict[str, TensorInfo], tuple[LosslessSection, ...]]:
     """The directory of a state dict, copies of its untouched tensors, and the entry that each other one is stored as.
 
-    `coded` tensors are in chains, `packed` ones in other sections; of the untouched ones those with many zeros are.
+    `coded` tensors are in chains, `packed` ones in other sections; untouched ones are, too, where that is
+    smaller.
 
     Of tensors that share all their memory the first is stored and the others are its aliases, so a coded tensor may be
     stored under another name than that of its layer. Raises TensorError.
@@ -635,8 +638,8 @@ def _directory(
         infos.append(TensorInfo(name, tensor.dtype, shape, storages.get(place, "raw")))
         if place not in storages:
             raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
-    infos, raw, sparse = split_sparse(infos, raw)
-    return infos, raw, {key: infos[owners[_place(key, state[key])]] for key in [*coded, *packed]}, sparse
+    infos, raw, lossless = split_lossless(infos, raw)
+    return infos, raw, {key: infos[owners[_place(key, state[key])]] for key in [*coded, *packed]}, lossless
 
 
 def _place(name: str, tensor: Tensor) -> tuple[Any, ...]:

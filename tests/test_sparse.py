@@ -52,18 +52,16 @@ def test_what_would_not_be_smaller_stays_as_it_is() -> None:
     dense = state(1.0)
     one_zero = {**dense, "sparse.weight": dense["sparse.weight"].clone()}
     one_zero["sparse.weight"][0, 0] = 0
-    assert compress(dense).sparse is None and size(compress(one_zero).ledger) <= size(compress(dense).ledger)
-    assert (
-        compress({**dense, "bias": torch.zeros(4096), "count": torch.zeros(64, 64, dtype=torch.int64)}).sparse is None
-    )
+    assert not compress(dense).lossless and size(compress(one_zero).ledger) <= size(compress(dense).ledger)
+    assert not compress({**dense, "bias": torch.zeros(4096), "flags": torch.zeros(64, 64, dtype=torch.bool)}).lossless
 
 
 def test_shared_weights_are_stored_once_and_new_values_are_taken_over() -> None:
     model = state(0.2)
     compressed = compress({**model, "again": model["sparse.weight"]}, IlwpConfig(bits=4))
-    assert list(compressed.sparse.tensors) == ["sparse.weight"]
+    assert [list(section.tensors) for section in compressed.lossless] == [["sparse.weight"]]
     assert torch.equal(loads(compressed.to_bytes()).state_dict()["again"], model["sparse.weight"])
     changed = compressed.state_dict() | {"sparse.weight": torch.ones(256, 128)}
     later = compressed.with_others_of(changed)
-    assert later.sparse is not None and list(later.sparse.tensors) == ["again"]
+    assert [list(section.tensors) for section in later.lossless] == [["again"]]
     assert torch.equal(loads(later.to_bytes()).state_dict()["sparse.weight"], torch.ones(256, 128))

@@ -12,17 +12,17 @@ from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.method.grid import IntegerTensor
-from ilwp_plugin.sections.sparse import SparseSection, split_sparse
+from ilwp_plugin.sections.lossless import split_lossless
 
 __all__ = ["as_is", "others_in_8_bits", "with_integers", "wiped"]
 
 
 def as_is(state: Mapping[str, Tensor]) -> CompressedModel:
-    """Tensors as a file holds them that compresses none of them; of weights with many zeros the others only."""
+    """Tensors as a file holds them that changes none; sparse weights and packed integers take what they need."""
     infos = [TensorInfo(name, tensor.dtype, tuple(tensor.shape), "raw") for name, tensor in state.items()]
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-    infos, raw, sparse = split_sparse(infos, copies)
-    return CompressedModel(infos, [], raw, sparse=sparse)
+    infos, raw, lossless = split_lossless(infos, copies)
+    return CompressedModel(infos, [], raw, lossless=lossless)
 
 
 def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> CompressedModel:
@@ -32,8 +32,8 @@ def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> Compresse
         compressed: a model as its file holds it.
         model: the model, for its weights.
     """
-    sparse = compressed.sparse.tensors if compressed.sparse else {}
-    floats = {info.name for info in compressed.tensors if info.storage == "raw" or info.name in sparse}
+    untouched = {name for section in compressed.lossless for name in section.tensors}
+    floats = {info.name for info in compressed.tensors if info.storage == "raw" or info.name in untouched}
     return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in floats})
 
 
@@ -53,7 +53,6 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
     kept = [compressed.batch_norms, *compressed.chains]
     keep = {name for section in kept if section is not None for name in section.tensors}
     infos = [old if old.name in keep else new for old, new in zip(compressed.tensors, coded.tensors, strict=True)]
-    sparse = {name: t for name, t in (coded.sparse.tensors if coded.sparse else {}).items() if name not in keep}
     return CompressedModel(
         infos,
         compressed.chains,
@@ -62,5 +61,5 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
         grid=coded.grid,
         batch_norms=compressed.batch_norms,
         provenance=compressed.provenance,
-        sparse=SparseSection(sparse) if sparse else None,
+        lossless=[left for section in coded.lossless if (left := section.without(keep)) is not None],
     )

@@ -34,6 +34,7 @@ class SectionKind(enum.IntEnum):
     BATCH_NORM = 5
     STRUCTURE = 6
     SPARSE = 7
+    FIELDS = 8
 
     @property
     def part(self) -> Part:

@@ -62,7 +62,7 @@ class TensorInfo:
         name: key in the state dict.
         dtype: one of DTYPES.
         shape: its dimensions.
-        storage: "raw", as it is; "coded", in a chain; "packed", in a grid, batch-norm or sparse section;
+        storage: "raw", as it is; "coded", in a chain; "packed", in a grid, batch-norm, sparse or fields section;
             "alias", the same values as an earlier tensor.
         alias_of: for an alias, the position of that tensor; else -1.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,11 @@ class SparseSection:
     """
 
     tensors: Mapping[str, Tensor]
+
+    def without(self, names: Collection[str]) -> SparseSection | None:
+        """The same without some of its tensors; None if nothing is left."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
+        return SparseSection(tensors) if tensors else None
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""

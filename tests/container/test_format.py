@@ -195,7 +195,16 @@ def long_names() -> bytes:
     return file.build()
 
 
-BOMBS = {f.__name__: f for f in (one_bit_each, many_layers, many_keys, long_names)}
+def a_bit_a_field() -> bytes:
+    """Integers in fields of a bit, as many as can be had."""
+    file = forge.good()
+    file.tensors = [forge.entry([forge.token("q")], 0x34, [1 << 18])]
+    fields = forge.Group(1, 1, forge.table(0, [1]), bytes((1 << 21) // 8))
+    file.sections = [(forge.FIELDS, forge.varint(1) + forge.varint(0) + b"\1" + fields.build()), (forge.RAW, b"")]
+    return file.build()
+
+
+BOMBS = {f.__name__: f for f in (one_bit_each, a_bit_a_field, many_layers, many_keys, long_names)}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -226,6 +235,7 @@ def test_section_kinds_keep_their_numbers() -> None:
         "BATCH_NORM": 5,
         "STRUCTURE": 6,
         "SPARSE": 7,
+        "FIELDS": 8,
     }
 
 

@@ -22,8 +22,8 @@ from ilwp_plugin.stream import ByteWriter
 
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
-RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE = 1, 2, 3, 4, 5, 6, 7
-F32, I64, BOOL, F8 = 0, 8, 9, 12
+RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE, FIELDS = 1, 2, 3, 4, 5, 6, 7, 8
+F32, U8, I64, BOOL, F8 = 0, 4, 8, 9, 12
 _RAW, _CODED, _ALIAS, _PACKED, _SAME = 0 << 4, 1 << 4, 2 << 4, 3 << 4, 0x40
 
 
@@ -706,6 +706,62 @@ change(
     "sparse_2_40_values",
     "a map of 1099511627776 values in 6 bytes",
     _sparse(tensor=entry([token("s"), token("weight")], _PACKED | F32, [1 << 20, 1 << 20])),
+)
+
+
+# --- fields section
+def _fields(
+    fields: list[int],
+    heads: list[bytes] | None = None,
+    *,
+    count: int | None = None,
+    tensor: bytes | None = None,
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with one tensor of two bytes, in fields of three bits."""
+
+    def apply(file: File) -> None:
+        file.tensors = [
+            tensor or entry([token("q"), token("weight")], _PACKED | U8, [2]),
+            entry([token("bias")], _RAW | F32, [0], shared=1),
+        ]
+        own = heads or [varint(0) + b"\3"]
+        body = varint(len(own) if count is None else count) + b"".join(own)
+        file.sections = [(FIELDS, body + group(fields, 2 * len(own)).build() + tail), (RAW, b"")]
+
+    return apply
+
+
+_SIX = [7, 0, 1, 2, 3, 0]  # two fields of each byte, then what is left of each
+change("fields_count_0", "a fields section of 0 tensors", _fields(_SIX, count=0))
+change("fields_count_too_large", "a fields section of 3 tensors, the file has 2", _fields(_SIX, count=3))
+change("fields_tensor_unknown", "refers to tensor 9", _fields(_SIX, [varint(9) + b"\3"]))
+change("fields_tensor_twice", "q.weight: twice in a fields section", _fields(_SIX * 2, [varint(0) + b"\3"] * 2))
+change("fields_of_0_bits", "q.weight: fields of 0 bits", _fields(_SIX, [varint(0) + b"\0"]))
+change("fields_of_9_bits", "q.weight: fields of 9 bits", _fields(_SIX, [varint(0) + b"\11"]))
+change("fields_too_wide", "q.weight: a field of more than its 3 bits", _fields([8, 0, 1, 2, 3, 0]))
+change("fields_last_too_wide", "q.weight: a field of more than its 2 bits", _fields([7, 0, 1, 2, 4, 0]))
+change("fields_negative", "q.weight: a field of more than its 3 bits", _fields([7, 0, 1, -1, 3, 0]))
+change("fields_trailing_bytes", "1 bytes too many", _fields(_SIX, tail=b"\0"))
+change(
+    "fields_of_floats",
+    "a fields section holds a tensor that is packed, torch.float32",
+    _fields(_SIX, tensor=entry([token("q"), token("weight")], _PACKED | F32, [2])),
+)
+change(
+    "fields_of_raw",
+    "a fields section holds a tensor that is raw",
+    _fields(_SIX, tensor=entry([token("q"), token("weight")], _RAW | U8, [2])),
+)
+change(
+    "fields_of_nothing",
+    "a fields section holds a tensor that is packed",
+    _fields(_SIX, tensor=entry([token("q"), token("weight")], _PACKED | U8, [0])),
+)
+change(
+    "fields_2_40_values",
+    "3298534883328 symbols cannot fit in",
+    _fields(_SIX, tensor=entry([token("q"), token("weight")], _PACKED | U8, [1 << 20, 1 << 20])),
 )
 
 

@@ -115,6 +115,9 @@ def cases() -> dict[str, CompressedModel]:
     sparse = model()["2.conv.weight"].reshape(27, 4)
     sparse = torch.where(sparse > 0.5, sparse, 0.0)
     made["v1_sparse"] = compress({**model(), "7.weight": sparse, "8.weight": sparse.half()}, huffman)
+    packed = torch.tensor([0x76543210, -0x12345679, 0, -1, 0x77777777], dtype=torch.int32).repeat(40).reshape(8, 25)
+    state = {**model(), "7.qweight": packed, "8.index": torch.arange(600) // 7, "9.codes": (packed % 11).to(torch.int8)}
+    made["v1_fields"] = compress(state, huffman)
     made["v1_ans"] = compress(model(), IlwpConfig(coder="ans"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IlwpWarning)

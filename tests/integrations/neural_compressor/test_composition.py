@@ -19,6 +19,7 @@ from neural_compressor.torch.quantization import (
     prepare,
     quantize,
 )
+from scipy.stats import entropy
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError
@@ -73,6 +74,28 @@ def test_composed_models_are_saved_and_restored(mobilenet: nn.Module, images: Te
     assert torch.equal(restored(images), quantized(images))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_packed_weights_are_codes_in_the_file_and_restored_exactly(
+    mobilenet: nn.Module, images: Tensor, bits: int, tmp_path: Path
+) -> None:
+    """Those that INC packs into larger integers: 10 of 3 bits in one, with two bits left."""
+    mobilenet.classifier = nn.Linear(mobilenet.classifier.in_features, 100)
+    nn.init.normal_(mobilenet.classifier.weight)  # as trained ones are, and not uniform
+    original = copy.deepcopy(mobilenet)
+    rtn = RTNConfig(use_layer_wise=False, bits=bits, group_size=64)
+    quantized = quantize(mobilenet, compose(IlwpConfig(bits=4), rtn)).eval()
+    packed = quantized.classifier.qweight
+    codes = quantized.classifier.unpack()["int_weight"]
+    worth = float(entropy(codes.unique(return_counts=True)[1].numpy(), base=2)) * codes.numel() / 8
+    ledger = save(quantized, tmp_path)
+    size = ledger.layers["classifier.qweight"].file_bytes
+    assert worth <= size < 1.03 * worth + 100 < packed.nbytes
+    restored = load(tmp_path, original).eval()
+    state = restored.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in quantized.state_dict().items())
+    assert torch.equal(restored(images), quantized(images))
+
+
 def test_algorithms_that_need_data_say_so_when_loaded(mobilenet: nn.Module, tmp_path: Path) -> None:
     quantized = quantize(copy.deepcopy(mobilenet), COMPOSITIONS["compose"]())
     (composition,) = quantized.qconfig.values()
@@ -120,7 +143,7 @@ def test_what_would_run_nowhere_is_refused(mobilenet: nn.Module) -> None:
 def test_rtn_by_layers_names_what_it_needs(mobilenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="needs accelerate.*use_layer_wise=False"):
-        quantize(mobilenet, compose(RTNConfig(), IlwpConfig()))
+        quantize(mobilenet, compose(RTNConfig(use_layer_wise=True), IlwpConfig()))
 
 
 def test_a_models_own_quantizer_is_not_taken_for_incs(mobilenet: nn.Module) -> None:

@@ -2,13 +2,16 @@
 
 pip install 'ilwp-plugin[pruning,report]'
 python examples/prune.py                                          digits, some minutes
-python examples/prune.py --data fashion-mnist --model trained.pt  a state dict of MobileNet width 0.5, 40 minutes
+python examples/prune.py --data fashion-mnist --model trained.pt  a state dict of MobileNet width 0.5, half an hour
 
-Without: channels of the trained network are pruned by magnitude, and the rest is trained on.
+none: channels of the trained network are pruned by magnitude, and the rest is trained on.
 
-With: the network is made fit by `fine_tune` first, its channels aligned so that kernels and references are equally
-important; then families of kernels are pruned, and the rest is trained on with the loss between every survivor and its
-reference, quantized in the loop.
+aligned: the same pruned network is aligned, and trained on with the loss, quantized in the loop: no more training than
+without ilwp. This is the recipe for a network that was trained without the loss.
+
+provenance: the network was made fit by `fine_tune` before it is pruned, its channels aligned so that kernels and
+references are equally important. Then families of kernels are pruned, and the rest is trained on with the loss between
+every survivor and the reference that it had. This is the recipe for a network that has ilwp already.
 
 All are trained towards the labels and the outputs of the network as it was.
 """
@@ -20,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch_pruning as tp
-from ilwp_integrations.torch_pruning import Coupling, IlwpImportance, IlwpPruner, ProvenanceTracker
+from ilwp_integrations.torch_pruning import Coupling, IlwpImportance, IlwpPruner, ProvenanceTracker, align
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig, compress, load
@@ -63,43 +66,60 @@ def mean_residual(network, references=None):
     return InterLayerLoss(network, predicted.replace(loss_weight=0.0), references=references).value().item()
 
 
-def row(pruned, method, network, compressed, references=None, before=None):
-    """A line of the table; with the mean residual before training."""
-    residual = mean_residual(network, references)
+def row(pruned, method, network, compressed, after=None, whole=None):
+    """A line of the table; with the mean residual right after pruning, and relative to that of the whole network."""
+    residual = "" if after is None else f"{after:.4f}" if whole is None else f"{after:.4f}, {after / whole:.2f} x"
     print(
         f"| {pruned} | {method} | {compressed.ledger.total_bytes:,} | {compressed.ledger.file_bytes:,} | "
-        f"{accuracy(network, data):.2f} | {'' if before is None else f'{before:.4f}'} | {residual:.4f} |",
+        f"{accuracy(network, data):.2f} | {residual} |",
         flush=True,
     )
 
 
+def check(path, network):
+    """The file alone restores into the original class."""
+    restored = load(path).restore(initial_model(settings, data))
+    assert accuracy(restored, data) == accuracy(network, data)
+
+
+def pruner_of(network, importance, ratio):
+    return tp.pruner.BasePruner(network, example, importance, pruning_ratio=ratio, ignored_layers=[network.classifier])
+
+
 print(f"{settings}\n{plan}\n")
-print("| pruned | method | depthwise B | file B | accuracy % | residual before training | after |")
-print("| --- | --- | --- | --- | --- | --- | --- |")
+print("| pruned | method | depthwise B | file B | accuracy % | residual right after pruning |")
+print("| --- | --- | --- | --- | --- | --- |")
 row("0 %", "none, 8 bits", model, compress(model, plain))
+
+aligned = copy.deepcopy(model)
+align(aligned, example, predicted)
+residual_aligned = mean_residual(aligned)
 
 with_ilwp = copy.deepcopy(model)
 coupler = partial(Coupling, importance=magnitude)  # brings together what is to be pruned together
 whole = fine_tune(with_ilwp, samples, distilled, predicted, plan, example_inputs=example, coupler=coupler)
-row("0 %", "ilwp, 4 bits", with_ilwp, whole.compressed)
+residual_trained = mean_residual(with_ilwp)
+row("0 %", "provenance, 4 bits", with_ilwp, whole.compressed, residual_trained)
 
 for ratio in options.ratios:
-    network = copy.deepcopy(model)
-    tp.pruner.BasePruner(network, example, magnitude, pruning_ratio=ratio, ignored_layers=[network.classifier]).step()
+    pruned = copy.deepcopy(model)
+    pruner_of(pruned, magnitude, ratio).step()
+
+    network = copy.deepcopy(pruned)
     row(f"{ratio:.0%}", "none, 8 bits", network, fine_tune(network, samples, distilled, plain, plan).compressed)
 
-    network = copy.deepcopy(with_ilwp)
-    tracker = ProvenanceTracker(network)
-    importance = IlwpImportance(magnitude, tracker)
-    pruner = tp.pruner.BasePruner(
-        network, example, importance, pruning_ratio=ratio, ignored_layers=[network.classifier]
-    )
-    IlwpPruner(pruner, tracker).step()
-    origins = tracker.provenance
-    before = mean_residual(network, origins)
-    path = options.out / f"pruned_{ratio:.0%}.ilwp"
-    result = fine_tune(network, samples, distilled, predicted, plan, references=origins, out=path)
-    row(f"{ratio:.0%}", "ilwp, 4 bits", network, result.compressed, origins, before)
+    network, path = copy.deepcopy(pruned), options.out / f"aligned_{ratio:.0%}.ilwp"
+    align(network, example, predicted)
+    after = mean_residual(network)
+    result = fine_tune(network, samples, distilled, predicted, plan, out=path)
+    row(f"{ratio:.0%}", "aligned, 4 bits", network, result.compressed, after, residual_aligned)
+    check(path, network)
 
-    restored = load(path).restore(initial_model(settings, data))
-    assert accuracy(restored, data) == accuracy(network, data), "the file alone restores into the original class"
+    network, path = copy.deepcopy(with_ilwp), options.out / f"provenance_{ratio:.0%}.ilwp"
+    tracker = ProvenanceTracker(network)
+    IlwpPruner(pruner_of(network, IlwpImportance(magnitude, tracker), ratio), tracker).step()
+    origins = tracker.provenance
+    after = mean_residual(network, origins)
+    result = fine_tune(network, samples, distilled, predicted, plan, references=origins, out=path)
+    row(f"{ratio:.0%}", "provenance, 4 bits", network, result.compressed, after, residual_trained)
+    check(path, network)

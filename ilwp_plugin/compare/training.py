@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.container import write_file
-from ilwp_plugin.errors import FileError, TrainingError
+from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
-from ilwp_plugin.training.fine_tuning import _PULL
+from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
+from ilwp_plugin.training.loss_weight import PULL_OF_FINE_TUNING
 
 __all__ = ["Companion", "Plan", "prepared", "train_on"]
 
@@ -79,7 +78,7 @@ class Plan:
             case: whose images are trained on.
         """
         steps = self.steps(case)
-        run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=_PULL)
+        run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=PULL_OF_FINE_TUNING)
         return InterLayerLoss(model, config, run=run, example_inputs=case.calibration(2)).loss_weight
 
 
@@ -141,22 +140,15 @@ def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | No
 
 
 def _keep(path: Path, epochs: int, parts: dict[str, Any], companion: Companion) -> None:
-    buffer = io.BytesIO()
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save((epochs, states, companion.state(), torch.get_rng_state()), buffer)
-    write_file(path, [buffer.getbuffer()])
+    write_checkpoint(path, (epochs, states, companion.state(), torch.get_rng_state()))
 
 
 def _resume(path: Path, parts: dict[str, Any], companion: Companion) -> int:
     """Returns the epochs that are done."""
-    try:
-        epochs, states, state, random = torch.load(path, weights_only=True)
+    with reading_checkpoint(path, "this training") as (epochs, states, state, random):
         for name, part in parts.items():
             part.load_state_dict(states[name])
         companion.load_state(state)
         torch.set_rng_state(random)
-    except Exception as error:  # torch.load raises what it meets in a damaged file
-        raise FileError(
-            f"{path}: no checkpoint of this training ({type(error).__name__}: {error}); delete it to begin anew"
-        ) from error
-    return int(epochs)
+        return int(epochs)

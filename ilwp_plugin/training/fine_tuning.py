@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import random
@@ -25,20 +24,16 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.container import read_file, write_file
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
+from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
-from ilwp_plugin.training.loss_weight import TrainingRun
+from ilwp_plugin.training.loss_weight import PULL_OF_FINE_TUNING, TrainingRun
 
 __all__ = ["FineTuned", "FineTuning", "fine_tune"]
-
-_PULL = 1.0
-"""Of the automatic loss weight, as a multiple of the mean residual: less than in a training from the beginning, since
-aligned kernels are near each other already. On Fashion-MNIST it makes the weight 21 (docs/alignment.md)."""
 
 TaskLoss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> scalar loss, the mean over the batch."""
@@ -191,7 +186,7 @@ def fine_tune(
     config_of_loss = config if saved is None else config.replace(loss_weight=saved["loss_weight"])
     length = None
     if config_of_loss.loss_weight == "auto":
-        length = replace(TrainingRun.of(moving, steps, schedule), pull=_PULL)
+        length = replace(TrainingRun.of(moving, steps, schedule), pull=PULL_OF_FINE_TUNING)
     regularizer = InterLayerLoss(model, config_of_loss, run=length, **options)
     run = _Run(model, moving, schedule)
     done = 0
@@ -396,25 +391,17 @@ def _write_checkpoint(
         "loss_weight": loss_weight,
         "alignment": None if alignment is None else asdict(alignment),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_file(path, [buffer.getbuffer()])
+    write_checkpoint(path, content)
 
 
 def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The checkpoint of this very run; None where there is none yet."""
     if not path.exists():
         return None
-    data = read_file(path)
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with reading_checkpoint(path, "a fine-tuning") as content:
         theirs = {**content["identity"]}
         if content["alignment"] is not None:
             content["alignment"] = AlignmentReport(**content["alignment"])
-    except Exception as error:  # torch.load raises what it meets in a damaged file
-        raise FileError(
-            f"{path}: no checkpoint of a fine-tuning ({type(error).__name__}); delete it to begin"
-        ) from error
     for name, mine in identity.items():
         if theirs.get(name) != mine:
             raise TrainingError(

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ilwp_plugin.errors import TrainingError
 
-__all__ = ["TrainingRun", "automatic_loss_weight", "gradient_rms", "is_trained"]
+__all__ = ["PULL_OF_FINE_TUNING", "TrainingRun", "automatic_loss_weight", "gradient_rms", "is_trained"]
 
 _PULL_OF_LONG_RUNS = 1.0
 _PULL_OF_SHORT_RUNS = 78.0
@@ -35,14 +35,17 @@ About half the baseline's bytes at 8 bits took a multiple of 3.7 in 440 steps (d
 and in the paper's 39,200, with its weight of 1, of 1.0: with more time less force has the same effect.
 """
 
-_PULL_OF_FINE_TUNING = 1.25
+_PULL_OF_TRAINED_NETWORKS = 1.25
 _STEPS_TO_PULL_ONCE = 440
 """The pull of a trained network is `min(1.25, steps / 440)`.
 
 MobileNet on digits, trained (97.5 %), 6 bits: 110 steps bear a pull of 0.25 (97.5 % at a learning rate of 0.02), not of
-0.8 (94.4 %), at any learning rate; 440 steps one of 1 (96.9 %, 0.56 of the bytes). 1.25 in 702 steps is what
-`fine_tune` was measured with (docs/alignment.md).
+0.8 (94.4 %), at any learning rate; 440 steps one of 1 (96.9 %, 0.56 of the bytes).
 """
+
+PULL_OF_FINE_TUNING = 1.0
+"""The pull of `fine_tune`, which quantizes in the loop, whatever the number of steps: its results are in
+docs/alignment.md. There, on Fashion-MNIST, 702 steps make it a weight of 21."""
 
 _MAX_GRADIENT_RATIO = 3.0
 """Of the inter-layer to the task gradient under an adaptive optimizer; beyond it, more weight moves nothing more."""
@@ -118,7 +121,7 @@ class TrainingRun:
 
     def _with_pull(self, fine_tuning: bool) -> TrainingRun:
         if fine_tuning:
-            return replace(self, pull=min(_PULL_OF_FINE_TUNING, self.steps / _STEPS_TO_PULL_ONCE))
+            return replace(self, pull=min(_PULL_OF_TRAINED_NETWORKS, self.steps / _STEPS_TO_PULL_ONCE))
         return replace(self, pull=max(_PULL_OF_LONG_RUNS, _PULL_OF_SHORT_RUNS / math.sqrt(self.steps)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.container import write_file
-from ilwp_plugin.errors import FileError, TrainingError
+from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
+from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
 from ilwp_plugin.zoo.data import Dataset
 
 __all__ = ["Recipe", "accuracy", "train"]
@@ -114,25 +113,18 @@ def train(
 def _keep(
     path: Path, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator
 ) -> None:
-    buffer = io.BytesIO()
     parts = (model.state_dict(), optimizer.state_dict(), schedule.state_dict(), order.get_state())
-    torch.save((step, *parts), buffer)
-    write_file(path, [buffer.getbuffer()])
+    write_checkpoint(path, (step, *parts))
 
 
 def _resume(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator) -> int:
     """Returns the steps that are done."""
-    try:
-        step, weights, moving, rates, state = torch.load(path, weights_only=True)
+    with reading_checkpoint(path, "this training") as (step, weights, moving, rates, state):
         model.load_state_dict(weights)
         optimizer.load_state_dict(moving)
         schedule.load_state_dict(rates)
         order.set_state(state)
-    except Exception as error:  # torch.load raises what it meets in a damaged file
-        raise FileError(
-            f"{path}: no checkpoint of this training ({type(error).__name__}); delete it to begin anew"
-        ) from error
-    return int(step)
+        return int(step)
 
 
 @torch.no_grad()

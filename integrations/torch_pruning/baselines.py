@@ -17,8 +17,9 @@ from ilwp_plugin import CompressedModel, IlwpConfig, load
 from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
-from ilwp_plugin.compare.training import Plan, prepared, train_on
+from ilwp_plugin.compare.training import Plan, train_on
 from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.training import FineTuning, fine_tune
 
 from .pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
@@ -42,10 +43,11 @@ class MagnitudeOptions(Options):
 class Magnitude(Method):
     """Channels of least magnitude pruned at once, and the network trained on.
 
-    With ilwp, channels that are costly to predict go first, every kernel keeps its reference, and the training on is
-    `ilwp_plugin.training.fine_tune`. torch-pruning itself quantizes nothing. So that its file can be compared with
-    those of integers, `weight_bits` rounds the other weights (all of them without ilwp) to 8 bits a channel, and they
-    are stored as integer codes, entropy coded.
+    With ilwp, the training on is `ilwp_plugin.training.fine_tune`, which aligns what is left; or, where the
+    configuration does not align, families of kernels are pruned, so that every kernel keeps its reference.
+    torch-pruning itself quantizes nothing. So that its file can be compared with those of integers, `weight_bits`
+    rounds the other weights (all of them without ilwp) to 8 bits a channel, and they are stored as integer codes,
+    entropy coded.
     """
 
     group = "pruning"
@@ -58,13 +60,15 @@ class Magnitude(Method):
         return f"torch-pruning {options.ratio:.0%} of channels{weights}{ilwp}"
 
     def compress(self, case: Case, options: MagnitudeOptions) -> Compressed:
-        model, config = prepared(case, options.ilwp)
-        tracker = _prune(model, case, options.ratio, config)
+        model, config = case.model(), options.ilwp
+        if config is not None and config.bits is None:
+            raise ConfigError("ilwp.bits: null quantizes no residuals; torch-pruning is stacked with 2 to 8 bits")
+        provenance = _prune(model, case, options.ratio, config)
         if config is None:
             train_on(model, case, Plan(options.epochs, options.lr))
             compressed = as_is(model.state_dict())
         else:
-            compressed = _fine_tuned(model, case, options, config, tracker)
+            compressed = _fine_tuned(model, case, options, config, None if config.align else provenance)
         if options.weight_bits is not None:
             compressed = others_in_8_bits(compressed, model)
 
@@ -75,12 +79,12 @@ class Magnitude(Method):
         return Compressed(*raw_sizes(compressed, model), compressed.save, restore)
 
 
-def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None) -> ProvenanceTracker:
-    """Prune in place; the classifier keeps its classes."""
+def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None) -> dict[str, Origin]:
+    """Prune in place; the classifier keeps its classes. Returns where the channels that are left come from."""
     examples = case.calibration(16)
     tracker = ProvenanceTracker(model)
     importance = tp.importance.MagnitudeImportance()
-    if config is not None:
+    if config is not None and not config.align:  # else references are chosen anew
         importance = IlwpImportance(importance, tracker, config, example_inputs=examples)
     classes = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == case.data.classes]
     try:
@@ -92,14 +96,16 @@ def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None
             f"torch-pruning cannot take {ratio:.0%} of the channels out of {type(model).__name__} "
             f"({type(error).__name__}: {error})"
         ) from error
-    return tracker
+    return tracker.provenance
 
 
 def _fine_tuned(
-    model: nn.Module, case: Case, options: MagnitudeOptions, config: IlwpConfig, tracker: ProvenanceTracker
+    model: nn.Module,
+    case: Case,
+    options: MagnitudeOptions,
+    config: IlwpConfig,
+    provenance: Mapping[str, Origin] | None,
 ) -> CompressedModel:
-    if config.bits is None:
-        raise ConfigError("ilwp.bits: null quantizes no residuals; torch-pruning is stacked with 2 to 8 bits")
     images = case.data.train_images.contiguous(memory_format=torch.channels_last)
 
     def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -112,7 +118,7 @@ def _fine_tuned(
         config,
         FineTuning(epochs=options.epochs, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
         example_inputs=images[:16],
-        references=tracker.provenance,
+        references=provenance,
         checkpoint=case.folder / "fine_tuning.pt",
     )
     model.eval()

@@ -101,10 +101,10 @@ def _makes_channels(item: Any) -> bool:
 class IlwpImportance:
     """Importance of channels for torch-pruning that prunes kernels together with those that they predict.
 
-    The value of a kernel is `importance / cost^strength`, where importance is another one, relative to the mean of its
-    layer, and cost is its mean |residual|, likewise and at least 0.1. The values of a kernel in the first layer and of
-    all that it predicts, directly and indirectly, are averaged (`family_scores`): families are pruned as a whole, so
-    that survivors keep their references. A group without depthwise kernels keeps the other importance.
+    The importance of a kernel in the first layer and of all that it predicts, directly and indirectly, is another
+    importance, relative to the mean of each layer, averaged over them, and divided by the `strength`-th power of their
+    mean |residual|, likewise (`family_scores`): families are pruned as a whole, so that survivors keep their
+    references. A group without depthwise kernels keeps the other importance.
 
     Families whose members are equally important come from `align(..., importance=)`; without it accuracy pays.
 
@@ -157,16 +157,18 @@ class IlwpImportance:
         provenance = self._tracker.provenance
         references = ancestral_references([provenance[name] for name in chain.layers])
         costs = [torch.ones(len(kernels[0])), *channel_costs(kernels, references)]
-        scores = []
+        values = []
         for module, cost in zip(modules, costs, strict=True):
             everything = list(range(len(cost)))
             group = graph.get_pruning_group(module, tp.prune_depthwise_conv_out_channels, everything)
             importance = self._importance(group, **options)
             if importance is None:
                 importance = torch.ones(len(cost))
-            relative = importance.to(cost) / importance.mean().clamp(min=1e-30)
-            scores.append(relative / cost.clamp(min=_LEAST_COST) ** self._strength)
-        return family_scores(scores, references)
+            values.append(importance.to(cost) / importance.mean().clamp(min=1e-30))
+        return [
+            worth / cost.clamp(min=_LEAST_COST) ** self._strength
+            for worth, cost in zip(family_scores(values, references), family_scores(costs, references), strict=True)
+        ]
 
 
 class IlwpPruner:

@@ -8,6 +8,7 @@ import torch
 from ilwp_integrations.torch_pruning import baselines
 from torch import nn
 
+from ilwp_plugin import load
 from ilwp_plugin.compare import training
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import Case, find_method
@@ -31,10 +32,11 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return seen
 
 
-@pytest.mark.parametrize("ilwp", [None, ILWP])
+@pytest.mark.parametrize("ilwp", [None, ILWP, {**ILWP, "align": True}], ids=["alone", "families", "aligned"])
 def test_the_file_alone_restores_the_pruned_model(case: Case, models: list[Any], ilwp: Any) -> None:
     outcome = run(case, "pruning.magnitude", epochs=1, weight_bits=None, ilwp=ilwp)
     assert torch.equal(outcome.outputs, outputs_of(models[0], case))
+    assert bool(load(case.folder / "model").provenance) == (ilwp is ILWP), "aligned kernels have new references"
     pruned = dict(outcome.restored.named_modules())["features.3"]
     assert pruned.groups == pruned.out_channels == 16
 

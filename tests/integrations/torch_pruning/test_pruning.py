@@ -199,6 +199,27 @@ def test_importance_is_that_of_the_family(example: Tensor) -> None:
         assert float(scores[family].min()) > float(scores[~family].max())
 
 
+def test_costs_are_averaged_over_the_family(example: Tensor) -> None:
+    """A sixth of its kernels that cost nothing make a family a sixth cheaper, not worth several times as much."""
+    model = network("mobilenet", example)
+    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    roots = int(model.get_submodule(layers[0]).out_channels)  # type: ignore[arg-type]
+    before, last = (model.get_submodule(layer).weight for layer in layers[-2:])
+    last.data[5::roots] = before.data.repeat(2, 1, 1, 1)[5::roots]  # type: ignore[operator,index,union-attr]
+
+    def other(group: Any, **_: Any) -> Tensor:
+        values = equal(group)
+        values[3::roots] = 1.5
+        return values
+
+    importance = IlwpImportance(other, ProvenanceTracker(model), strength=1.0)
+    scores = importance(everything(model, layers[-1], example))
+    assert scores is not None
+    family = torch.arange(len(scores)) % roots
+    best, cheap, others = (float(scores[which].mean()) for which in (family == 3, family == 5, family == 0))
+    assert best > cheap > 1.05 * others
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 @pytest.mark.parametrize(("steps", "most"), [(1, 1.1), (3, 1.15)])
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2"])

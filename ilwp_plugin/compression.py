@@ -141,6 +141,15 @@ class CompressedModel:
         return [*self.chains, *(s for s in (self.grid, self.batch_norms) if s is not None)]
 
     @cached_property
+    def _directory(self) -> dict[str, TensorInfo]:
+        return {info.name: info for info in self.tensors}
+
+    @cached_property
+    def _owners(self) -> dict[str, ChainSection | GridSection | BatchNormSection | LosslessSection]:
+        """The section of each tensor that is not raw."""
+        return {name: section for section in [*self._decoded, *self.lossless] for name in section.names}
+
+    @cached_property
     def _coded_sections(self) -> list[SectionBytes]:
         sections = [encode_structure(self.provenance, self.tensors)] if self.provenance else []
         sections += [section.encode(self.tensors) for section in self._decoded]
@@ -173,15 +182,24 @@ class CompressedModel:
 
         Each call gives new tensors; aliases (shared weights) share theirs, as in the original.
         """
-        sections = [*self._decoded, *self.lossless]
-        coded = {name: tensor for section in sections for name, tensor in section.tensors.items()}
         restored: dict[str, Tensor] = {}
         for info in self.tensors:
-            if info.storage == "alias":
-                restored[info.name] = restored[self.tensors[info.alias_of].name]
-            else:
-                restored[info.name] = (self._raw if info.storage == "raw" else coded)[info.name].clone()
+            of = None if info.storage != "alias" else restored[self.tensors[info.alias_of].name]
+            restored[info.name] = self.tensor(info.name) if of is None else of
         return restored
+
+    def tensor(self, name: str) -> Tensor:
+        """One restored tensor, new. What is in memory are the codes, in two bytes a weight; only this one is restored.
+
+        Raises:
+            TensorError: the file has no tensor of this name.
+        """
+        if name not in self._directory:
+            raise TensorError(f"no tensor {name!r} in the file; it has {_few(list(self._directory))}")
+        info = self._directory[name]
+        if info.storage == "alias":
+            return self.tensor(self.tensors[info.alias_of].name)
+        return self._raw[name].clone() if info.storage == "raw" else self._owners[name].restore(name)
 
     def apply_to(self, model: nn.Module) -> None:
         """Load the restored tensors into a model.
@@ -242,13 +260,13 @@ class CompressedModel:
         """
         state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
         for section in self._decoded:
-            for name, tensor in section.tensors.items():
-                if name not in state or not _same_bits(state[name].detach().cpu(), tensor):
+            for name in section.names:
+                if name not in state or not _same_bits(state[name].detach().cpu(), section.restore(name)):
                     how = "changed since it was compressed" if name in state else "not there any more"
                     raise TensorError(f"tensor {name!r} is {how}; compress the model again")
-        coded = [name for chain in self.chains for name in chain.tensors]
+        coded = [name for chain in self.chains for name in chain.names]
         others = [section for section in (self.grid, self.batch_norms) if section is not None]
-        packed = [name for section in others for name in section.tensors]
+        packed = [name for section in others for name in section.names]
         directory, raw, infos, lossless = _directory(state, coded, packed)
         chains = [
             replace(chain, layers=tuple(replace(layer, info=infos[layer.info.name]) for layer in chain.layers))
@@ -277,10 +295,10 @@ class CompressedModel:
         """
 
         def verify(data: bytes) -> None:
-            written, mine = loads(data, "the new file").state_dict(), self.state_dict()
-            for name, tensor in mine.items():
-                if not _same_bits(written[name], tensor):
-                    raise FormatError(f"tensor {name!r} is not restored")
+            written = loads(data, "the new file")
+            for info in self.tensors:
+                if not _same_bits(written.tensor(info.name), self.tensor(info.name)):
+                    raise FormatError(f"tensor {info.name!r} is not restored")
 
         write_file(path, self._pack(), verify)
         self.__dict__.pop("ledger", None)  # of a loaded model: now it is what this version writes
@@ -594,7 +612,7 @@ def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> 
     coded = Counter(layer.info.name for chain in chains for layer in chain.layers)
     coded.update(info.name for info in (grid.infos if grid else ()))
     coded.update(info.name for infos in (norms.infos if norms else ()) for info in infos)
-    coded.update(name for section in lossless for name in section.tensors)
+    coded.update(name for section in lossless for name in section.names)
     for info in archive.tensors:
         if info.storage in ("coded", "packed") and coded[info.name] != 1:
             raise FormatError(f"{where}: tensor {info.name!r} is in {coded[info.name]} sections, expected 1")

@@ -7,7 +7,7 @@ one part and one layer, and the sum is the size on disk.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -63,17 +63,30 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._bytes: dict[tuple[Part, str | None], int] = defaultdict(int)
+        self._charged: dict[tuple[Part, str | None], int] = defaultdict(int)
+        self._deferred: list[Callable[[], Iterable[tuple[Part, str | None, int]]]] = []
+
+    @property
+    def _bytes(self) -> dict[tuple[Part, str | None], int]:
+        while self._deferred:
+            for part, layer, count in self._deferred.pop(0)():
+                self.charge(part, layer, count)
+        return self._charged
 
     def charge(self, part: Part, layer: str | None, count: int) -> None:
         """Add `count` bytes to a part of a layer; the layer None is the file itself."""
         if count:
-            self._bytes[part, layer] += count
+            self._charged[part, layer] += count
+
+    def defer(self, charges: Callable[[], Iterable[tuple[Part, str | None, int]]]) -> None:
+        """Charges that take time to find, by part, layer and bytes: they are found when the ledger is looked at."""
+        self._deferred.append(charges)
 
     def extend(self, other: Ledger) -> None:
         """Add all entries of another ledger."""
-        for (part, layer), count in other._bytes.items():
+        for (part, layer), count in other._charged.items():
             self.charge(part, layer, count)
+        self._deferred += other._deferred
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ledger) and dict(self._bytes) == dict(other._bytes)

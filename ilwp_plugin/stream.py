@@ -42,11 +42,6 @@ class _Charging:
         self.ledger = Ledger()
         self._account: Account = (part, layer)
 
-    def charge_shares(self, accounts: Sequence[Account], shares: Sequence[int]) -> None:
-        """Charge each account with its share of bytes that pass uncharged."""
-        for (part, layer), share in zip(accounts, shares, strict=True):
-            self.ledger.charge(part, layer, share)
-
     @contextmanager
     def charge(self, part: Part, layer: str | None) -> Iterator[None]:
         """Charge what passes inside the `with` block to this part and layer."""
@@ -70,7 +65,8 @@ class ByteWriter(_Charging):
 
     def shared(self, data: bytes, accounts: Sequence[Account], shares: Sequence[int]) -> None:
         """Bytes that several accounts share, each charged with its share (see `ledger.split_bits`)."""
-        self.charge_shares(accounts, shares)
+        for (part, layer), share in zip(accounts, shares, strict=True):
+            self.ledger.charge(part, layer, share)
         self._chunks += data
 
     def u8(self, value: int) -> None:
@@ -145,7 +141,7 @@ class ByteReader(_Charging):
         return self._data[self._position : self._position + count]
 
     def shared(self, count: int) -> memoryview:
-        """Bytes that several accounts share; the caller charges them with `charge_shares` once they are decoded."""
+        """Bytes that several accounts share; the caller charges its ledger with them once they are decoded."""
         return self._advance(count)
 
     def u8(self) -> int:

@@ -447,3 +447,16 @@ def test_overrides_change_single_layers(mobilenet: nn.Module) -> None:
     assert torch.equal(restored["features.7.0.weight"], seen)
     with pytest.raises(ChainError, match="`overrides`: 'features.55' matches no layer of a chain"):
         compress(mobilenet, IlwpConfig(overrides={"features.55": {"bits": 3}}))
+
+
+def test_one_tensor_is_restored_alone() -> None:
+    state = {**pair(), "other": torch.randn(4, 3)}
+    state["same"] = state["other"]
+    compressed = loads(compress(state, IlwpConfig()).to_bytes())
+    whole = compressed.state_dict()
+    for name, tensor in whole.items():
+        assert torch.equal(compressed.tensor(name), tensor)
+    compressed.tensor("other").zero_()  # a copy
+    assert torch.equal(compressed.tensor("same"), state["other"])
+    with pytest.raises(TensorError, match="no tensor 'missing' in the file; it has "):
+        compressed.tensor("missing")

@@ -86,6 +86,12 @@ class AnsModel:
         probabilities: NDArray[np.int64] = shares + 1
         return probabilities
 
+    @property
+    def dtype(self) -> type[np.int16] | type[np.int32]:
+        """The smaller one that holds all symbols, and their distances from the lowest."""
+        span = len(self.levels)
+        return np.int16 if self.low >= -(1 << 15) and max(span, self.low + span) <= 1 << 15 else np.int32
+
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """(slots + 1,) int64: the cumulated probabilities."""
@@ -150,9 +156,9 @@ class AnsCoder(Coder):
     def encode(self, model: AnsModel, symbols: Symbols) -> bytes:
         writer = ByteWriter()
         streams = []
-        for part in np.array_split(symbols - model.low, _streams(len(symbols))):
+        for part in np.array_split(symbols.astype(np.int32) - model.low, _streams(len(symbols))):
             coder = constriction.stream.stack.AnsCoder(_START)
-            coder.encode_reverse(part.astype(np.int32), model._categorical)
+            coder.encode_reverse(part, model._categorical)
             streams.append(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
         for stream in streams[:-1]:
             writer.varint(len(stream))
@@ -173,23 +179,26 @@ class AnsCoder(Coder):
                 raise inner.fail("a stream that is empty or ends in a zero byte")
             words.append(np.frombuffer(bytes(stream) + bytes(-len(stream) % 4), dtype="<u4").astype(np.uint32))
         sizes = [len(part) for part in np.array_split(np.empty(count, np.int8), number)]
+        symbols = np.empty(count, dtype=model.dtype)
         if fast.available(count):
-            symbols, ended = fast.ans_decode(words, sizes, model.starts)
+            ended = fast.ans_decode(words, sizes, model.starts, symbols)
         else:
-            symbols, ended = _decode(model, words, sizes)
+            ended = _decode(words, sizes, model, symbols)
         if not ended:
             raise inner.fail(f"its bits do not hold {count} symbols")
         symbols += model.low
         return symbols
 
 
-def _decode(model: AnsModel, words: list[NDArray[np.uint32]], sizes: list[int]) -> tuple[NDArray[np.int64], bool]:
-    parts, ended = [], True
+def _decode(words: list[NDArray[np.uint32]], sizes: list[int], model: AnsModel, symbols: Symbols) -> bool:
+    """Fills `symbols`; says whether every stream ended as it has to."""
+    ended, at = True, 0
     for stream, size in zip(words, sizes, strict=True):
         coder = constriction.stream.stack.AnsCoder(stream)
-        parts.append(coder.decode(model._categorical, size))
+        symbols[at : at + size] = coder.decode(model._categorical, size)
+        at += size
         ended &= np.array_equal(coder.get_compressed(), _START)
-    return np.concatenate(parts).astype(np.int64), ended
+    return ended
 
 
 def _streams(count: int) -> int:

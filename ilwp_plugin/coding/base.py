@@ -15,7 +15,7 @@ from ilwp_plugin.stream import ByteReader
 
 __all__ = ["AUTO", "CODERS", "Coder", "Fit", "Histogram", "Symbols", "coder_of_id", "fit_coder"]
 
-Symbols = NDArray[np.int64]
+Symbols = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)

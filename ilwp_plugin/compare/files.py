@@ -32,7 +32,7 @@ def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> Compresse
         compressed: a model as its file holds it.
         model: the model, for its weights.
     """
-    untouched = {name for section in compressed.lossless for name in section.tensors}
+    untouched = {name for section in compressed.lossless for name in section.names}
     floats = {info.name for info in compressed.tensors if info.storage == "raw" or info.name in untouched}
     return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in floats})
 
@@ -51,7 +51,7 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
     codes = {name: value for name in state for value in [{**compressed.quantized, **values}.get(name)] if value}
     coded = compress(state, IlwpConfig(bits=None), quantized=codes)
     kept = [compressed.batch_norms, *compressed.chains]
-    keep = {name for section in kept if section is not None for name in section.tensors}
+    keep = {name for section in kept if section is not None for name in section.names}
     infos = [old if old.name in keep else new for old, new in zip(compressed.tensors, coded.tensors, strict=True)]
     return CompressedModel(
         infos,

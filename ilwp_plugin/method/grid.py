@@ -23,7 +23,7 @@ class IntegerTensor:
     """A tensor as integer codes: its values are `(codes - zero_point) * scale`, computed in float32.
 
     Attributes:
-        codes: integers, in the tensor's shape, of magnitude at most 32,767.
+        codes: integers, in the tensor's shape, of magnitude at most 32,767; they are kept as int16.
         scale: float32, one number, or one for each index of `axis`; finite, not negative.
         zero_point: integers, as many as scales; None for zeros.
         axis: the dimension that the scales belong to.
@@ -59,13 +59,14 @@ class IntegerTensor:
             raise TensorError("integer tensor: expected finite scales >= 0")
         if zero_point is not None:
             zero_point = zero_point.to(torch.int64).reshape(scale.shape)
-        object.__setattr__(self, "codes", codes.to(torch.int64))
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "zero_point", zero_point)
         object.__setattr__(self, "axis", axis if scale.dim() else 0)
-        for what, values in (("codes", self.codes), ("zero points", zero_point), ("differences", self.centred)):
-            if values is not None and values.numel() and int(values.abs().max()) > LARGEST_CODE:
-                raise TensorError(f"integer tensor: {what} beyond {LARGEST_CODE} in magnitude")
+        _check_range("codes", codes)
+        object.__setattr__(self, "codes", codes.to(torch.int16))
+        if zero_point is not None:
+            _check_range("zero points", zero_point)
+            _check_range("differences", self._centred)
 
     @classmethod
     def from_centred(cls, centred: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> IntegerTensor:
@@ -85,13 +86,31 @@ class IntegerTensor:
         return values.reshape(shape)
 
     @property
+    def _centred(self) -> Tensor:
+        return self.codes if self.zero_point is None else self.codes.long() - self._along(self.zero_point)
+
+    @property
     def centred(self) -> Tensor:
-        """`codes - zero_point`: int64 in the tensor's shape."""
-        return self.codes if self.zero_point is None else self.codes - self._along(self.zero_point)
+        """`codes - zero_point`: int16 in the tensor's shape."""
+        return self._centred.to(torch.int16)
 
     def restore(self) -> Tensor:
         """The values: float32 in the tensor's shape."""
-        return self.centred.float() * self._along(self.scale)
+        return self.centred.float().mul_(self._along(self.scale))
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether the values are finite in float32 and in another floating-point dtype."""
+        limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+        if LARGEST_CODE * float(self.scale.max()) <= limit:
+            return True
+        return bool(self.restore().to(dtype).isfinite().all())
+
+
+def _check_range(what: str, values: Tensor) -> None:
+    if values.numel():
+        low, high = values.aminmax()
+        if max(-int(low), int(high)) > LARGEST_CODE:
+            raise TensorError(f"integer tensor: {what} beyond {LARGEST_CODE} in magnitude")
 
 
 def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> IntegerTensor:
@@ -117,12 +136,15 @@ def kernel_residual(codes: Tensor, reference: Tensor) -> Tensor:
     """What is left of the codes of a layer after collocated prediction, without loss.
 
     Args:
-        codes: (c, 1, h, w) integers.
+        codes: (c, 1, h, w) integers, of magnitude at most 32,767 like those of the reference.
         reference: (c', 1, h, w) integers, another layer; kernel j is predicted by its kernel j mod c'.
+
+    Returns:
+        (c, 1, h, w) int32.
     """
-    return codes - reference[torch.arange(len(codes)) % len(reference)]
+    return codes.int() - reference[torch.arange(len(codes)) % len(reference)]
 
 
 def kernel_sum(residual: Tensor, reference: Tensor) -> Tensor:
     """The inverse of `kernel_residual`."""
-    return residual + reference[torch.arange(len(residual)) % len(reference)]
+    return residual.int() + reference[torch.arange(len(residual)) % len(reference)]

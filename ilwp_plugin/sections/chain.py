@@ -112,6 +112,15 @@ class ChainSection:
             for layer, kernels in zip(self.layers, restored.layers, strict=True)
         }
 
+    @property
+    def names(self) -> list[str]:
+        """Of its tensors."""
+        return list(self.tensors)
+
+    def restore(self, name: str) -> Tensor:
+        """A tensor, new."""
+        return self.tensors[name].clone()
+
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
         position = {info.name: i for i, info in enumerate(directory)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ilwp_plugin.coding import AUTO, CODERS, Histogram, coder_of_id, fit_coder
+from ilwp_plugin.coding import AUTO, CODERS, Coder, Histogram, Symbols, coder_of_id, fit_coder
 from ilwp_plugin.ledger import Part, split_bits
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
@@ -18,7 +19,7 @@ __all__ = ["read_codes", "write_codes"]
 def write_codes(
     writer: ByteWriter,
     accounts: Sequence[Account],
-    codes: Sequence[NDArray[np.int64]],
+    codes: Sequence[Symbols],
     coder: str,
     table: Part = "table",
 ) -> None:
@@ -49,7 +50,7 @@ def write_codes(
 
 def read_codes(
     reader: ByteReader, accounts: Sequence[Account], sizes: Sequence[int], table: Part = "table"
-) -> tuple[list[NDArray[np.int64]], str]:
+) -> tuple[list[Symbols], str]:
     """The inverse of `write_codes`.
 
     Args:
@@ -64,7 +65,7 @@ def read_codes(
     Raises:
         FormatError: no encoder could have written these bytes.
     """
-    codes: list[NDArray[np.int64]] = []
+    codes: list[Symbols] = []
     names = set()
     while len(codes) < len(sizes):
         start = len(codes)
@@ -78,11 +79,19 @@ def read_codes(
         group = slice(start, start + count)
         symbols = coder.decode(model, reader.shared(length), sum(sizes[group]), reader)
         pieces = np.split(symbols, np.cumsum(sizes[group])[:-1])
-        bits = [coder.bits(model, Histogram.of(piece)) for piece in pieces]
-        reader.charge_shares(accounts[group], split_bits(bits, length))
+        reader.ledger.defer(partial(_charges, coder, model, pieces, accounts[group], length))
         codes += pieces
         names.add(next(name for name in CODERS if CODERS[name] is coder))
     return codes, names.pop() if len(names) == 1 else AUTO
+
+
+def _charges(
+    coder: Coder, model: Any, codes: Sequence[Symbols], accounts: Sequence[Account], length: int
+) -> Iterator[tuple[Part, str | None, int]]:
+    """The share of each layer in a payload, which takes a histogram of its codes."""
+    shares = split_bits([coder.bits(model, Histogram.of(c)) for c in codes], length)
+    for (part, layer), share in zip(accounts, shares, strict=True):
+        yield part, layer, share
 
 
 def _sum(histograms: Sequence[Histogram]) -> Histogram:

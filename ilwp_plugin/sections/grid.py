@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ilwp_plugin.coding import Histogram
+from ilwp_plugin.coding import Histogram, Symbols
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum
@@ -42,19 +40,26 @@ class GridSection:
     coder: str
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The restored tensors by name, in their own dtypes."""
-        return {
-            info.name: value.restore().to(info.dtype).reshape(info.shape)
-            for info, value in zip(self.infos, self.values, strict=True)
-        }
+    def _positions(self) -> dict[str, int]:
+        return {info.name: i for i, info in enumerate(self.infos)}
+
+    @property
+    def names(self) -> list[str]:
+        """Of its tensors."""
+        return [info.name for info in self.infos]
+
+    def restore(self, name: str) -> Tensor:
+        """A tensor, new, in its own dtype."""
+        number = self._positions[name]
+        info = self.infos[number]
+        return self.values[number].restore().to(info.dtype).reshape(info.shape)
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
         position = {info.name: i for i, info in enumerate(directory)}
         writer = ByteWriter("grid")
         writer.varint(len(self.infos))
-        codes: list[NDArray[np.int64]] = []
+        codes: list[Symbols] = []
         scale: Tensor | None = None
         references = _references(self.infos)
         for info, value, reference in zip(self.infos, self.values, references, strict=True):
@@ -112,18 +117,17 @@ class GridSection:
                 if reference is None:
                     raise reader.fail(f"{info.name}: predicted, but no earlier layer has kernels of its size")
                 own = kernel_sum(own, centred[reference])
-            if int(own.abs().max()) > LARGEST_CODE:
+            low, high = own.aminmax()
+            if max(-int(low), int(high)) > LARGEST_CODE:
                 raise reader.fail(f"{info.name}: a code beyond {LARGEST_CODE} in magnitude")
             centred.append(own)
             try:
                 values.append(IntegerTensor.from_centred(own, scale, zero_point, axis))
             except TensorError as error:
                 raise reader.fail(f"{info.name}: {error}") from None
-        section = cls(tuple(infos), tuple(values), coder)
-        for name, tensor in section.tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise reader.fail(f"{name}: restores to values that are not finite")
-        return section
+            if not values[-1].fits(info.dtype):
+                raise reader.fail(f"{info.name}: restores to values that are not finite")
+        return cls(tuple(infos), tuple(values), coder)
 
 
 def _references(infos: Sequence[TensorInfo]) -> list[int | None]:
@@ -139,7 +143,8 @@ def _references(infos: Sequence[TensorInfo]) -> list[int | None]:
 
 
 def _cheaper(residual: Tensor, codes: Tensor) -> bool:
-    if int(residual.abs().max()) > LARGEST_CODE:
+    low, high = residual.aminmax()
+    if max(-int(low), int(high)) > LARGEST_CODE:
         return False
     return Histogram.of(residual.numpy()).entropy < Histogram.of(codes.numpy()).entropy
 

@@ -33,6 +33,15 @@ class SparseSection:
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
         return SparseSection(tensors) if tensors else None
 
+    @property
+    def names(self) -> list[str]:
+        """Of its tensors."""
+        return list(self.tensors)
+
+    def restore(self, name: str) -> Tensor:
+        """A tensor, new."""
+        return self.tensors[name].clone()
+
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
         position = {info.name: i for i, info in enumerate(directory)}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 
-from ilwp_plugin import IlwpConfig, compress
-from ilwp_plugin.coding import Histogram, HuffmanCoder
+from ilwp_plugin import IlwpConfig, compress, load
+from ilwp_plugin.coding import AnsCoder, Histogram, HuffmanCoder, fast
+from ilwp_plugin.errors import IlwpWarning
 from ilwp_plugin.stream import ByteReader
 from ilwp_plugin.training import InterLayerLoss
 from ilwp_plugin.zoo import build_model
@@ -82,3 +84,36 @@ def test_full_search_of_100_000_kernels(related: bool) -> None:
     duration = time.perf_counter() - start
     print(f"\nfull search, 100,000 kernels: {duration:.1f} s")
     assert duration < 60
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["constriction", "numba"])
+def test_ans_codes_a_million_symbols_at_what_the_package_promises(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "available", lambda count: compiled)
+    symbols = np.rint(np.random.default_rng(0).laplace(scale=1.2, size=1_000_000)).clip(-127, 127).astype(np.int64)
+    histogram, coder = Histogram.of(symbols), AnsCoder()
+    model = coder.fit(histogram)
+    payload = memoryview(coder.encode(model, symbols))
+    reader = ByteReader(memoryview(b""), "bench")
+    encode = 1 / best_of(5, lambda: coder.encode(model, symbols))
+    decode = 1 / best_of(5, lambda: coder.decode(model, payload, len(symbols), reader))
+    over = 8 * (len(payload) + len(coder.table(model))) / (histogram.entropy * len(symbols)) - 1
+    print(f"\nANS, 1M symbols: encode {encode:.0f}, decode {decode:.0f} Msymbols/s, {over:.2%} over the entropy")
+    assert encode >= (100 if compiled else 40) and decode >= (100 if compiled else 40) and over < 0.005
+
+
+def test_loading_takes_at_most_three_times_torch_load(tmp_path: Path) -> None:
+    import numba  # noqa: F401  # the first one who needs it loads it, in a third of a second
+
+    torch.manual_seed(0)
+    model = build_model("mobilenet")
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    config = IlwpConfig(weight_step=0.06, residual_step=0.03, anchor="quantized", batch_norm="merged", mode="none")
+    with pytest.warns(IlwpWarning, match="calibration"):
+        compressed = compress(model, config)
+    size = compressed.save(tmp_path / "model.ilwp").file_bytes
+    ours = best_of(10, lambda: load(tmp_path / "model.ilwp").state_dict())
+    theirs = best_of(10, lambda: torch.load(tmp_path / "model.pt"))
+    print(f"\n{size:,} bytes to a state dict: {ours * 1e3:.1f} ms, {ours / theirs:.1f} times torch.load of fp32")
+    assert ours <= 3 * theirs

@@ -39,6 +39,7 @@ parser.add_argument("--network", default="mobilenet")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=3, help="of each fine-tuning")
 parser.add_argument("--ratios", type=float, nargs="*", default=[0.3, 0.5])
+parser.add_argument("--strength", type=float, default=0.0, help="of prediction costs in the importance of families")
 parser.add_argument("--out", type=Path, default=Path())
 options = parser.parse_args()
 
@@ -117,7 +118,7 @@ for ratio in options.ratios:
 
     network, path = copy.deepcopy(with_ilwp), options.out / f"provenance_{ratio:.0%}.ilwp"
     tracker = ProvenanceTracker(network)
-    IlwpPruner(pruner_of(network, IlwpImportance(magnitude, tracker), ratio), tracker).step()
+    IlwpPruner(pruner_of(network, IlwpImportance(magnitude, tracker, strength=options.strength), ratio), tracker).step()
     origins = tracker.provenance
     after = mean_residual(network, origins)
     result = fine_tune(network, samples, distilled, predicted, plan, references=origins, out=path)

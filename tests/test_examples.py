@@ -52,13 +52,17 @@ def test_fine_tune(tmp_path: Path) -> None:
 def test_prune(tmp_path: Path) -> None:
     text = run("prune.py", "--epochs", 2, "--out", tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if row[0][0].isdigit()]
-    assert [row[0] for row in rows] == ["0 %"] * 2 + ["30%"] * 2 + ["50%"] * 2
-    whole = float(rows[1][6])
-    for plain, ours in zip(rows[::2], rows[1::2], strict=True):
-        assert int(ours[2].replace(",", "")) < int(plain[2].replace(",", "")) / 2
-        assert not ours[5] or float(ours[5]) < 1.1 * whole, "right after pruning survivors have their references"
-    assert load(tmp_path / "pruned_50%.ilwp").provenance
+    rows = {(row[0], row[1].split(",")[0]): row[2:] for row in rows if row[0][0].isdigit()}
+    assert set(rows) == {("0 %", "none"), ("0 %", "provenance")} | {
+        (ratio, method) for ratio in ("30%", "50%") for method in ("none", "aligned", "provenance")
+    }
+    size = {key: int(cells[0].replace(",", "")) for key, cells in rows.items()}
+    for ratio in ("30%", "50%"):
+        for method in ("aligned", "provenance"):
+            assert size[ratio, method] < size[ratio, "none"] / 2
+        growth = float(rows[ratio, "provenance"][3].split(", ")[1].removesuffix(" x"))
+        assert growth <= 1.1, "right after pruning survivors have their references"
+    assert load(tmp_path / "provenance_50%.ilwp").provenance and not load(tmp_path / "aligned_50%.ilwp").provenance
 
 
 @pytest.mark.slow

@@ -106,6 +106,9 @@ class IlwpImportance:
     mean |residual|, likewise (`family_scores`): families are pruned as a whole, so that survivors keep their
     references. A group without depthwise kernels keeps the other importance.
 
+    Of a network trained with the loss, whose costs are low everywhere, they say little, and what they outweigh is
+    missed: docs/alignment.md has measurements. So they are left out unless you ask for them.
+
     Families whose members are equally important come from `align(..., importance=)`; without it accuracy pays.
 
     Args:
@@ -113,7 +116,7 @@ class IlwpImportance:
         tracker: of the model, so that kernels keep their references while it is pruned.
         config: chooses the layers; IlwpConfig() if None.
         example_inputs: see `compress`.
-        strength: of the costs; 0 leaves them out.
+        strength: of the costs; 0 leaves them out, with 1 a channel that costs twice as much is worth half.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class IlwpImportance:
         config: IlwpConfig | None = None,
         *,
         example_inputs: Any = None,
-        strength: float = 1.0,
+        strength: float = 0.0,
     ) -> None:
         self._importance, self._tracker, self._strength = importance, tracker, strength
         self._chains = chains_of(tracker._model, IlwpConfig.of(config), example_inputs=example_inputs)

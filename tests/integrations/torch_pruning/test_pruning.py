@@ -170,10 +170,10 @@ def test_importance_prefers_what_is_cheap_to_predict(example: Tensor) -> None:
     model.get_submodule(layers[-1]).weight.data[dear] += 0.5  # type: ignore[operator,index,union-attr]
     tracker = ProvenanceTracker(model)
     group = everything(model, layers[-1], example)
-    importance = IlwpImportance(equal, tracker)(group)
+    importance = IlwpImportance(equal, tracker, strength=1.0)(group)
     assert importance is not None
     assert all(importance[j] < importance[j + before] for j in dear)  # type: ignore[operator]
-    without = IlwpImportance(equal, tracker, strength=0.0)(group)
+    without = IlwpImportance(equal, tracker)(group)
     torch.testing.assert_close(without, torch.ones_like(importance))
     assert IlwpImportance(lambda group: None, tracker)(group) is None
 
@@ -190,7 +190,7 @@ def test_importance_is_that_of_the_family(example: Tensor) -> None:
             values[13] = 50
         return values
 
-    importance = IlwpImportance(other, ProvenanceTracker(model), strength=0.0)
+    importance = IlwpImportance(other, ProvenanceTracker(model))
     roots = model.get_submodule(layers[0]).out_channels
     for layer in layers:
         scores = importance(everything(model, layer, example))

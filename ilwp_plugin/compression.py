@@ -223,7 +223,8 @@ class CompressedModel:
                     f"tensor {name!r} does not fit {type(model).__name__}: expected {tuple(mine.shape)} {mine.dtype}, "
                     f"got {tuple(tensor.shape)} {tensor.dtype}"
                 )
-        model.load_state_dict(restored)
+        own.update(restored)  # with the versions of its modules: torch resets values of older ones as it loads them
+        model.load_state_dict(own)
 
     def restore(self, model: nn.Module) -> nn.Module:
         """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.

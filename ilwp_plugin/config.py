@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ilwp_plugin import strict_json
 from ilwp_plugin.coding import AUTO, CODERS
-from ilwp_plugin.errors import ConfigError, FileError, IlwpError, nearest
+from ilwp_plugin.errors import ConfigError, IlwpError, nearest
 from ilwp_plugin.method.batch_norm import MANTISSA_BITS
 from ilwp_plugin.method.chains import scope_matches
 from ilwp_plugin.method.prediction import PREDICTORS
@@ -226,14 +225,9 @@ class IlwpConfig(BaseModel):
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> IlwpConfig:
         """From a JSON file."""
+        values = strict_json.load(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{os.fspath(path)}: not UTF-8: {error}") from None
-        try:
-            return cls.from_json(text)
+            return cls.from_dict(values)
         except IlwpError as error:
             raise ConfigError(f"{os.fspath(path)}: {error}") from None
 

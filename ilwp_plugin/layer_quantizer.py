@@ -69,7 +69,7 @@ def _bits(layer: QuantizedLayer, counts: list[int]) -> float:
     """About what a layer takes: the entropy of its codes, and of its references where they are stored."""
     codes = layer.codes.cpu().numpy()
     stored = storage_mode(layer.references, counts) in ("local", "full")
-    indices = Histogram.of(layer.references.numpy()).entropy if stored else 0.0
+    indices = Histogram.of(layer.references.cpu().numpy()).entropy if stored else 0.0
     return Histogram.of(codes).entropy * codes.size + indices * len(codes)
 
 

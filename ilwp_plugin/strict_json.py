@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
-__all__ = ["loads"]
+from ilwp_plugin.errors import ConfigError, FileError
+
+__all__ = ["load", "loads"]
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Parse a JSON file that a user has written.
+
+    Raises:
+        FileError: it cannot be read.
+        ConfigError: it is not JSON.
+    """
+    try:
+        return loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # also what is not UTF-8
+        raise ConfigError(f"{os.fspath(path)}: not JSON: {error}") from None
 
 
 def loads(text: str) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
+from torch.ao.quantization import MinMaxObserver
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress, estimate, load, loads
 from ilwp_plugin.container.directory import DTYPES
@@ -460,3 +461,17 @@ def test_one_tensor_is_restored_alone() -> None:
     assert torch.equal(compressed.tensor("same"), state["other"])
     with pytest.raises(TensorError, match="no tensor 'missing' in the file; it has "):
         compressed.tensor("missing")
+
+
+def test_modules_that_changed_their_version_are_restored_exactly() -> None:
+    """torch resets the eps of an observer whose state dict tells no version."""
+
+    def make(eps: float) -> nn.Module:
+        model = build_model("mobilenet", width=0.25)
+        model.observer = MinMaxObserver(eps=eps)
+        return model
+
+    model = make(1e-16)
+    restored = make(1e-3)
+    loads(compress(model).to_bytes()).apply_to(restored)
+    assert restored.observer.eps.item() == model.observer.eps.item() < 1e-15

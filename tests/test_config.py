@@ -93,7 +93,7 @@ def test_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ilwp\.json.*bits.*50"):
         IlwpConfig.from_file(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"ilwp\.json.*UTF-8"):
+    with pytest.raises(ConfigError, match=r"ilwp\.json.*not JSON: .utf-8"):
         IlwpConfig.from_file(path)
     with pytest.raises(FileError, match="No such file"):
         IlwpConfig.from_file(tmp_path / "absent.json")

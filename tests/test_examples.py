@@ -79,8 +79,8 @@ def test_neural_compressor(tmp_path: Path) -> None:
         for line in text.splitlines()
         if " bytes, accuracy " in line
     }
-    assert sizes["ilwp and static INT8"] < sizes["static INT8 alone"] / 2 < sizes["fp32"] / 7
-    assert sizes["tuned"] < (tmp_path / "after training.ilwp").stat().st_size
+    assert sizes["ilwp and static INT8"] < 0.6 * sizes["static INT8 alone"] < 0.6 * sizes["fp32"] / 3.5
+    assert sizes["tuned"] < sizes["after training"] and sizes["tuned, all layers"] < sizes["static INT8 alone"]
     assert {path.stat().st_size for path in tmp_path.glob("*.ilwp")} == set(sizes.values()) - {sizes["fp32"]}
 
 

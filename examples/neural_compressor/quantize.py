@@ -1,15 +1,19 @@
 """ilwp as an algorithm of Intel Neural Compressor: after training, with training, tuned, and under static INT8.
 
-pip install 'ilwp-plugin[inc,report]'
-python examples/neural_compressor/quantize.py                        digits, about two minutes
-python examples/neural_compressor/quantize.py --data fashion-mnist   MobileNet width 0.5, half an hour
+    pip install 'ilwp-plugin[inc,report]'
+    python examples/neural_compressor/quantize.py                        digits, about a minute
+    python examples/neural_compressor/quantize.py --data fashion-mnist   MobileNet width 0.5, half an hour
+
+With --checkpoint, a state dict of the network, the first training is not needed; --only runs some of the parts.
 """
 
 import argparse
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from ilwp_integrations.neural_compressor import IlwpConfig, autotune, load, regularizer, save, stack
 from neural_compressor.torch.quantization import INT8StaticQuantConfig, TuningConfig, quantize
@@ -23,15 +27,22 @@ logging.getLogger("neural_compressor").setLevel(logging.ERROR)
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits")
 parser.add_argument("--data-folder")
+parser.add_argument("--model", default="mobilenet")
+parser.add_argument("--checkpoint")
 parser.add_argument("--epochs", type=int, help="of each of the two trainings")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", default="out", help="folder for the files")
+PARTS = ("after", "with", "tune", "static")
+parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which parts to run; all if not given")
 options = parser.parse_args()
 
-settings = preset(options.data, epochs=options.epochs, seed=options.seed)
+settings = preset(options.data, model=options.model, epochs=options.epochs, seed=options.seed)
 data = load_data(options.data, options.data_folder)
 model = initial_model(settings, data)
-train(model, data, Recipe(settings.epochs, settings.batch, seed=settings.seed))
+if options.checkpoint:
+    model.load_state_dict(torch.load(options.checkpoint, weights_only=True))
+else:
+    train(model, data, Recipe(settings.epochs, settings.batch, seed=settings.seed))
 model.eval()
 examples = data.train_images[:256]  # traces the model; also calibrates it
 
@@ -61,26 +72,35 @@ def train_with_loss(network: nn.Module) -> None:
     network.eval()
 
 
+def tune(title: str, config: IlwpConfig, describe: Callable[[IlwpConfig], str]) -> None:
+    """The smallest file of a set of configurations that costs half a point of accuracy at most."""
+    tuned = autotune(
+        model,
+        TuningConfig(config_set=[config]),
+        eval_fn=lambda network: accuracy(network, data),
+        criterion=lambda before, after: after >= before - 0.5,
+        example_inputs=examples,
+    )
+    for trial in tuned.trials:
+        verdict = "passes" if trial.passed else "fails"
+        print(f"  {describe(trial.config)}: {trial.file_bytes:,} bytes, {trial.result:.2f} %, {verdict}")
+    report(title, tuned.model)
+
+
 size = sum(tensor.nbytes for tensor in model.state_dict().values())
 print(f"{settings}\nfp32: {size:,} bytes, accuracy {accuracy(model, data):.2f} %")
 
-report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
-untrained = initial_model(settings, data)
-report("with training", quantize(untrained, IlwpConfig(bits=6), run_fn=train_with_loss, example_inputs=examples))
-
-tuned = autotune(
-    model,
-    TuningConfig(config_set=[IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])]),
-    eval_fn=lambda network: accuracy(network, data),
-    criterion=lambda before, after: after >= before - 0.5,
-)
-for trial in tuned.trials:
-    verdict = "passes" if trial.passed else "fails"
-    print(
-        f"  {trial.config.mode}, {trial.config.bits} bits: {trial.file_bytes:,} bytes, {trial.result:.2f} %, {verdict}"
-    )
-report("tuned", tuned.model)
-
-everything = IlwpConfig(bits=None, weight_step=0.02, batch_norm="merged")  # every weight on one grid, which INT8 keeps
-report("static INT8 alone", stack(copy.deepcopy(model), [INT8StaticQuantConfig()], examples))
-report("ilwp and static INT8", stack(copy.deepcopy(model), [everything, INT8StaticQuantConfig()], examples))
+if "after" in options.only:
+    report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
+if "with" in options.only:
+    untrained = initial_model(settings, data)
+    report("with training", quantize(untrained, IlwpConfig(bits=6), run_fn=train_with_loss, example_inputs=examples))
+if "tune" in options.only:
+    depthwise = IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])
+    tune("tuned", depthwise, lambda trial: f"{trial.mode}, {trial.bits} bits")
+    all_layers = IlwpConfig(bits=None, weight_step=[0.03, 0.04, 0.05, 0.06, 0.07, 0.08], batch_norm="merged")
+    tune("tuned, all layers", all_layers, lambda trial: f"step {trial.weight_step}")
+if "static" in options.only:
+    everything = IlwpConfig(bits=None, weight_step=0.02, batch_norm="merged")  # one grid, which INT8 keeps
+    report("static INT8 alone", stack(copy.deepcopy(model), [INT8StaticQuantConfig()], examples))
+    report("ilwp and static INT8", stack(copy.deepcopy(model), [everything, INT8StaticQuantConfig()], examples))

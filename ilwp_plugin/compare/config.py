@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ilwp_plugin import strict_json
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.demo import DemoSettings, preset
-from ilwp_plugin.errors import ConfigError, FileError, IlwpError
+from ilwp_plugin.errors import ConfigError, IlwpError
 
 __all__ = ["CompareConfig", "Entry", "Network", "Task"]
 
@@ -143,12 +142,7 @@ class CompareConfig(_Model):
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> CompareConfig:
         """From a JSON file. Raises FileError, and what `from_dict` raises."""
-        try:
-            values = strict_json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{os.fspath(path)}: not JSON: {error}") from None
+        values = strict_json.load(path)
         if not isinstance(values, dict):
             raise ConfigError(f"{os.fspath(path)}: expected an object, got {values!r}")
         return cls.from_dict(values)

@@ -7,7 +7,6 @@ import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
@@ -267,11 +266,7 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
     @classmethod
     def from_json_file(cls, filename: str) -> IlwpConfig:
         """From a JSON file, as `to_json_file` writes it."""
-        try:
-            values = strict_json.loads(Path(filename).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{filename}: {error}") from None
-        return cls.from_dict(values)
+        return cls.from_dict(strict_json.load(filename))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IlwpConfig:
         return IlwpConfig.from_dict(self.to_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.chains import Chains
 from ilwp_plugin.training import ClosedLoop, Session
 
-__all__ = ["bake", "check_quantizes", "explicit", "file_config", "integer_weight", "is_baked", "to_file"]
+__all__ = ["bake", "check_quantizes", "compressed", "explicit", "integer_weight", "is_baked", "put_on_grid"]
 
 _BEFORE_BAKING = "_ilwp_weights_before_baking"
 """Attribute of a stripped model: the weights that its codes come from. Quantizing reconstructed weights once more would
@@ -27,16 +27,48 @@ def explicit(config: IlwpConfig, chains: Chains) -> IlwpConfig:
     return config.replace(layers=layers, target_scopes=(), ignored_scopes=())
 
 
-def file_config(session: Session | None, fields: Mapping[str, Any]) -> IlwpConfig:
-    """The configuration of the file.
+@torch.no_grad()
+def put_on_grid(stripped: nn.Module, quantizers: Iterable[tuple[str, FakeQuantize]]) -> None:
+    """Set weights to exactly what their quantizers make of them, which is what the file restores; outputs stay.
+
+    Args:
+        stripped: a stripped model.
+        quantizers: see `compressed`.
+    """
+    for name, quantizer in quantizers:
+        weight = stripped.get_parameter(name)
+        if _finite(weight, quantizer):
+            weight.data = integer_weight(weight, quantizer).restore().to(weight.dtype)
+
+
+def _finite(weight: Tensor, quantizer: FakeQuantize) -> bool:
+    return bool(weight.isfinite().all() and quantizer.scale.isfinite().all())
+
+
+def compressed(
+    session: Session | None,
+    fields: Mapping[str, Any],
+    strip: Callable[[], nn.Module],
+    quantizers: Callable[[nn.Module], Iterable[tuple[str, FakeQuantize]]],
+) -> CompressedModel:
+    """A controller's model as the file holds it.
 
     Args:
         session: that of the `ilwp` section, if the config has one.
         fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
+        strip: makes the stripped model, without hooks of ilwp.
+        quantizers: those that NNCF has left on weights of a stripped model, by the weight's name in the state dict.
 
     Raises:
-        ConfigError: the section has its own.
+        ConfigError: fields are given, and the section has its own.
+        TrainingError: the model was baked with another configuration, or the file would not restore it.
     """
+    config = _file_config(session, fields)
+    model = strip()
+    return _to_file(model, config, quantizers(model), {"toolkit": "nncf"})
+
+
+def _file_config(session: Session | None, fields: Mapping[str, Any]) -> IlwpConfig:
     if session is None:
         return IlwpConfig.from_dict(dict(fields))
     config = explicit(session.config, session.chains)
@@ -96,23 +128,12 @@ def integer_weight(weight: Tensor, quantizer: FakeQuantize) -> IntegerTensor:
     return IntegerTensor(codes.to(torch.int16), scale, points, quantizer.ch_axis)
 
 
-def to_file(
+def _to_file(
     stripped: nn.Module,
     config: IlwpConfig,
     quantizers: Iterable[tuple[str, FakeQuantize]],
     metadata: Mapping[str, Any],
 ) -> CompressedModel:
-    """A stripped model as the file holds it.
-
-    Args:
-        stripped: without hooks of ilwp.
-        config: how the file quantizes; for a baked model that one's.
-        quantizers: those that NNCF has left on weights, by the weight's name in the state dict.
-        metadata: stored along.
-
-    Raises:
-        TrainingError: the model was baked with another configuration, or the file would not restore it.
-    """
     state: dict[str, Tensor] = dict(stripped.state_dict())
     baked: tuple[dict[str, Tensor], IlwpConfig] | None = getattr(stripped, _BEFORE_BAKING, None)
     if baked is not None:
@@ -124,7 +145,7 @@ def to_file(
     place = {f"{layer}.weight": number for number, layer in enumerate(config.layers or ())}
     ordered = sorted(quantizers, key=lambda item: place.get(item[0], len(place)))
     for name, quantizer in ordered:
-        if not bool(stripped.get_parameter(name).isfinite().all() and quantizer.scale.isfinite().all()):
+        if not _finite(stripped.get_parameter(name), quantizer):
             raise TrainingError(f"layer {name!r}: weights or scales are not finite; the training has diverged")
     quantized = {name: integer_weight(stripped.get_parameter(name), quantizer) for name, quantizer in ordered}
     state.update({name: codes.restore() for name, codes in quantized.items()})

@@ -31,9 +31,9 @@ from ilwp_plugin.method.chains import Chains, find_chains
 from ilwp_plugin.training import Session, SessionStatistics
 
 from ..config import ALGORITHM, Section, sections_by_name
-from ..saving import bake, explicit
+from ..saving import bake, explicit, put_on_grid
 from ..scopes import ignores, translate
-from .hooks import MaskedWeight, ResidualQuantizer, operands, weight_quantizer
+from .hooks import MaskedWeight, ResidualQuantizer, operands, weight_quantizer, weight_quantizers
 
 __all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp"]
 
@@ -280,7 +280,9 @@ class _QuantizationController(QuantizationController):  # type: ignore[misc]
                 module.get_parameter("weight").data = quantizer.quantize(
                     weight, execute_traced_op_as_identity=False
                 ).detach()
-        return super().strip_model(model, False, strip_format)
+        stripped = super().strip_model(model, False, strip_format)
+        put_on_grid(stripped, weight_quantizers(stripped))
+        return stripped
 
 
 class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from nncf.torch.pruning.filter_pruning.layers import FilterPruningMask
 from nncf.torch.quantization.layers import BaseQuantizer
 from nncf.torch.sparsity.layers import BinaryMask
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import ClosedLoop
 
-__all__ = ["MaskedWeight", "ResidualQuantizer", "operands", "weight_quantizer"]
+__all__ = ["MaskedWeight", "ResidualQuantizer", "operands", "weight_quantizer", "weight_quantizers"]
 
 
 @COMPRESSION_MODULES.register()
@@ -110,3 +112,11 @@ def operands(module: nn.Module) -> list[nn.Module]:
 def weight_quantizer(module: nn.Module) -> nn.Module | None:
     """NNCF's own quantizer of a module's weight."""
     return next((op for op in operands(module) if isinstance(op, BaseQuantizer)), None)
+
+
+def weight_quantizers(stripped: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
+    """torch's quantizers on the weights of a stripped model, by the weight's name in the state dict."""
+    for name, module in stripped.named_modules():
+        for operation in operands(module):
+            if isinstance(operation, FakeQuantize):
+                yield f"{name}.weight", operation

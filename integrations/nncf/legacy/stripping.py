@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
+import nncf
 from nncf.common.utils.backend import copy_model
 from nncf.torch.compression_method_api import PTCompressionAlgorithmController
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel
+from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session
 
-from ..saving import check_quantizes, file_config, is_baked, to_file
-from .hooks import operands
+from .. import saving
+from ..saving import check_quantizes, is_baked
+from .hooks import weight_quantizers
 
 __all__ = ["compressed", "estimate_ilwp", "save_ilwp"]
 
@@ -34,9 +35,7 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
         controller: what `create_compressed_model` returned.
         fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
     """
-    config = file_config(session_of(controller), fields)
-    model = stripped(controller)
-    return to_file(model, config, weight_quantizers(model), {"toolkit": "nncf"})
+    return saving.compressed(session_of(controller), fields, lambda: stripped(controller), weight_quantizers)
 
 
 def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
@@ -45,7 +44,10 @@ def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
     if is_baked(model):
         return model
     _detach_masks(model)
-    copied: nn.Module = controller.strip(do_copy=True)
+    try:
+        copied: nn.Module = controller.strip(do_copy=True)
+    except nncf.InternalError as error:
+        raise TrainingError(f"NNCF cannot strip this model, and the file holds stripped ones: {error}") from error
     return copied
 
 
@@ -79,11 +81,3 @@ def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathL
 def estimate_ilwp(controller: PTCompressionAlgorithmController, **fields: Any) -> Ledger:
     """The exact sizes of the file that `save_ilwp` would write now."""
     return compressed(controller, **fields).ledger
-
-
-def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
-    """Of a stripped model, by the weight's name in the state dict."""
-    for name, module in model.named_modules():
-        for operation in operands(module):
-            if isinstance(operation, FakeQuantize):
-                yield f"{name}.weight", operation

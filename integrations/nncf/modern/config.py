@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ilwp_plugin import strict_json
-from ilwp_plugin.errors import ConfigError, FileError, nearest
+from ilwp_plugin.errors import ConfigError, nearest
 
 from ..config import ALGORITHM, Section, algorithm_sections, section_schema
 
@@ -79,13 +78,7 @@ class NNCFConfig(dict[str, Any]):
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> NNCFConfig:
         """From a JSON file."""
-        try:
-            values = strict_json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{os.fspath(path)}: not JSON: {error}") from None
-        return cls.from_dict(values)
+        return cls.from_dict(strict_json.load(path))
 
     @staticmethod
     def validate(loaded_json: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session, SessionStatistics
 
-from ..saving import bake, check_quantizes, explicit, file_config, to_file
+from ..saving import bake, check_quantizes, compressed, explicit, put_on_grid
 from .algorithms import IlwpPart, Part
 from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quantizers
 
@@ -209,6 +209,7 @@ class Controller:
         if not storage.is_empty():
             model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.NATIVE, example_input=self._example)
         setattr(model, _WEIGHT_QUANTIZERS, quantized)
+        put_on_grid(model, weight_fake_quantizers(model).items())
         return model
 
     def export_model(self, save_path: str | os.PathLike[str], *unused: Any, **options: Any) -> None:
@@ -230,9 +231,7 @@ class Controller:
         torch.onnx.export(model, self._example, os.fspath(save_path), dynamo=False, **known)
 
     def _compressed(self, **fields: Any) -> CompressedModel:
-        config = file_config(self.session, fields)
-        model = self.strip()
-        return to_file(model, config, weight_fake_quantizers(model).items(), {"toolkit": "nncf"})
+        return compressed(self.session, fields, self.strip, lambda model: weight_fake_quantizers(model).items())
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""

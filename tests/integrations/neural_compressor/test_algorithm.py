@@ -67,7 +67,8 @@ def test_quantize_by_dict_as_inc_has_it(mobilenet: nn.Module) -> None:
     assert {layer.mode for layer in attached(quantized).compressed.layers[1:]} == {"local"}
 
 
-def test_quantize_with_training(mobilenet: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("fields", [{}, {"mode": "auto"}, {"residual_step": 0.05}], ids=str)
+def test_quantize_with_training(mobilenet: nn.Module, images: Tensor, fields: dict[str, Any]) -> None:
     before = copy.deepcopy(mobilenet)
     seen = {}
 
@@ -83,7 +84,7 @@ def test_quantize_with_training(mobilenet: nn.Module, images: Tensor) -> None:
         seen["residual"].append(float(loss_of_layers.value().detach()))
         seen["outputs"] = model.eval()(images).detach()
 
-    quantized = quantize(mobilenet, IlwpConfig(bits=4), run_fn=train, run_args=(5,))
+    quantized = quantize(mobilenet, IlwpConfig(bits=4, **fields), run_fn=train, run_args=(5,))
     assert seen["residual"][1] < seen["residual"][0]
     torch.testing.assert_close(quantized.eval()(images), seen["outputs"], rtol=0, atol=0)
     assert not torch.equal(quantized.classifier.weight, before.classifier.weight)

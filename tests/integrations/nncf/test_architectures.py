@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ilwp_plugin import load
-from ilwp_plugin.errors import ChainError, ConfigError
+from ilwp_plugin.errors import ChainError, ConfigError, TrainingError
 from ilwp_plugin.testing import settle
 from ilwp_plugin.zoo import build_model
 from tests.integrations.nncf.architectures import MobileNetV2, MobileNetV3, ResNet, SsdMobileNet
@@ -188,7 +188,7 @@ def test_published_configs_build_with_our_section_appended(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONLY_LEGACY)
-def test_what_nncf_3_cannot_do_is_refused_by_name(name: str) -> None:
+def test_what_nncf_3_cannot_do_is_refused_by_name(name: str, tmp_path: Path) -> None:
     make, sections, message = ONLY_LEGACY[name]
     if not LEGACY:
         with pytest.raises(ConfigError, match=message):
@@ -197,3 +197,5 @@ def test_what_nncf_3_cannot_do_is_refused_by_name(name: str) -> None:
     target = {"target_device": "TRIAL"} if "bit" in name else {}
     controller, model = compressed([*sections, ILWP], built(make), shape=SHAPE, **target)
     assert bool(model.eval()(images(8, 3, 32)).isfinite().all()) and controller.loss().item() > 0
+    with pytest.raises(TrainingError, match="NNCF cannot strip this model.*num_bits"):
+        controller.save_ilwp(tmp_path / "x.ilwp")

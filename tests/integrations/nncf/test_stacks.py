@@ -71,10 +71,28 @@ def test_trained_stripped_saved_and_restored(name: str, sections: list[Any], tmp
     assert {layer.mode for layer in found.layers} <= {"anchor", "collocated", "none"}
     assert all(layer.bits in (4, None) for layer in found.layers)
     assert str(ledger.file_bytes) in controller.statistics().to_str().replace(",", "")
+    state = {name: tensor.clone() for name, tensor in stripped.state_dict().items()}
     for parameter in stripped.parameters():
         nn.init.zeros_(parameter)
     load(tmp_path / "model.ilwp").apply_to(stripped)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in stripped.state_dict().items())
     torch.testing.assert_close(stripped(x), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"mode": "auto"}, {"mode": "full"}, {"residual_step": 0.05, "rate_weight": 0.1}, {"anchor": "quantized"}],
+    ids=str,
+)
+def test_every_way_to_quantize_trains_with_what_the_file_holds(fields: dict[str, Any], tmp_path: Path) -> None:
+    controller, model = compressed({**ILWP, **fields})
+    train(controller, model, optimizer_of(model))
+    x = images()
+    trained = model(x).detach()
+    controller.save_ilwp(tmp_path / "model.ilwp")
+    plain = network()
+    load(tmp_path / "model.ilwp").apply_to(plain)
+    torch.testing.assert_close(plain.eval()(x), trained, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["ilwp", "rb", "all"])

@@ -46,6 +46,7 @@ def test_command(tmp_path: Path) -> None:
     command = [ILWP, "align", tmp_path / "m.pt2", "--bits", "5"]
     done = subprocess.run([*command, "-o", tmp_path / "a.pt2", "--json"], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
+    assert not done.stderr
     assert len(report["aligned"]) == 13 and not report["refused"]
     assert report["total_bytes"] < report["total_bytes_before"]
     aligned = read_program(tmp_path / "a.pt2").module()

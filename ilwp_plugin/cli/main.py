@@ -64,6 +64,8 @@ def run() -> None:
             shown(message, category, *place, **more)
 
     warnings.showwarning = show
+    # torch's, of its own code, at each copy of an exported program
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
     try:
         app()
     except IlwpError as error:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilwp_plugin.coding import AUTO, Histogram, fit_coder
+from ilwp_plugin.coding import AUTO, Histogram, Symbols, fit_coder
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.sections.codes import read_codes, write_codes
 from ilwp_plugin.sections.raw import raw_bytes
@@ -139,15 +139,15 @@ def _words(tensor: Tensor) -> NDArray[np.unsignedinteger]:
     return np.frombuffer(raw_bytes(tensor), dtype=f"<u{tensor.dtype.itemsize}")
 
 
-def _split(words: NDArray[np.unsignedinteger], bits: int) -> list[NDArray[np.int64]]:
-    """(values * fields,) int64 of whole fields, of each integer from the lowest on; and (values,) of what is left."""
+def _split(words: NDArray[np.unsignedinteger], bits: int) -> list[Symbols]:
+    """(values * fields,) int16 of whole fields, of each integer from the lowest on; and (values,) of what is left."""
     whole, left = divmod(8 * words.itemsize, bits)
     shifts = np.arange(whole, dtype=words.dtype) * words.dtype.type(bits)
-    runs = [((words[:, None] >> shifts) & words.dtype.type((1 << bits) - 1)).astype(np.int64).ravel()]
-    return [*runs, (words >> words.dtype.type(whole * bits)).astype(np.int64)] if left else runs
+    runs = [((words[:, None] >> shifts) & words.dtype.type((1 << bits) - 1)).astype(np.int16).ravel()]
+    return [*runs, (words >> words.dtype.type(whole * bits)).astype(np.int16)] if left else runs
 
 
-def _joined(reader: ByteReader, runs: Sequence[NDArray[np.int64]], info: TensorInfo, bits: int) -> Tensor:
+def _joined(reader: ByteReader, runs: Sequence[Symbols], info: TensorInfo, bits: int) -> Tensor:
     dtype = np.dtype(f"<u{info.dtype.itemsize}")
     whole, left = divmod(8 * dtype.itemsize, bits)
     for run, width in zip(runs, (bits, left), strict=False):

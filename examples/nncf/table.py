@@ -25,6 +25,7 @@ parser.add_argument("--out", default="out/nncf-table", type=Path)
 parser.add_argument("--data-folder")
 parser.add_argument("--images", type=int, default=7500)
 parser.add_argument("--epochs", type=int, default=2)
+parser.add_argument("--batch", type=int, default=128)
 parser.add_argument("--stacks", nargs="*", help="names of configs; all by default")
 options = parser.parse_args()
 
@@ -53,7 +54,7 @@ def run(config: Path, without: str) -> dict[str, float]:
     if not (out / "result.json").exists():
         command = [Path(sys.executable).parent / "ilwp", "run", "--toolkit", "nncf", here / "train.py"]
         command += ["--config", config, "--data", "fashion-mnist", "--width", "0.5", "--start", aligned, "--out", out]
-        command += ["--images", options.images, "--epochs", options.epochs, "--batch", 128, "--lr", 0.05]
+        command += ["--images", options.images, "--epochs", options.epochs, "--batch", options.batch, "--lr", 0.05]
         command += ["--data-folder", options.data_folder] if options.data_folder else []
         command += ["--without", without] if without else []
         command += ["--resume", out / "checkpoint.pt"] if (out / "checkpoint.pt").exists() else []

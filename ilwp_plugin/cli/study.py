@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -97,4 +99,6 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of the configuration, for editors."""
-    ui.print_json(IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit))
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF logs to stdout, into what may be a file
+        found = IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit)
+    ui.print_json(found)

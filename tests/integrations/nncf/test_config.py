@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,12 @@ def test_the_schema_takes_what_the_config_takes(compression: Any) -> None:
     bad = json.loads(json.dumps(whole).replace('"bits": 4', '"bits": 44'))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(bad, schema())
+
+
+def test_the_command_prints_the_schema_and_nothing_else() -> None:
+    ilwp = Path(sys.executable).parent / "ilwp"
+    text = subprocess.run([ilwp, "schema", "--toolkit", "nncf"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(text) == json.loads(json.dumps(schema()))
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)

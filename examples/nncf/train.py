@@ -33,7 +33,7 @@ parser.add_argument("--epochs", type=int, default=6)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--lr", type=float, default=0.02)
 parser.add_argument("--start", help="state dict of a trained model to start from")
-parser.add_argument("--pretrain", type=int, default=16, help="else so many epochs without NNCF come first")
+parser.add_argument("--pretrain", type=int, default=30, help="else so many epochs without NNCF come first")
 parser.add_argument("--without", default="", help="leave out this algorithm of the config, to compare")
 parser.add_argument("--resume", help="go on from the checkpoint that a run has written")
 parser.add_argument("--seed", type=int, default=0)
@@ -83,6 +83,7 @@ if checkpoint:
     optimizer.load_state_dict(checkpoint["optimizer"])
     schedule.load_state_dict(checkpoint["schedule"])
     first = checkpoint["epoch"] + 1
+    torch.set_rng_state(checkpoint["random"])  # the masks of rb_sparsity are drawn
 
 for epoch in range(first, options.epochs):
     compression_ctrl.scheduler.epoch_step(epoch)
@@ -104,6 +105,7 @@ for epoch in range(first, options.epochs):
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "epoch": epoch,
+            "random": torch.get_rng_state(),
         },
         out / "checkpoint.pt",
     )

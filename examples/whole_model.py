@@ -2,12 +2,13 @@
 
 pip install 'ilwp-plugin[report]'
 python examples/whole_model.py                                        digits: trains first, a minute in all
-python examples/whole_model.py --data fashion-mnist --steps 0.047 0.069
+python examples/whole_model.py --data fashion-mnist --steps 0.06 0.09
 python examples/whole_model.py --data fashion-mnist --model trained.pt     a state dict of that network
 """
 
 import argparse
 import copy
+import json
 import time
 
 import torch
@@ -23,12 +24,10 @@ parser.add_argument("--network", default="mobilenet")
 parser.add_argument("--model", help="state dict of the trained network; trains it first if not given")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--images", type=int, default=2000, help="calibration images, of the training set")
-parser.add_argument("--steps", type=float, nargs="+", default=[0.05, 0.07])
-parser.add_argument("--residual-share", type=float, default=0.8, help="step of the residuals, in steps of the others")
-parser.add_argument("--damping", type=float, default=10.0, help="of the error feedback")
-parser.add_argument("--dead-zone", type=float, default=0.58)
-parser.add_argument("--allocation", default="equal", help="of residual steps to layers: equal or measured")
-parser.add_argument("--align", action="store_true", help="align first; needs torch-pruning")
+parser.add_argument("--steps", type=float, nargs="+", default=[0.06, 0.09])
+parser.add_argument(
+    "--set", nargs=2, action="append", default=[], metavar=("FIELD", "JSON"), help="of the configuration"
+)
 options = parser.parse_args()
 
 settings = preset(options.data, model=options.network, seed=options.seed)
@@ -44,18 +43,7 @@ print(f"{settings}\nfp32: {fp32:,} bytes, {before:.2f} %, {len(calibration)} cal
 print("| step | bytes | of fp32 | depthwise | other layers | batch norms | accuracy % | change | seconds |")
 print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 for step in options.steps:
-    config = IlwpConfig(
-        mode="auto",
-        anchor="quantized",
-        weight_step=step,
-        residual_step=step * options.residual_share,
-        residual_allocation=options.allocation,
-        feedback_damping=options.damping,
-        dead_zone=options.dead_zone,
-        batch_norm="merged",
-        batch_norm_bits=4,
-        align=options.align,
-    )
+    config = IlwpConfig.whole_model(step, **{field: json.loads(value) for field, value in options.set})
     start = time.perf_counter()
     file = compress(model, config, calibration=calibration, example_inputs=calibration[:2]).to_bytes()
     seconds = time.perf_counter() - start

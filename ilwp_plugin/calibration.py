@@ -22,7 +22,16 @@ from ilwp_plugin.errors import CalibrationError
 from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.error_feedback import Feedback, Moments
 
-__all__ = ["MEMORY_BYTES", "BatchNormMoments", "Visitor", "calibrate", "is_batch_norm", "is_layer", "output_errors"]
+__all__ = [
+    "MEMORY_BYTES",
+    "BatchNormMoments",
+    "Calibrated",
+    "Visitor",
+    "calibrate",
+    "is_batch_norm",
+    "is_layer",
+    "output_errors",
+]
 
 MEMORY_BYTES = 2 << 30
 """Activations that may be held at one time."""
@@ -54,14 +63,32 @@ class BatchNormMoments:
         self.y, self.yy = self.y + total(y), self.yy + total(y * y)
         self.xy = self.xy + total(x * y)
 
-    def fit(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Mean and variance of x, mean and standard deviation of y, and the slope of y on x (NaN for a constant x)."""
+    def fit(self, ordinary: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Mean and variance of x, mean and standard deviation of y, and the slope of y on x (NaN for a constant x).
+
+        Args:
+            ordinary: (channels,) variance of x in the original model. A thousandth of it damps the slope: a channel
+                that quantization has left with next to no variance would be amplified without bound.
+        """
         mean_x, mean_y = torch.as_tensor(self.x) / self.count, torch.as_tensor(self.y) / self.count
         variance = (torch.as_tensor(self.xx) / self.count - mean_x * mean_x).clamp(min=0)
         spread = (torch.as_tensor(self.yy) / self.count - mean_y * mean_y).clamp(min=0).sqrt()
         covariance = torch.as_tensor(self.xy) / self.count - mean_x * mean_y
-        slope = torch.where(variance > 1e-12, covariance / variance, torch.nan)
+        slope = torch.where(variance > 1e-12, covariance / (variance + 1e-3 * ordinary.double()), torch.nan)
         return mean_x, variance, mean_y, spread, slope
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration has done.
+
+    Attributes:
+        layers: names of the layers and batch norms that were reached.
+        error: sum of the squared errors of the quantized model's outputs on the last batch, relative to their variance.
+    """
+
+    layers: set[str]
+    error: float
 
 
 class Visitor(Protocol):
@@ -119,7 +146,7 @@ class _Site:
 @torch.no_grad()
 def calibrate(
     model: nn.Module, inputs: Any, visitor: Visitor, layers: Collection[str], memory_bytes: int = MEMORY_BYTES
-) -> set[str]:
+) -> Calibrated:
     """Quantize a model layer by layer on calibration inputs; the model itself is not changed.
 
     Args:
@@ -131,7 +158,7 @@ def calibrate(
         memory_bytes: of activations at one time, about.
 
     Returns:
-        The names of the layers that were reached.
+        What was reached, and what it did to the outputs.
 
     Raises:
         CalibrationError: no inputs, the model does not run on them, or it mixes the examples of a batch.
@@ -171,7 +198,8 @@ def calibrate(
                 f"{type(model).__name__} mixes the examples of a batch, so that it cannot be calibrated; "
                 "leave out `calibration`"
             )
-    return {name for name, site in sites.items() if site.done}
+    found = _map(lambda tensor: tensor[: len(tensor) // 2], result)
+    return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(found, expected))
 
 
 _ENOUGH_EXAMPLES = 256
@@ -209,10 +237,10 @@ def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) 
 
     modules = {name: model.get_submodule(name) for name in weights}
     hooks = [module.register_forward_hook(remember(name)) for name, module in modules.items()]
-    expected = _tensors(_run(model, batch))
+    expected = _run(model, batch)
     for hook in hooks:
         hook.remove()
-    if not expected:
+    if not _tensors(expected):
         raise CalibrationError(f"{type(model).__name__} gives no floating-point tensor whose errors could be measured")
     errors = {}
     for name, module in modules.items():
@@ -220,14 +248,17 @@ def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) 
         before = own.clone()
         own.copy_(weights[name])
         hook = module.register_forward_hook(lambda _, __, output, name=name: output - mean(output) + means[name])
-        found = _tensors(_run(model, batch))
+        found = _run(model, batch)
         hook.remove()
         own.copy_(before)
-        errors[name] = sum(
-            float((a - b).square().sum() / (b - b.mean()).square().sum().clamp(min=1e-30))
-            for a, b in zip(found, expected, strict=True)
-        )
+        errors[name] = _relative_error(found, expected)
     return errors
+
+
+def _relative_error(found: Any, expected: Any) -> float:
+    """Squared error relative to the variance of what is expected, summed over the floating-point tensors."""
+    pairs = zip(_tensors(found), _tensors(expected), strict=True)
+    return sum(float((a - b).square().sum() / (b - b.mean()).square().sum().clamp(min=1e-30)) for a, b in pairs)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

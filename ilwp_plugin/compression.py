@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from ilwp_plugin import toolkits
 from ilwp_plugin.calibration import calibrate, output_errors
 from ilwp_plugin.coding import Histogram
-from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.config import CALIBRATED_DEAD_ZONE, RESIDUAL_SHARE, IlwpConfig
 from ilwp_plugin.container import (
     SectionBytes,
     SectionKind,
@@ -39,7 +39,7 @@ from ilwp_plugin.encoder import Encoder, Progress
 from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.allocation import allocate_steps
-from ilwp_plugin.method.chains import Chains, unwrap
+from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.structure import resize_layers
@@ -58,7 +58,7 @@ from ilwp_plugin.sections import (
 )
 from ilwp_plugin.sections.lossless import LOSSLESS, LosslessSection, split_lossless
 from ilwp_plugin.sections.raw import measure_raw, raw_bytes
-from ilwp_plugin.selection import Model, batch_norms, given_tensors, select_layers
+from ilwp_plugin.selection import Model, Selection, batch_norms, given_tensors, select_layers
 from ilwp_plugin.stream import ByteReader
 
 __all__ = ["CompressedModel", "LayerSummary", "compress", "estimate", "load", "loads"]
@@ -434,7 +434,7 @@ def _search(
         digest.update(name.encode())
         digest.update(raw_bytes(tensor.detach().cpu()))
     log = Log(resume, digest.hexdigest())
-    zones = (0.58, 0.5) if options["calibration"] is not None else (0.5,)
+    zones = (CALIBRATED_DEAD_ZONE, 0.58) if options["calibration"] is not None else (0.5,)
     if kind == "max_drop":
         before = score(None)
         assert before is not None
@@ -445,9 +445,6 @@ def _search(
         found = best_within_size(run, log, start, zones if evaluate is not None else zones[:1], limit)
     return knobs_of(found.knobs)
 
-
-RESIDUAL_SHARE = 0.5
-"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
 
 EXPECTED_TRIALS = 15
 """Of a search; only for the progress bar."""
@@ -477,13 +474,15 @@ def _compress(
         )
     if calibration is not None and module is None:
         raise ConfigError("calibration: a state dict cannot be run; give the module")
-    if config.residual_allocation == "measured" and (calibration is None or config.residual_step is None):
-        raise ConfigError("residual_allocation: 'measured' needs calibration inputs and a residual_step")
+    if config.step_allocation == "measured" and (
+        calibration is None or config.residual_step is None is config.weight_step
+    ):
+        raise ConfigError("step_allocation: 'measured' needs calibration inputs, and a weight_step or a residual_step")
     layers = select_layers(model, config, given, example_inputs)
     steps: dict[str, float] = {}
-    if config.residual_allocation == "measured":
+    if config.step_allocation == "measured":
         assert module is not None
-        steps = _allocated(module, config, layers.chains, calibration)
+        steps = _allocated(module, config, layers, calibration)
     norms = batch_norms(model, config)
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
     packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
@@ -506,7 +505,15 @@ def _compress(
     )
     if calibration is not None:
         assert module is not None
-        missed = sorted(encoder.layers - calibrate(module, calibration, encoder, encoder.layers))
+        calibrated = calibrate(module, calibration, encoder, encoder.layers)
+        missed = sorted(encoder.layers - calibrated.layers)
+        if calibrated.error > LARGE_ERROR:
+            warnings.warn(
+                f"the outputs on the calibration inputs change by {calibrated.error:.0%} of their variance; choose "
+                "smaller steps",
+                IlwpWarning,
+                stacklevel=3,
+            )
         if missed:
             warnings.warn(
                 f"{_few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls",
@@ -522,16 +529,27 @@ def _compress(
     return CompressedModel(directory, chains, raw, metadata, excluded, grid, merged, provenance, lossless)
 
 
-def _allocated(module: nn.Module, config: IlwpConfig, chains: Chains, calibration: Any) -> dict[str, float]:
-    """Residual steps by layer, from what rounding each one alone does to the outputs."""
-    step = config.residual_step
-    assert step is not None
-    first = [] if config.anchor == "quantized" else [chain.layers[0] for chain in chains]
-    state = module.state_dict()
-    weights = {name: state[f"{name}.weight"] for chain in chains for name in chain.layers if name not in first}
-    rounded = {name: torch.round(weight / step) * step for name, weight in weights.items()}
-    errors = output_errors(module, calibration, rounded)
-    return allocate_steps(step, errors, {name: weight.numel() for name, weight in weights.items()})
+MEASURED_SHARE = 1 / 8
+"""Of a step, for measuring what errors of a layer cost: near the step itself they are not small, white noise."""
+
+
+def _allocated(module: nn.Module, config: IlwpConfig, layers: Selection, calibration: Any) -> dict[str, float]:
+    """Steps by layer, from what rounding each one alone does to the outputs."""
+    first = [] if config.anchor == "quantized" else [chain.layers[0] for chain in layers.chains]
+    keys = {name: key for chain in layers.chains for name, key in zip(chain.layers, chain.keys, strict=True)}
+    groups = [
+        (config.residual_step, {name: key for name, key in keys.items() if name not in first}),
+        (config.weight_step, layers.grid),
+    ]
+    state, steps = module.state_dict(), dict[str, float]()
+    for step, group in groups:
+        if step is not None:
+            weights = {name: state[key] for name, key in group.items()}
+            share = step * MEASURED_SHARE
+            rounded = {name: torch.round(weight / share) * share for name, weight in weights.items()}
+            errors = output_errors(module, calibration, rounded)
+            steps.update(allocate_steps(step, errors, {name: weight.numel() for name, weight in weights.items()}))
+    return steps
 
 
 def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:
@@ -545,6 +563,9 @@ def _aligned(model: Model, config: IlwpConfig, example_inputs: Any) -> tuple[nn.
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
     return model, toolkits.load("pruning").align(model, inputs, config)
 
+
+LARGE_ERROR = 0.5
+"""Squared error of the outputs relative to their variance, from which on a model is hardly what it was."""
 
 ROUNDED_ALONE = (
     "weights are rounded as they are; with a module and `calibration` inputs (some hundred examples, no labels) errors "

@@ -59,6 +59,13 @@ class LayerOverride(BaseModel):
         return None if value is None else _registered(value, info)
 
 
+RESIDUAL_SHARE = 0.8
+"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
+
+CALIBRATED_DEAD_ZONE = 0.66
+"""Where error feedback and batch norms make up for what becomes 0; in steps."""
+
+
 class IlwpConfig(BaseModel):
     """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
 
@@ -132,10 +139,10 @@ class IlwpConfig(BaseModel):
         description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
         "layer from its bits and range.",
     )
-    residual_allocation: Literal["equal", "measured"] = Field(
+    step_allocation: Literal["equal", "measured"] = Field(
         default="equal",
-        description="'measured' gives each layer of a chain a residual step of its own, smaller where an error changes "
-        "the outputs more; `residual_step` is their geometric mean. Needs calibration inputs.",
+        description="'measured' gives each layer a step of its own, smaller where an error changes the outputs more: "
+        "`residual_step` and `weight_step` are then geometric means. Needs calibration inputs.",
     )
     rate_weight: Weight = Field(
         default=0.0,
@@ -153,10 +160,9 @@ class IlwpConfig(BaseModel):
         "More than 0.5 needs calibration inputs, so that the batch norms can follow.",
     )
     feedback_damping: Step = Field(
-        default=0.03,
+        default=10.0,
         description="Damping of the error feedback of these other layers, as a share of the mean input energy. Small "
-        "values follow the calibration inputs closely, at the price of larger codes; about 10 gives smaller files of "
-        "trained networks at the same accuracy.",
+        "values, like .03, follow the calibration inputs more closely, at the price of larger codes.",
     )
     batch_norm: Literal["exact", "merged"] = Field(
         default="exact",
@@ -205,6 +211,27 @@ class IlwpConfig(BaseModel):
 
     def __setattr__(self, name: str, value: object) -> None:
         raise ConfigError(f"{name}: a configuration is frozen; config.replace({name}=...) makes another one")
+
+    @classmethod
+    def whole_model(cls, weight_step: float, *, calibrated: bool = True, **changes: Any) -> IlwpConfig:
+        """What is good for all layers of a trained network at a step; docs/whole_model.md has the measurements.
+
+        Args:
+            weight_step: mean step of the weights outside chains; that of residuals is RESIDUAL_SHARE of it.
+            calibrated: whether there will be calibration inputs.
+            changes: of other fields.
+        """
+        fields: dict[str, Any] = {
+            "mode": AUTO,
+            "anchor": "quantized",
+            "weight_step": weight_step,
+            "residual_step": weight_step * RESIDUAL_SHARE,
+            "batch_norm": "merged",
+            "batch_norm_bits": 4 if calibrated else 8,
+        }
+        if calibrated:
+            fields.update(step_allocation="measured", dead_zone=CALIBRATED_DEAD_ZONE)
+        return cls.from_dict({**fields, **changes})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IlwpConfig:

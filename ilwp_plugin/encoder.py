@@ -156,7 +156,7 @@ class Encoder:
         directory: directory entries by name of the tensor.
         references: index maps by layer; see `compress`.
         progress: is told.
-        steps: residual steps by layer, instead of that of the configuration.
+        steps: by layer, steps instead of those of the configuration: of residuals, or of weights on the grid.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class Encoder:
         steps: Mapping[str, float],
     ) -> None:
         self._config, self._grid, self._biases, self._norms, self._directory = config, grid, biases, norms, directory
+        self._steps = steps
         kernels = sum(info.numel // chain.taps for chain, infos in chains for info in infos)
         counter = ProgressCounter(progress, kernels + sum(info.shape[0] for info in grid.values()))
         self._progress = counter
@@ -209,7 +210,7 @@ class Encoder:
                 )
             self._next[id(encoder)] += 1
             return encoder.quantize(weight, feedback).to(weight.dtype)
-        info, step = self._grid[name], self._config.weight_step
+        info, step = self._grid[name], self._steps.get(name, self._config.weight_step)
         assert step is not None
         _check_finite(info.name, weight)
         if feedback is None:
@@ -229,6 +230,8 @@ class Encoder:
         step = self._config.weight_step
         if name not in self._biases or step is None:
             return bias
+        if name in self._grid:
+            step = self._steps.get(name, step)
         info = self._biases[name]
         _check_finite(info.name, bias)
         value = round_to_grid(bias, step / 4)
@@ -259,7 +262,8 @@ class Encoder:
     def batch_norm(self, name: str, module: nn.Module, moments: BatchNormMoments) -> Mapping[str, Tensor]:
         """See `calibration.Visitor`."""
         assert isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
-        mean, variance, mean_output, spread, slope = moments.fit()
+        assert isinstance(module.running_var, Tensor)
+        mean, variance, mean_output, spread, slope = moments.fit(module.running_var)
         if name in self._norms:
             plain = module.weight.double() / torch.sqrt(variance + module.eps)
             self.merge(name, torch.where(slope.isnan(), plain, slope), mean, mean_output, spread)

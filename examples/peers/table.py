@@ -112,7 +112,7 @@ def whole_models() -> None:
         divergences.append(row("the same, re-estimated", network, sizes[-1], cost["encode"], cost["decode"]))
     for step in options.steps:
         start = time.perf_counter()
-        file = compress(model, whole_model(step), calibration=calibration).to_bytes()
+        file = compress(model, IlwpConfig.whole_model(step), calibration=calibration).to_bytes()
         middle = time.perf_counter()
         restored = loads(file).state_dict()
         end = time.perf_counter()
@@ -121,19 +121,6 @@ def whole_models() -> None:
         divergence = row(f"ilwp, step {step}", network, len(file), middle - start, end - middle)
         share = len(file) / at_equal(divergence, divergences, sizes)
         print(f"| of NNCodec, re-estimated, at this divergence | {share:.2f} | | | | | | |")
-
-
-def whole_model(step: float) -> IlwpConfig:
-    return IlwpConfig(
-        mode="auto",
-        anchor="quantized",
-        weight_step=step,
-        residual_step=0.8 * step,
-        feedback_damping=10.0,
-        dead_zone=0.58,
-        batch_norm="merged",
-        batch_norm_bits=4,
-    )
 
 
 def pretrained() -> None:
@@ -165,15 +152,7 @@ def pretrained() -> None:
         restored, cost = peer(state, "nncodec", qp)
         row(f"NNCodec, qp {qp}", restored, int(cost["bytes"]), cost["encode"], cost["decode"])
     for step in options.steps:
-        config = IlwpConfig(
-            mode="auto",
-            anchor="quantized",
-            weight_step=step,
-            residual_step=step,
-            batch_norm="merged",
-            batch_norm_eps=1e-3,
-            batch_norm_bits=8,
-        )
+        config = IlwpConfig.whole_model(step, calibrated=False, residual_step=step, batch_norm_eps=1e-3)
         start = time.perf_counter()
         file = compress(state, config).to_bytes()
         middle = time.perf_counter()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 __all__ = ["SPREAD", "allocate_steps"]
 
-SPREAD = 3.0
-"""The largest factor between a step and the mean: beyond it the model of the error as small, white noise fails."""
+SPREAD = 4.0
+"""The largest factor between a step and the given one: what is measured on some inputs is not worth more."""
 
 
 def allocate_steps(step: float, errors: Mapping[str, float], weights: Mapping[str, int]) -> dict[str, float]:
@@ -19,15 +19,15 @@ def allocate_steps(step: float, errors: Mapping[str, float], weights: Mapping[st
 
     Args:
         step: geometric mean of all weights' steps, up to the limits of SPREAD; larger than 0.
-        errors: cost of rounding a layer at `step`, by layer; >= 0.
+        errors: cost of errors of one size in all weights of a layer, by layer; >= 0.
         weights: how many it has, >= 1, likewise.
 
     Returns:
-        Steps by layer, within SPREAD of `step`.
+        Steps by layer, within SPREAD of `step`; that itself for layers whose errors cost nothing.
     """
-    total = sum(weights.values())
-    costs = {name: max(error, 1e-30) / weights[name] for name, error in errors.items()}
+    costs = {name: error / weights[name] for name, error in errors.items() if error > 0}
+    total = sum(weights[name] for name in costs)
     mean = sum(weights[name] * math.log(cost) for name, cost in costs.items()) / total if costs else 0.0
-    logs = {name: (mean - math.log(cost)) / 2 for name, cost in costs.items()}
     limit = math.log(SPREAD)
+    logs = {name: (mean - math.log(costs[name])) / 2 if name in costs else 0.0 for name in errors}
     return {name: step * math.exp(min(limit, max(-limit, value))) for name, value in logs.items()}

@@ -28,7 +28,9 @@ def test_no_exchange_of_bits_pays() -> None:
 
 def test_steps_stay_near_the_mean() -> None:
     steps = allocate_steps(0.1, {"a": 0.0, "b": 1.0, "c": 1e-9}, WEIGHTS)
-    assert steps["a"] == pytest.approx(0.1 * SPREAD) and all(
-        0.1 / SPREAD <= s <= 0.1 * SPREAD + 1e-9 for s in steps.values()
+    assert (
+        steps["a"] == 0.1
+        and steps["c"] == pytest.approx(0.1 * SPREAD)
+        and all(0.1 / SPREAD <= s <= 0.1 * SPREAD + 1e-9 for s in steps.values())
     )
     assert allocate_steps(0.1, {}, {}) == {}

@@ -548,7 +548,9 @@ def _allocated(module: nn.Module, config: IlwpConfig, layers: Selection, calibra
             share = step * MEASURED_SHARE
             rounded = {name: torch.round(weight / share) * share for name, weight in weights.items()}
             errors = output_errors(module, calibration, rounded)
-            steps.update(allocate_steps(step, errors, {name: weight.numel() for name, weight in weights.items()}))
+            numbers = {name: weight.numel() for name, weight in weights.items()}
+            sizes = {name: float(weight.double().square().mean().sqrt()) for name, weight in weights.items()}
+            steps.update(allocate_steps(step, errors, numbers, sizes))
     return steps
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["SPREAD", "allocate_steps"]
+__all__ = ["LARGEST_OF_SIZE", "SPREAD", "allocate_steps"]
 
 SPREAD = 4.0
 """The largest factor between a step and the given one: what is measured on some inputs is not worth more."""
 
+LARGEST_OF_SIZE = 4.0
+"""The largest step in units of the root mean square of a layer's weights: beyond it whole outputs become 0, which costs
+far more than errors that are small and white."""
 
-def allocate_steps(step: float, errors: Mapping[str, float], weights: Mapping[str, int]) -> dict[str, float]:
+
+def allocate_steps(
+    step: float, errors: Mapping[str, float], weights: Mapping[str, int], sizes: Mapping[str, float]
+) -> dict[str, float]:
     """Steps whose squares are inverse to what an error of a weight costs.
 
     At high rates a weight of step s has the squared error s^2 / 12, and a bit halves s. With h the cost of a squared
@@ -21,13 +27,15 @@ def allocate_steps(step: float, errors: Mapping[str, float], weights: Mapping[st
         step: geometric mean of all weights' steps, up to the limits of SPREAD; larger than 0.
         errors: cost of errors of one size in all weights of a layer, by layer; >= 0.
         weights: how many it has, >= 1, likewise.
+        sizes: their root mean square, likewise; no step is larger than LARGEST_OF_SIZE of it where that is not 0.
 
     Returns:
-        Steps by layer, within SPREAD of `step`; that itself for layers whose errors cost nothing.
+        Steps by layer, otherwise within SPREAD of `step`; that itself for layers whose errors cost nothing.
     """
     costs = {name: error / weights[name] for name, error in errors.items() if error > 0}
     total = sum(weights[name] for name in costs)
     mean = sum(weights[name] * math.log(cost) for name, cost in costs.items()) / total if costs else 0.0
     limit = math.log(SPREAD)
     logs = {name: (mean - math.log(costs[name])) / 2 if name in costs else 0.0 for name in errors}
-    return {name: step * math.exp(min(limit, max(-limit, value))) for name, value in logs.items()}
+    steps = {name: step * math.exp(min(limit, max(-limit, value))) for name, value in logs.items()}
+    return {name: min(value, LARGEST_OF_SIZE * sizes[name] or value) for name, value in steps.items()}

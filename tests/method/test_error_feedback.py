@@ -8,13 +8,20 @@ from torch import nn
 from ilwp_plugin.method.error_feedback import ROUNDING_DAMPING, Feedback, Moments, input_columns
 from ilwp_plugin.method.rounding import dead_zone_rounding
 
-LAYERS = {
-    "dense": nn.Conv2d(6, 8, 3, stride=2, padding=1),
-    "grouped": nn.Conv2d(6, 4, 3, groups=2, dilation=2, padding=2),
-    "depthwise": nn.Conv2d(6, 6, (5, 3), groups=6, padding=(2, 1), padding_mode="reflect"),
-    "pointwise": nn.Conv2d(6, 9, 1, stride=2),
-    "linear": nn.Linear(6, 7),
-}
+
+def layers(seed: int) -> dict[str, nn.Conv2d | nn.Linear]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {
+            "dense": nn.Conv2d(6, 8, 3, stride=2, padding=1),
+            "grouped": nn.Conv2d(6, 4, 3, groups=2, dilation=2, padding=2),
+            "depthwise": nn.Conv2d(6, 6, (5, 3), groups=6, padding=(2, 1), padding_mode="reflect"),
+            "pointwise": nn.Conv2d(6, 9, 1, stride=2),
+            "linear": nn.Linear(6, 7),
+        }
+
+
+LAYERS = layers(0)
 
 
 def inputs_of(name: str, count: int = 40) -> torch.Tensor:
@@ -63,21 +70,25 @@ def test_one_weight_after_the_other() -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_outputs_are_nearer_than_by_rounding(name: str) -> None:
-    layer, x = LAYERS[name], inputs_of(name)
+    """On the whole: the few weights of a single layer may be lucky."""
+    x, step = inputs_of(name), 0.15
     noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    moments = Moments()
-    moments.add(layer, noisy, x)
-    feedback, weight, step = Feedback(moments, layer.weight), layer.weight.detach(), 0.15
-    target = feedback.target(weight)
-    codes = feedback.codes(target, torch.zeros_like(weight), step, dead_zone_rounding(0.5, 1000))
-    plain = torch.round(weight / step)
-
-    def error(weights: torch.Tensor) -> float:
+    ratios = []
+    for seed in range(10):
+        layer = layers(seed)[name]
+        moments = Moments()
+        moments.add(layer, noisy, x)
+        feedback, weight = Feedback(moments, layer.weight), layer.weight.detach()
+        codes = feedback.codes(feedback.target(weight), torch.zeros_like(weight), step, dead_zone_rounding(0.5, 1000))
         original, quantized = input_columns(layer, x), input_columns(layer, noisy)
         shape = (original.shape[0], -1, original.shape[1])
-        return float((weight.reshape(shape) @ original - weights.reshape(shape) @ quantized).square().mean())
-
-    assert error(codes.float() * step) < error(plain * step)
+        expected = weight.reshape(shape) @ original
+        errors = [
+            float((expected - weights.reshape(shape) @ quantized).square().mean())
+            for weights in (codes.float() * step, torch.round(weight / step) * step)
+        ]
+        ratios.append(errors[0] / errors[1])
+    assert sum(ratios) / len(ratios) < 1, ratios
 
 
 def test_bias_correction_keeps_the_mean() -> None:

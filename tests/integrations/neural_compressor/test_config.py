@@ -13,7 +13,7 @@ from neural_compressor.common.base_config import config_registry
 from torch import nn
 
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.errors import ConfigError, FileError
 
 INFO = [(f"features.{i}.{j}", "Conv2d") for i in range(3, 12) for j in (0, 3)]
 
@@ -138,7 +138,7 @@ def test_invalid_files_are_refused(text: str, message: str, tmp_path: Path) -> N
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         IlwpConfig.from_json_file(str(tmp_path / "x.json"))
-    with pytest.raises(ConfigError, match="absent"):
+    with pytest.raises(FileError, match="absent"):
         IlwpConfig.from_json_file(str(tmp_path / "absent.json"))
 
 

@@ -78,7 +78,7 @@ def fresh() -> nn.Module:
 layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 half = toolkit_bytes(model) - sum(2 * p.numel() for layer in layers for p in layer.parameters())
 chains = IlwpConfig(bits=8)
-grid = IlwpConfig(bits=None, weight_step=options.step, batch_norm="merged")
+grid = IlwpConfig(bits=None, weight_step=options.step, step_allocation="measured", dead_zone=0.66, batch_norm="merged")
 static, dynamic = INT8StaticQuantConfig(), DynamicQuantConfig()
 
 print(f"{settings}\n\n| file | computes in | accuracy % | bytes in the toolkit | bytes of the file |")

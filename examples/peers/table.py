@@ -36,11 +36,12 @@ parser.add_argument("--data", default="digits")
 parser.add_argument("--network", default="mobilenet")
 parser.add_argument("--model", help="state dict of the trained network; trains it first if not given")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--steps", type=float, nargs="+", default=[0.043, 0.055, 0.07])
+parser.add_argument("--steps", type=float, nargs="+", help="0.055 0.08; without data 0.0259 0.0488, SNRs of two qps")
 parser.add_argument("--qps", type=int, nargs="+", default=[-28, -26, -24, -22, -20])
 parser.add_argument("--pretrained", action="store_true")
 parser.add_argument("--peers", default=".venv-peers/bin/python", help="interpreter of the environment of the peers")
 options = parser.parse_args()
+options.steps = options.steps or ([0.0259, 0.0488] if options.pretrained else [0.055, 0.08])
 
 
 def peer(state: Mapping[str, Tensor], method: str, *arguments: object) -> tuple[dict[str, Tensor], dict[str, float]]:

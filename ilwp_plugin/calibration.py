@@ -202,12 +202,17 @@ def calibrate(
     return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(found, expected))
 
 
-_ENOUGH_EXAMPLES = 256
-"""For the errors of outputs: one pass for each layer."""
+_EXAMPLES, _FEW_EXAMPLES, _EXAMPLES_BYTES = 256, 32, 128 << 20
+"""For the errors of outputs, which take a pass for each layer: so many, or fewer where their activations take more."""
 
 
 @torch.no_grad()
-def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) -> dict[str, float]:
+def output_errors(
+    model: nn.Module,
+    inputs: Any,
+    weights: Mapping[str, Tensor],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
     """How much the outputs of a model change when one layer has another weight, for each layer alone.
 
     The mean output of each channel of the layer is kept, as batch norms and biases will keep it.
@@ -216,6 +221,7 @@ def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) 
         model: the model, see `calibrate`; it is not changed.
         inputs: likewise; some are taken, evenly spaced.
         weights: other weights, by name of the layer.
+        progress: is told each layer, how many were before it, and how many there are.
 
     Returns:
         Squared errors relative to the variance of the outputs, by name of the layer.
@@ -225,8 +231,9 @@ def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) 
     """
     model = copy.deepcopy(unwrap(model)).cpu().eval()
     batch = _joined(inputs)
-    every = max(1, _size(batch) // _ENOUGH_EXAMPLES)
-    batch = _map(lambda tensor: tensor[::every][:_ENOUGH_EXAMPLES], batch)
+    enough = min(_EXAMPLES, max(_FEW_EXAMPLES, _EXAMPLES_BYTES // _activation_bytes(model, _part(batch, 0, 1))))
+    every = max(1, _size(batch) // enough)
+    batch = _map(lambda tensor: tensor[::every][:enough], batch)
     means: dict[str, Tensor] = {}
 
     def mean(output: Tensor) -> Tensor:
@@ -243,7 +250,9 @@ def output_errors(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor]) 
     if not _tensors(expected):
         raise CalibrationError(f"{type(model).__name__} gives no floating-point tensor whose errors could be measured")
     errors = {}
-    for name, module in modules.items():
+    for number, (name, module) in enumerate(modules.items()):
+        if progress is not None:
+            progress(name, number, len(modules))
         own = getattr(module, "weight")  # noqa: B009
         before = own.clone()
         own.copy_(weights[name])

@@ -482,7 +482,7 @@ def _compress(
     steps: dict[str, float] = {}
     if config.step_allocation == "measured":
         assert module is not None
-        steps = _allocated(module, config, layers, calibration)
+        steps = _allocated(module, config, layers, calibration, progress)
     norms = batch_norms(model, config)
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
     packed = [*given_keys, *layers.grid.values(), *layers.biases.values()]
@@ -533,7 +533,9 @@ MEASURED_SHARE = 1 / 8
 """Of a step, for measuring what errors of a layer cost: near the step itself they are not small, white noise."""
 
 
-def _allocated(module: nn.Module, config: IlwpConfig, layers: Selection, calibration: Any) -> dict[str, float]:
+def _allocated(
+    module: nn.Module, config: IlwpConfig, layers: Selection, calibration: Any, progress: Progress | None
+) -> dict[str, float]:
     """Steps by layer, from what rounding each one alone does to the outputs."""
     first = [] if config.anchor == "quantized" else [chain.layers[0] for chain in layers.chains]
     keys = {name: key for chain in layers.chains for name, key in zip(chain.layers, chain.keys, strict=True)}
@@ -547,7 +549,7 @@ def _allocated(module: nn.Module, config: IlwpConfig, layers: Selection, calibra
             weights = {name: state[key] for name, key in group.items()}
             share = step * MEASURED_SHARE
             rounded = {name: torch.round(weight / share) * share for name, weight in weights.items()}
-            errors = output_errors(module, calibration, rounded)
+            errors = output_errors(module, calibration, rounded, progress)
             numbers = {name: weight.numel() for name, weight in weights.items()}
             sizes = {name: float(weight.double().square().mean().sqrt()) for name, weight in weights.items()}
             steps.update(allocate_steps(step, errors, numbers, sizes))

@@ -31,8 +31,8 @@ from ilwp_plugin.sections.chain import Mode, storage_mode
 __all__ = ["BatchNormKeys", "ChainEncoder", "Encoder", "Progress", "finite_kernels"]
 
 Progress = Callable[[str, int, int], None]
-"""Is told the layer, how many kernels (rows, of layers in no chain) of all layers are done, and of how many; while steps
-are measured, before that, the same in layers."""
+"""Is told the layer, how many kernels (rows, of layers in no chain) of all layers are done, and of how many; while
+steps are measured, before that, the same in layers."""
 
 
 class ProgressCounter:

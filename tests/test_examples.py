@@ -92,8 +92,8 @@ def test_neural_compressor_table() -> None:
     assert len(rows) == 10 and len(files) == 6
     in_int8 = {name: files[name] for name in files if "INT8" in name}
     smallest = min(in_int8, key=in_int8.__getitem__)
-    assert smallest == "ilwp, one grid for all layers + static INT8" and files[smallest] < files["INC static INT8"] / 2
-    assert files[smallest] - files["ilwp alone, one grid for all layers"] < 1000, "activation scales and a digest"
+    assert smallest == "ilwp, a grid for each layer + static INT8" and files[smallest] < files["INC static INT8"] / 2
+    assert files[smallest] - files["ilwp alone, a grid for each layer"] < 1000, "activation scales and a digest"
 
 
 def test_whole_model() -> None:

@@ -98,7 +98,10 @@ if "with" in options.only:
 if "tune" in options.only:
     depthwise = IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])
     tune("tuned", depthwise, lambda trial: f"{trial.mode}, {trial.bits} bits")
-    all_layers = IlwpConfig(bits=None, weight_step=[0.03, 0.04, 0.05, 0.06, 0.07, 0.08], batch_norm="merged")
+    steps = [0.04, 0.05, 0.06, 0.07, 0.08, 0.1]
+    all_layers = IlwpConfig(
+        bits=None, weight_step=steps, step_allocation="measured", dead_zone=0.66, batch_norm="merged"
+    )
     tune("tuned, all layers", all_layers, lambda trial: f"step {trial.weight_step}")
 if "static" in options.only:
     everything = IlwpConfig(bits=None, weight_step=0.02, batch_norm="merged")  # one grid, which INT8 keeps

@@ -244,3 +244,14 @@ def test_other_layers_only() -> None:
     assert not compressed.chains and error(compressed, network, inputs) < 0.01
     with pytest.raises(ChainError, match="no chain"):
         compress(network)
+
+
+def test_whole_model_configuration(model: nn.Module, inputs: Tensor) -> None:
+    config = IlwpConfig.whole_model(0.05, ignored_scopes=("classifier",))
+    assert config.residual_step == pytest.approx(0.04) and config.step_allocation == "measured"
+    calibrated = compress(model, config, calibration=inputs)
+    assert "classifier.weight" not in calibrated.quantized and error(calibrated, model, inputs) < 0.02
+    rounded = compress(model, IlwpConfig.whole_model(0.05, calibrated=False))  # refuses nothing
+    assert error(rounded, model, inputs) < 0.5
+    with pytest.raises(ConfigError, match="unknown key 'weight_steps'"):
+        IlwpConfig.whole_model(0.05, weight_steps=3)

@@ -213,11 +213,12 @@ class IlwpConfig(BaseModel):
         raise ConfigError(f"{name}: a configuration is frozen; config.replace({name}=...) makes another one")
 
     @classmethod
-    def whole_model(cls, weight_step: float, *, calibrated: bool = True, **changes: Any) -> IlwpConfig:
-        """What is good for all layers of a trained network at a step; docs/whole_model.md has the measurements.
+    def whole_model(cls, weight_step: float | None = None, *, calibrated: bool = True, **changes: Any) -> IlwpConfig:
+        """What is good for all layers of a trained network; docs/whole_model.md has the measurements.
 
         Args:
-            weight_step: mean step of the weights outside chains; that of residuals is RESIDUAL_SHARE of it.
+            weight_step: mean step of the weights outside chains; that of residuals is RESIDUAL_SHARE of it. None where
+                a target is given to `compress`, which finds both.
             calibrated: whether there will be calibration inputs.
             changes: of other fields.
         """
@@ -225,7 +226,7 @@ class IlwpConfig(BaseModel):
             "mode": AUTO,
             "anchor": "quantized",
             "weight_step": weight_step,
-            "residual_step": weight_step * RESIDUAL_SHARE,
+            "residual_step": None if weight_step is None else weight_step * RESIDUAL_SHARE,
             "batch_norm": "merged",
             "batch_norm_bits": 4 if calibrated else 8,
         }

@@ -251,6 +251,8 @@ def test_whole_model_configuration(model: nn.Module, inputs: Tensor) -> None:
     assert config.residual_step == pytest.approx(0.04) and config.step_allocation == "measured"
     calibrated = compress(model, config, calibration=inputs)
     assert "classifier.weight" not in calibrated.quantized and error(calibrated, model, inputs) < 0.02
+    found = compress(model, IlwpConfig.whole_model(), calibration=inputs, target_bytes=60_000)
+    assert 55_000 < found.ledger.file_bytes <= 60_000
     rounded = compress(model, IlwpConfig.whole_model(0.05, calibrated=False))  # refuses nothing
     assert error(rounded, model, inputs) < 0.5
     with pytest.raises(ConfigError, match="unknown key 'weight_steps'"):

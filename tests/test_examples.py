@@ -86,7 +86,7 @@ def test_neural_compressor(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_neural_compressor_table() -> None:
-    text = run("neural_compressor/compare.py", "--epochs", 4)
+    text = run("neural_compressor/compare.py", "--epochs", 4, "--step", 0.2)  # no code beyond INT8
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     files = {row[0]: int(row[4].replace(",", "")) for row in rows if row[4].replace(",", "").isdigit()}
     assert len(rows) == 10 and len(files) == 6

@@ -184,8 +184,10 @@ class CompressedModel:
         """
         restored: dict[str, Tensor] = {}
         for info in self.tensors:
-            of = None if info.storage != "alias" else restored[self.tensors[info.alias_of].name]
-            restored[info.name] = self.tensor(info.name) if of is None else of
+            if info.storage == "alias":
+                restored[info.name] = restored[self.tensors[info.alias_of].name]
+            else:
+                restored[info.name] = self.tensor(info.name)
         return restored
 
     def tensor(self, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.rounding import dead_zone_rounding
 
-__all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "round_to_grid"]
+__all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "largest_magnitude", "round_to_grid"]
 
 LARGEST_CODE = (1 << 15) - 1
 """Codes, and their differences from zero points and references, are at most this in magnitude."""
@@ -106,11 +106,17 @@ class IntegerTensor:
         return bool(self.restore().to(dtype).isfinite().all())
 
 
+def largest_magnitude(values: Tensor) -> int:
+    """Of integers in any shape, 0 of none; `abs` of the lowest integer of a dtype would overflow."""
+    if not values.numel():
+        return 0
+    low, high = values.aminmax()
+    return max(-int(low), int(high))
+
+
 def _check_range(what: str, values: Tensor) -> None:
-    if values.numel():
-        low, high = values.aminmax()
-        if max(-int(low), int(high)) > LARGEST_CODE:
-            raise TensorError(f"integer tensor: {what} beyond {LARGEST_CODE} in magnitude")
+    if largest_magnitude(values) > LARGEST_CODE:
+        raise TensorError(f"integer tensor: {what} beyond {LARGEST_CODE} in magnitude")
 
 
 def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> IntegerTensor:

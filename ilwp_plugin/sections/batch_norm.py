@@ -14,6 +14,7 @@ from torch import Tensor
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.method.batch_norm import MANTISSA_BITS, OCTAVES, MergedBatchNorm
 from ilwp_plugin.sections.codes import read_codes, write_codes
+from ilwp_plugin.sections.entries import RestoredTensors
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 
 __all__ = ["ROLES", "BatchNormSection"]
@@ -25,7 +26,7 @@ _TRACKED, _SAME_EPS, _SCATTERED = 1, 2, 4
 
 
 @dataclass(frozen=True, eq=False)
-class BatchNormSection:
+class BatchNormSection(RestoredTensors):
     """Merged batch norms.
 
     Attributes:
@@ -47,15 +48,6 @@ class BatchNormSection:
             for role, info in zip(ROLES, infos, strict=False):
                 restored[info.name] = tensors[role].to(info.dtype).reshape(info.shape)
         return restored
-
-    @property
-    def names(self) -> list[str]:
-        """Of its tensors."""
-        return list(self.tensors)
-
-    def restore(self, name: str) -> Tensor:
-        """A tensor, new."""
-        return self.tensors[name].clone()
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""

@@ -21,6 +21,7 @@ from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.provenance import Provenance, given_references
 from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
 from ilwp_plugin.sections.codes import read_codes, write_codes
+from ilwp_plugin.sections.entries import RestoredTensors, read_info
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
@@ -78,7 +79,7 @@ def storage_mode(references: Tensor, earlier: Sequence[int], ancestral: Tensor |
 
 
 @dataclass(frozen=True, eq=False)
-class ChainSection:
+class ChainSection(RestoredTensors):
     """One chain, quantized.
 
     Attributes:
@@ -111,15 +112,6 @@ class ChainSection:
             layer.info.name: kernels.to(layer.info.dtype).reshape(layer.info.shape)
             for layer, kernels in zip(self.layers, restored.layers, strict=True)
         }
-
-    @property
-    def names(self) -> list[str]:
-        """Of its tensors."""
-        return list(self.tensors)
-
-    def restore(self, name: str) -> Tensor:
-        """A tensor, new."""
-        return self.tensors[name].clone()
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
@@ -273,10 +265,7 @@ def _ancestral(
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int, int]) -> TensorInfo:
-    number = reader.varint()
-    if number >= len(directory):
-        raise reader.fail(f"a chain refers to tensor {number}, the file has {len(directory)}")
-    info = directory[number]
+    info = read_info(reader, directory, "a chain")
     if info.storage != "coded" or not info.dtype.is_floating_point or info.dtype.itemsize == 1:
         raise reader.fail(f"{info.name}: a chain holds a tensor that is {info.storage}, {info.dtype}")
     if len(info.shape) != 4 or info.shape[2:] != size or info.numel == 0:

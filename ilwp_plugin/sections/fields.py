@@ -17,6 +17,7 @@ from torch import Tensor
 from ilwp_plugin.coding import AUTO, Histogram, Symbols, fit_coder
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.sections.codes import read_codes, write_codes
+from ilwp_plugin.sections.entries import RestoredTensors, read_info
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
@@ -33,7 +34,7 @@ _OVERHEAD = 16
 
 
 @dataclass(frozen=True, eq=False)
-class FieldSection:
+class FieldSection(RestoredTensors):
     """Integer tensors, and of each how many bits a field has.
 
     Attributes:
@@ -49,15 +50,6 @@ class FieldSection:
         """The same without some of its tensors; None if nothing is left."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
         return FieldSection(tensors, self.bits) if tensors else None
-
-    @property
-    def names(self) -> list[str]:
-        """Of its tensors."""
-        return list(self.tensors)
-
-    def restore(self, name: str) -> Tensor:
-        """A tensor, new."""
-        return self.tensors[name].clone()
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
@@ -175,10 +167,7 @@ def _size(words: NDArray[np.unsignedinteger], bits: int, number: int | None = No
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo]) -> TensorInfo:
-    number = reader.varint()
-    if number >= len(directory):
-        raise reader.fail(f"a fields section refers to tensor {number}, the file has {len(directory)}")
-    info = directory[number]
+    info = read_info(reader, directory, "a fields section")
     if info.storage != "packed" or info.dtype not in _DTYPES or not info.numel:
         raise reader.fail(f"{info.name}: a fields section holds a tensor that is {info.storage}, {info.dtype}")
     return info

@@ -16,8 +16,9 @@ from torch import Tensor
 from ilwp_plugin.coding import Histogram, Symbols
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum
+from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum, largest_magnitude
 from ilwp_plugin.sections.codes import read_codes, write_codes
+from ilwp_plugin.sections.entries import read_info
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 
 __all__ = ["GridSection"]
@@ -117,8 +118,7 @@ class GridSection:
                 if reference is None:
                     raise reader.fail(f"{info.name}: predicted, but no earlier layer has kernels of its size")
                 own = kernel_sum(own, centred[reference])
-            low, high = own.aminmax()
-            if max(-int(low), int(high)) > LARGEST_CODE:
+            if largest_magnitude(own) > LARGEST_CODE:
                 raise reader.fail(f"{info.name}: a code beyond {LARGEST_CODE} in magnitude")
             centred.append(own)
             try:
@@ -143,17 +143,13 @@ def _references(infos: Sequence[TensorInfo]) -> list[int | None]:
 
 
 def _cheaper(residual: Tensor, codes: Tensor) -> bool:
-    low, high = residual.aminmax()
-    if max(-int(low), int(high)) > LARGEST_CODE:
+    if largest_magnitude(residual) > LARGEST_CODE:
         return False
     return Histogram.of(residual.numpy()).entropy < Histogram.of(codes.numpy()).entropy
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo]) -> TensorInfo:
-    number = reader.varint()
-    if number >= len(directory):
-        raise reader.fail(f"a grid section refers to tensor {number}, the file has {len(directory)}")
-    info = directory[number]
+    info = read_info(reader, directory, "a grid section")
     if info.storage != "packed" or not info.dtype.is_floating_point or info.dtype.itemsize == 1 or not info.numel:
         raise reader.fail(f"{info.name}: a grid section holds a tensor that is {info.storage}, {info.dtype}")
     return info

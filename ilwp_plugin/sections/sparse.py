@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ilwp_plugin.coding import read_indices, write_indices
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
+from ilwp_plugin.sections.entries import RestoredTensors, read_info
 from ilwp_plugin.sections.raw import raw_bytes
 from ilwp_plugin.stream import ByteReader, ByteWriter
 
@@ -19,7 +20,7 @@ __all__ = ["SparseSection", "split_sparse"]
 
 
 @dataclass(frozen=True, eq=False)
-class SparseSection:
+class SparseSection(RestoredTensors):
     """Weights with zeros.
 
     Attributes:
@@ -32,15 +33,6 @@ class SparseSection:
         """The same without some of its tensors; None if nothing is left."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
         return SparseSection(tensors) if tensors else None
-
-    @property
-    def names(self) -> list[str]:
-        """Of its tensors."""
-        return list(self.tensors)
-
-    def restore(self, name: str) -> Tensor:
-        """A tensor, new."""
-        return self.tensors[name].clone()
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes, each charged."""
@@ -136,10 +128,7 @@ def _decode(reader: ByteReader, info: TensorInfo) -> Tensor:
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo]) -> TensorInfo:
-    number = reader.varint()
-    if number >= len(directory):
-        raise reader.fail(f"a sparse section refers to tensor {number}, the file has {len(directory)}")
-    info = directory[number]
+    info = read_info(reader, directory, "a sparse section")
     if info.storage != "packed" or not _stores(info.dtype) or not info.numel:
         raise reader.fail(f"{info.name}: a sparse section holds a tensor that is {info.storage}, {info.dtype}")
     return info

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ilwp_plugin import IlwpConfig, estimate
-from ilwp_plugin.weights import read_state_dict
+from ilwp_plugin.models.weights import read_state_dict
 
 if len(sys.argv) > 1:
     source = Path(sys.argv[1])

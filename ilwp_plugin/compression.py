@@ -20,7 +20,6 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from ilwp_plugin import toolkits
-from ilwp_plugin.calibration import calibrate, output_errors
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.config import CALIBRATED_DEAD_ZONE, RESIDUAL_SHARE, IlwpConfig
 from ilwp_plugin.container import (
@@ -39,11 +38,12 @@ from ilwp_plugin.encoder import Encoder, Progress
 from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.allocation import allocate_steps
-from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.method.provenance import Origin, Provenance
-from ilwp_plugin.method.structure import resize_layers
-from ilwp_plugin.search import Knobs, Log, Trial, best_within_size, smallest_within_drop
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.resizing import resize_layers
+from ilwp_plugin.pipeline.calibration import calibrate, output_errors
+from ilwp_plugin.pipeline.target import Knobs, Log, Trial, best_within_size, smallest_within_drop
 from ilwp_plugin.sections import (
     BatchNormSection,
     ChainSection,

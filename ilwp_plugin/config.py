@@ -13,9 +13,9 @@ from ilwp_plugin import strict_json
 from ilwp_plugin.coding import AUTO, CODERS
 from ilwp_plugin.errors import ConfigError, IlwpError, nearest
 from ilwp_plugin.method.batch_norm import MANTISSA_BITS
-from ilwp_plugin.method.chains import scope_matches
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS, STEP_RULES
+from ilwp_plugin.models.chains import scope_matches
 from ilwp_plugin.registry import Registry
 
 __all__ = ["Anchor", "IlwpConfig", "LayerOverride"]

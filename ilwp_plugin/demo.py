@@ -21,7 +21,7 @@ from ilwp_plugin.analysis import analyze
 from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
-from ilwp_plugin.weights import read_state_dict
+from ilwp_plugin.models.weights import read_state_dict
 from ilwp_plugin.zoo import Dataset, Recipe, accuracy, build_model, load_data, train
 
 __all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo", "trained_model"]

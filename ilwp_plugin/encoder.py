@@ -13,18 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ilwp_plugin.calibration import BatchNormMoments
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.batch_norm import MergedBatchNorm, merge_batch_norm, round_batch_norm
-from ilwp_plugin.method.chains import Chain
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, round_to_grid
 from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.method.quantization import KernelPool, as_kernels, reconstruct, stored_anchor
 from ilwp_plugin.method.rounding import Rounding, dead_zone_rounding
+from ilwp_plugin.models.chains import Chain
+from ilwp_plugin.pipeline.calibration import BatchNormMoments
 from ilwp_plugin.sections import BatchNormSection, ChainSection, CodedLayer, GridSection
 from ilwp_plugin.sections.chain import Mode, storage_mode
 

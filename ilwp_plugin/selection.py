@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilwp_plugin.calibration import is_batch_norm
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.encoder import BatchNormKeys
 from ilwp_plugin.errors import ChainError, ConfigError, TensorError, nearest
-from ilwp_plugin.method.chains import (
+from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.models.chains import (
     Chain,
     Chains,
     find_chains,
@@ -23,7 +23,7 @@ from ilwp_plugin.method.chains import (
     scope_matches,
     unwrap,
 )
-from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.pipeline.calibration import is_batch_norm
 from ilwp_plugin.sections import ROLES
 
 __all__ = ["Model", "Selection", "batch_norms", "chains_of", "given_tensors", "layer_configs", "select_layers"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, estimate, load, loads
-from ilwp_plugin.calibration import Calibrated, calibrate
 from ilwp_plugin.errors import CalibrationError, ChainError, ConfigError, IlwpWarning, TensorError
+from ilwp_plugin.pipeline.calibration import Calibrated, calibrate
 from ilwp_plugin.zoo import build_model
 
 WHOLE = IlwpConfig(weight_step=0.05, residual_step=0.03, anchor="quantized", batch_norm="merged", mode="auto")

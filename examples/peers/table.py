@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, loads
 from ilwp_plugin.demo import preset, trained_model
+from ilwp_plugin.models.weights import read_state_dict
 from ilwp_plugin.training import reestimate_batch_norms
-from ilwp_plugin.weights import read_state_dict
 from ilwp_plugin.zoo import load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

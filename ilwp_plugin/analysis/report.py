@@ -16,7 +16,7 @@ from ilwp_plugin.analysis.references import ReferenceShares, reference_shares
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import FileError
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.selection import Model, chains_of
 
 __all__ = ["analysis_of", "analyze"]

@@ -15,8 +15,14 @@ from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.coding import Histogram
 from ilwp_plugin.compression import CompressedModel
 from ilwp_plugin.errors import FileError
-from ilwp_plugin.exported import example_inputs_of, layers_of_program, load_into_program, read_program, write_program
-from ilwp_plugin.weights import read_state_dict, write_safetensors
+from ilwp_plugin.models.exported import (
+    example_inputs_of,
+    layers_of_program,
+    load_into_program,
+    read_program,
+    write_program,
+)
+from ilwp_plugin.models.weights import read_state_dict, write_safetensors
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
 IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]

@@ -17,7 +17,7 @@ from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
 from ilwp_plugin.cli.files import Input
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS
-from ilwp_plugin.weights import read_state_dict
+from ilwp_plugin.models.weights import read_state_dict
 
 
 def estimate(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.method.chains import evaluating
+from ilwp_plugin.models.chains import evaluating
 
 __all__ = ["reestimate_batch_norms"]
 

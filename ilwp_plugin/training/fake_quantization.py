@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.method.chains import stored_weight, unwrap
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.quantization import KernelPool, as_kernels, straight_through
+from ilwp_plugin.models.chains import stored_weight, unwrap
 from ilwp_plugin.selection import chains_of, layer_configs
 from ilwp_plugin.training.closed_loop import restore_layer
 from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of

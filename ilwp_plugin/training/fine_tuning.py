@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ilwp_plugin import toolkits
-from ilwp_plugin.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
-from ilwp_plugin.method.chains import unwrap
 from ilwp_plugin.method.provenance import Provenance
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
 from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer

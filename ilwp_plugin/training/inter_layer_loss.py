@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.method.chains import Chains, unwrap
 from ilwp_plugin.method.loss import inter_layer_loss
 from ilwp_plugin.method.provenance import Origin, Provenance, given_references
+from ilwp_plugin.models.chains import Chains, unwrap
 from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight
 

@@ -14,8 +14,8 @@ from ilwp_plugin.compression import CompressedModel, LayerSummary
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.method.chains import Chains
 from ilwp_plugin.method.loss import inter_layer_loss
+from ilwp_plugin.models.chains import Chains
 from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
 from ilwp_plugin.training.loss_weight import automatic_loss_weight
 from ilwp_plugin.training.schedule import Schedule

@@ -18,7 +18,7 @@ from torch import nn
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.selection import chains_of, select_layers
 from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, TrainingRun
 

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, nearest
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.models.chains import unwrap
 
 __all__ = ["ALGORITHM", "LOCAL_FIELDS", "IlwpConfig", "Operator", "schema"]
 

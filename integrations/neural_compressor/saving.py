@@ -15,7 +15,7 @@ import ilwp_plugin
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin import Ledger
 from ilwp_plugin.errors import ConfigError, FormatError, TrainingError
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.models.chains import unwrap
 
 from .algorithm import attached, changed_fields
 from .composition import Composition, config_from_dict

@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError
-from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.models.chains import call, unwrap
 
 from .algorithm import attached, changed_fields
 from .composition import EXPORTED

@@ -11,7 +11,7 @@ from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.method.chains import Chains
+from ilwp_plugin.models.chains import Chains
 from ilwp_plugin.training import ClosedLoop, Session
 
 __all__ = ["bake", "check_quantizes", "compressed", "explicit", "integer_weight", "is_baked", "put_on_grid"]

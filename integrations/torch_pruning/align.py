@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.alignment import AlignmentReport, align_model
-from ilwp_plugin.method.chains import unwrap
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.pipeline.alignment import AlignmentReport, align_model
 
 from .coupling import Coupling
 
@@ -31,7 +31,7 @@ def align(
     Args:
         model: a float32 model on the CPU.
         example_inputs: a tensor, or a tuple or dict of arguments; the probe by which each layer is verified.
-        config: see `ilwp_plugin.alignment.align_model`.
+        config: see `ilwp_plugin.pipeline.alignment.align_model`.
         importance: see `Coupling`; for a model that is to be pruned later.
 
     Returns:

@@ -10,9 +10,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ilwp_plugin.alignment import TensorAxis
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.chains import call, evaluating
+from ilwp_plugin.models.chains import call, evaluating
+from ilwp_plugin.pipeline.alignment import TensorAxis
 
 __all__ = ["Coupling"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.chains import Chain, unwrap
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
+from ilwp_plugin.models.chains import Chain, unwrap
 from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training import InterLayerLoss
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.errors import IlwpWarning
 from ilwp_plugin.method.provenance import Origin
-from ilwp_plugin.weights import write_safetensors
+from ilwp_plugin.models.weights import write_safetensors
 
 FOLDER = Path(__file__).parent / "valid"
 

@@ -27,7 +27,7 @@ from nncf.torch.quantization.algo import QuantizationBuilder, QuantizationContro
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.method.chains import Chains, find_chains
+from ilwp_plugin.models.chains import Chains, find_chains
 from ilwp_plugin.training import Session, SessionStatistics
 
 from ..config import ALGORITHM, Section, sections_by_name

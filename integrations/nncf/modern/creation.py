@@ -12,7 +12,7 @@ from torch import nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.method.chains import Chains, find_chains
+from ilwp_plugin.models.chains import Chains, find_chains
 from ilwp_plugin.training import Schedule, Session
 
 from ..config import Section, sections_by_name

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ilwp_plugin._imports import optional
 from ilwp_plugin.errors import ConfigError, TensorError
-from ilwp_plugin.method.chains import evaluating
+from ilwp_plugin.models.chains import evaluating
 
 from ..scopes import match
 from .algorithms import Part

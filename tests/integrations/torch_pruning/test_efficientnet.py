@@ -13,7 +13,7 @@ from ilwp_integrations.torch_pruning import align
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress
-from ilwp_plugin.weights import read_state_dict
+from ilwp_plugin.models.weights import read_state_dict
 from ilwp_plugin.zoo.efficientnet import EfficientNetLite0
 
 BITS = (8, 7, 6, 5, 4)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ilwp_plugin.errors import CalibrationError
-from ilwp_plugin.method.chains import call, unwrap
 from ilwp_plugin.method.error_feedback import Feedback, Moments
+from ilwp_plugin.models.chains import call, unwrap
 
 __all__ = [
     "MEMORY_BYTES",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ilwp_plugin import load
 from ilwp_plugin.errors import FileError, TensorError
-from ilwp_plugin.exported import example_inputs_of, layers_of_program, read_program, write_program
+from ilwp_plugin.models.exported import example_inputs_of, layers_of_program, read_program, write_program
 from ilwp_plugin.testing import settle
 from ilwp_plugin.zoo import MODELS, build_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ilwp_plugin.errors import CalibrationError, ConfigError
-from ilwp_plugin.search import (
+from ilwp_plugin.pipeline.target import (
     FINE,
     Knobs,
     Log,

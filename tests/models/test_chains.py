@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import ChainError
-from ilwp_plugin.method.chains import Chains, find_chains, find_chains_by_name, unwrap
+from ilwp_plugin.models.chains import Chains, find_chains, find_chains_by_name, unwrap
 from ilwp_plugin.zoo import MODELS, build_model
 
 

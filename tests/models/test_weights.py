@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import FileError, TensorError
-from ilwp_plugin.weights import read_state_dict, write_safetensors
+from ilwp_plugin.models.weights import read_state_dict, write_safetensors
 
 
 def test_pt_keeps_the_order(tmp_path: Path) -> None:

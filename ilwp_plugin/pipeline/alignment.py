@@ -21,9 +21,9 @@ from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.alignment import ChannelAlignment, align_kernels
-from ilwp_plugin.method.chains import Chain, call, evaluating
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.quantization import BITS, KernelPool, reconstruct
+from ilwp_plugin.models.chains import Chain, call, evaluating
 from ilwp_plugin.selection import chains_of
 
 __all__ = ["AlignmentReport", "Coupler", "TensorAxis", "align_model"]

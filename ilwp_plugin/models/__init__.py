@@ -1,0 +1,1 @@
+"""Models as recipes see them: layers in execution order, their tensors, and files that hold these."""

@@ -1,0 +1,1 @@
+"""What is done with which tensors: one file for each recipe."""

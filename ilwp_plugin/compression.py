@@ -43,6 +43,7 @@ from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.resizing import resize_layers
 from ilwp_plugin.pipeline.calibration import calibrate, output_errors
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, read_inputs
 from ilwp_plugin.pipeline.target import Knobs, Log, Trial, best_within_size, smallest_within_drop
 from ilwp_plugin.sections import (
     BatchNormSection,
@@ -319,6 +320,7 @@ def compress(
     references: Mapping[str, Tensor] | Provenance | None = None,
     quantized: Mapping[str, IntegerTensor] | None = None,
     calibration: Any = None,
+    inputs: Pick | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     target_bytes: int | None = None,
@@ -343,8 +345,11 @@ def compress(
             channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
         quantized: by name of tensor or layer, weights that a toolkit has quantized already: they are stored as these
             codes, without loss, in the order given (depthwise layers are predicted by the one before).
-        calibration: a batch, or an iterable of batches, of what the model is called with, without labels: weights are
-            then quantized with error feedback, and batch norms and biases follow. Needs a module.
+        calibration: what the model is called with, without labels: a tensor, a list or tuple of batches, a DataLoader
+            or a generator, read once; `calibration_inputs` has the rules. Weights are then quantized with error
+            feedback, and batch norms and biases follow. Needs a module.
+        inputs: takes a batch of `calibration` and returns what the model gets: `lambda batch: batch[0]` for a loader of
+            (x, y).
         evaluate: what a model scores, more is better; called with copies of the module in eval mode.
         max_drop: how much less than the model itself the restored one may score.
         target_bytes: the most that the whole file may take.
@@ -371,7 +376,7 @@ def compress(
         "example_inputs": example_inputs,
         "references": references,
         "quantized": quantized,
-        "calibration": calibration,
+        "calibration": _examples(model, calibration, inputs),
         "metadata": metadata,
     }
     targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
@@ -381,6 +386,16 @@ def compress(
     compressed = _compress(model, config, progress=progress, **options)
     compressed.alignment = alignment
     return compressed
+
+
+def _examples(model: Model, calibration: Any, inputs: Pick | None) -> CalibrationInputs | None:
+    if calibration is None:
+        if inputs is not None:
+            raise ConfigError("inputs: picks what the model gets from the batches of `calibration`, which is not given")
+        return None
+    if not isinstance(model, nn.Module):
+        raise ConfigError("calibration: a state dict cannot be run; give the module")
+    return read_inputs(model, calibration, inputs)
 
 
 def _search(
@@ -459,7 +474,7 @@ def _compress(
     example_inputs: Any,
     references: Mapping[str, Tensor] | Provenance | None,
     quantized: Mapping[str, IntegerTensor] | None,
-    calibration: Any,
+    calibration: CalibrationInputs | None,
     metadata: Mapping[str, Any] | None,
     progress: Progress | None = None,
 ) -> CompressedModel:
@@ -474,8 +489,6 @@ def _compress(
         raise ConfigError(
             f"dead_zone: {config.dead_zone} needs calibration inputs; without them 0.5 is the only choice"
         )
-    if calibration is not None and module is None:
-        raise ConfigError("calibration: a state dict cannot be run; give the module")
     if config.step_allocation == "measured" and (
         calibration is None or config.residual_step is None is config.weight_step
     ):
@@ -483,7 +496,7 @@ def _compress(
     layers = select_layers(model, config, given, example_inputs)
     steps: dict[str, float] = {}
     if config.step_allocation == "measured":
-        assert module is not None
+        assert module is not None and calibration is not None
         steps = _allocated(module, config, layers, calibration, progress)
     norms = batch_norms(model, config)
     given_keys, chain_keys = list(given), [key for chain in layers.chains for key in chain.keys]
@@ -536,7 +549,7 @@ MEASURED_SHARE = 1 / 8
 
 
 def _allocated(
-    module: nn.Module, config: IlwpConfig, layers: Selection, calibration: Any, progress: Progress | None
+    module: nn.Module, config: IlwpConfig, layers: Selection, calibration: CalibrationInputs, progress: Progress | None
 ) -> dict[str, float]:
     """Steps by layer, from what rounding each one alone does to the outputs."""
     first = [] if config.anchor == "quantized" else [chain.layers[0] for chain in layers.chains]

@@ -9,7 +9,7 @@ each layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ilwp_plugin.errors import CalibrationError
+from ilwp_plugin.errors import CalibrationError, IlwpError
 from ilwp_plugin.method.error_feedback import Feedback, Moments
 from ilwp_plugin.models.chains import call, unwrap
+from ilwp_plugin.pipeline.calibration_inputs import map_tensors, read_inputs
 
 __all__ = [
     "MEMORY_BYTES",
@@ -151,8 +152,7 @@ def calibrate(
 
     Args:
         model: the model. It has to treat the examples of a batch independently in eval mode.
-        inputs: a batch, or an iterable of batches, of what the model is called with: a tensor, or a tuple or dict of
-            arguments. No labels.
+        inputs: what the model is called with, see `calibration_inputs`.
         visitor: quantizes each layer.
         layers: names of the layers to quantize; all batch norms are visited.
         memory_bytes: of activations at one time, about.
@@ -164,12 +164,12 @@ def calibrate(
         CalibrationError: no inputs, the model does not run on them, or it mixes the examples of a batch.
     """
     model = copy.deepcopy(unwrap(model)).cpu().eval()
-    batch = _joined(inputs)
-    size = _size(batch)
+    examples = read_inputs(model, inputs)
+    size = examples.size
     sites: dict[str, _Site] = {}
-    per_example = _activation_bytes(model, _part(batch, 0, 1))
+    per_example = _activation_bytes(model, examples.part(0, 1))
     held = max(1, min(size, memory_bytes // (4 * per_example)))
-    batches = [_part(batch, start, start + held) for start in range(0, size, held)]
+    batches = [examples.part(start, start + held) for start in range(0, size, held)]
     expected = _run(model, batches[-1])
     for name, module in model.named_modules():
         if (name in layers and is_layer(module)) or is_batch_norm(module):
@@ -198,7 +198,7 @@ def calibrate(
                 f"{type(model).__name__} mixes the examples of a batch, so that it cannot be calibrated; "
                 "leave out `calibration`"
             )
-    found = _map(lambda tensor: tensor[: len(tensor) // 2], result)
+    found = map_tensors(lambda tensor: tensor[: len(tensor) // 2], result)
     return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(found, expected))
 
 
@@ -230,10 +230,10 @@ def output_errors(
         CalibrationError: the model does not run on the inputs, or gives no tensor.
     """
     model = copy.deepcopy(unwrap(model)).cpu().eval()
-    batch = _joined(inputs)
-    enough = min(_EXAMPLES, max(_FEW_EXAMPLES, _EXAMPLES_BYTES // _activation_bytes(model, _part(batch, 0, 1))))
-    every = max(1, _size(batch) // enough)
-    batch = _map(lambda tensor: tensor[::every][:enough], batch)
+    examples = read_inputs(model, inputs)
+    enough = min(_EXAMPLES, max(_FEW_EXAMPLES, _EXAMPLES_BYTES // _activation_bytes(model, examples.part(0, 1))))
+    every = max(1, examples.size // enough)
+    batch = map_tensors(lambda tensor: tensor[::every][:enough], examples.batch)
     means: dict[str, Tensor] = {}
 
     def mean(output: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def _patched(sites: Iterable[_Site]) -> Iterator[None]:
 def _run(model: nn.Module, inputs: Any) -> Any:
     try:
         return call(model, inputs)
-    except (_Reached, CalibrationError):
+    except (_Reached, IlwpError):
         raise
     except Exception as error:  # the user's forward can fail in any way
         raise CalibrationError(
@@ -328,41 +328,5 @@ def _activation_bytes(model: nn.Module, example: Any) -> int:
     return largest
 
 
-def _map(function: Callable[..., Any], *trees: Any) -> Any:
-    """Apply a function to the tensors of inputs of one structure."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(*trees)
-    if isinstance(first, Mapping):
-        return {key: _map(function, *(tree[key] for tree in trees)) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_map(function, *items) for items in zip(*trees, strict=True))
-    raise CalibrationError(
-        f"calibration inputs: expected tensors, or tuples or dicts of tensors, got {type(first).__name__}"
-    )
-
-
-def _joined(inputs: Any) -> Any:
-    batches: Sequence[Any] = [inputs] if isinstance(inputs, (Tensor, tuple, Mapping)) else list(inputs)
-    if not batches or _size(batches[0]) == 0:
-        raise CalibrationError("calibration: no inputs")
-    try:
-        return _map(lambda *parts: torch.cat([part.detach().cpu() for part in parts]), *batches)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CalibrationError(f"calibration: the batches do not fit together ({error})") from None
-
-
-def _size(batch: Any) -> int:
-    sizes: set[int] = set()
-    _map(lambda tensor: sizes.add(len(tensor) if tensor.dim() else -1), batch)
-    if len(sizes) != 1 or -1 in sizes:
-        raise CalibrationError("calibration: every input needs the number of examples as its first dimension")
-    return sizes.pop()
-
-
-def _part(batch: Any, start: int, stop: int) -> Any:
-    return _map(lambda tensor: tensor[start:stop], batch)
-
-
 def _twice(batch: Any) -> Any:
-    return _map(lambda tensor: torch.cat([tensor, tensor]), batch)
+    return map_tensors(lambda tensor: torch.cat([tensor, tensor]), batch)

@@ -24,7 +24,16 @@ from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, Training
 
 from .config import ALGORITHM, LOCAL_FIELDS, IlwpConfig, Operator
 
-__all__ = ["Attached", "IlwpQuantizer", "attached", "changed_fields", "core_config", "register", "regularizer"]
+__all__ = [
+    "Attached",
+    "IlwpQuantizer",
+    "attached",
+    "calibration_of",
+    "changed_fields",
+    "core_config",
+    "register",
+    "regularizer",
+]
 
 _PRIORITY = 50
 """Of autotune over all registered algorithms; INC's own are between 10 and 90."""
@@ -121,6 +130,11 @@ def changed_fields(config: CoreConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if value != default[name]}
 
 
+def calibration_of(config: CoreConfig, example_inputs: Any) -> list[Any] | None:
+    """The example inputs as one batch to calibrate with, where a configuration has something to calibrate."""
+    return None if config.weight_step is None or example_inputs is None else [example_inputs]
+
+
 class IlwpQuantizer(Quantizer):  # type: ignore[misc]
     """ilwp under INC's interface of algorithms.
 
@@ -156,7 +170,7 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
         if found.quantizer is not None:
             found.quantizer.remove()
             found.quantizer = None
-        calibration = None if found.config.weight_step is None else found.example_inputs
+        calibration = calibration_of(found.config, found.example_inputs)
         found.compressed = compress(model, found.config, example_inputs=found.example_inputs, calibration=calibration)
         found.compressed.apply_to(model)
         return model

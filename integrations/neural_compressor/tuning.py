@@ -15,7 +15,7 @@ from torch import nn
 from ilwp_plugin import estimate
 from ilwp_plugin.errors import ConfigError, TrainingError
 
-from .algorithm import attached, core_config
+from .algorithm import attached, calibration_of, core_config
 from .config import IlwpConfig
 from .saving import describe, qconfig
 
@@ -149,7 +149,7 @@ def _candidates(tune_config: TuningConfig, model: nn.Module, example_inputs: Any
     for config in configs:
         mapping = config.to_config_mapping(model_info=config.get_model_info(model))
         core = core_config(mapping, model, example_inputs)
-        calibration = None if core.weight_step is None else example_inputs
+        calibration = calibration_of(core, example_inputs)
         metadata = describe(mapping, core)
         ledger = estimate(model, core, example_inputs=example_inputs, calibration=calibration, metadata=metadata)
         sizes.append(ledger.file_bytes)

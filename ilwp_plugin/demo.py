@@ -22,7 +22,7 @@ from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
 from ilwp_plugin.models.weights import read_state_dict
-from ilwp_plugin.zoo import Dataset, Recipe, accuracy, build_model, load_data, train
+from ilwp_plugin.zoo import LAYERS, Dataset, Recipe, accuracy, build_model, load_data, scope_of, train
 
 __all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo", "trained_model"]
 
@@ -92,15 +92,16 @@ def run_demo(
 
     Returns:
         What `results.json` holds: `rows` (see Row), `collocated_without_loss` (a row likewise), `settings`,
-        `loss_weight`, `versions`.
+        `loss_weight`, `layers` (which ones prediction is about), `versions`.
 
     Raises:
         DataError: the data set is missing.
         FileError: the folder cannot be written.
     """
-    config = IlwpConfig(bits=settings.bits, coder="huffman")  # the paper's coder
     optional("matplotlib", "report")  # before hours of training, not after
     data = load_data(settings.data, data_folder)
+    scope = scope_of(initial_model(settings, data))
+    config = IlwpConfig(bits=settings.bits, coder="huffman", scope=scope)  # the paper's coder
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -142,6 +143,7 @@ def run_demo(
         "test_images": len(data.test_images),
         "seed": settings.seed,
         "loss_weight": loss_weight,
+        "layers": LAYERS[scope],
         "versions": {
             "ilwp-plugin": __version__,
             "python": platform.python_version(),
@@ -229,7 +231,7 @@ def _markdown(rows: list[Row], without: Row, results: Mapping[str, Any]) -> str:
         f"{s.model}, width {s.width}, stem stride {s.stem_stride}, on {s.data} ({results['test_images']:,} test "
         f"images), {s.epochs} epochs, batch {s.batch}, seed {s.seed}; weight of the loss "
         f"{results['loss_weight']:.3g} (automatic); {versions}. Accuracy is that of the model restored from the file. "
-        "Total bytes are those of the depthwise layers with every table, step, name and checksum; the file also holds "
-        "all other layers, as they are.",
+        f"Total bytes are those of the {results['layers']} with every table, step, name and checksum; the file also "
+        "holds all other layers, as they are.",
     ]
     return "\n".join(lines) + "\n"

@@ -10,12 +10,13 @@ import typer
 from ilwp_plugin import demo as job
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import output
+from ilwp_plugin.zoo import MODELS
 
 
 def demo(
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10 or cifar-100.")] = "digits",
     data_folder: Annotated[Path | None, typer.Option(help="Folder with the data set's files.")] = None,
-    model: Annotated[str | None, typer.Option(help="mobilenet, mobilenetv2, shufflenet or shufflenetv2.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{', '.join(MODELS)}.")] = None,
     width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     stem_stride: Annotated[int | None, typer.Option(help="Stride of the first convolution.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of each of the two trainings.")] = None,

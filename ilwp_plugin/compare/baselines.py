@@ -13,8 +13,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ilwp_plugin._imports import optional
-from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, Options, depthwise_layers, tensor_bytes
+from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, Options, tensor_bytes
 from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.zoo import scope_layers
 
 __all__ = ["Float32", "Zstd", "int8_weights"]
 
@@ -22,7 +23,7 @@ _SCALE = ".scale"
 
 
 def _depthwise_bytes(model: nn.Module, bits: int, per_channel: int = 0) -> int:
-    weights = [layer.weight for layer in depthwise_layers(model).values()]
+    weights = [layer.weight for layer in scope_layers(model).values()]
     return sum(weight.numel() * bits // 8 + per_channel * len(weight) for weight in weights)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ilwp_plugin import strict_json
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.demo import DemoSettings, preset
-from ilwp_plugin.errors import ConfigError, IlwpError
+from ilwp_plugin.errors import ConfigError, IlwpError, nearest
 
 __all__ = ["CompareConfig", "Entry", "Network", "Task"]
 
@@ -44,6 +44,7 @@ class Entry(_Model):
     loss_weight: tuple[LossWeight, ...] = Field(
         default=(0,), description="Weights of the inter-layer loss in the training before: 0 is without, 'auto'."
     )
+    models: tuple[str, ...] | None = Field(default=None, description="Networks that it is for; null is all of them.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the method.")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="Options of which each value is tried with each of the others."
@@ -130,7 +131,11 @@ class CompareConfig(_Model):
         except ValidationError as error:
             details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
             raise ConfigError("; ".join(details)) from None
+        asked = {preset(data, model=a.model).model for data in config.data for a in config.networks}
         for number, entry in enumerate(config.methods):
+            for name in entry.models or ():
+                if name not in asked:
+                    raise ConfigError(f"methods.{number}.models: no network is a {name!r}; {nearest(name, asked)}")
             method = find_method(entry.method)
             for options in entry.choices():
                 try:
@@ -156,6 +161,8 @@ class CompareConfig(_Model):
                 settings = preset(data, seed=seed, **architecture.model_dump())
                 base = {name: getattr(settings, name) for name in Network.model_fields if name != "loss_weight"}
                 for entry in self.methods:
+                    if entry.models is not None and settings.model not in entry.models:
+                        continue
                     accept = find_method(entry.method).options.from_dict
                     for loss_weight in entry.loss_weight:
                         network = Network(**base, loss_weight=loss_weight)

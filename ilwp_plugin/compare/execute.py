@@ -17,14 +17,14 @@ from ilwp_plugin._version import __version__
 from ilwp_plugin.analysis import analysis_of
 from ilwp_plugin.compare.config import Network, Task
 from ilwp_plugin.compare.measure import compare_answers, right_answers, watch
-from ilwp_plugin.compare.methods import Case, depthwise_layers, find_method
+from ilwp_plugin.compare.methods import Case, find_method
 from ilwp_plugin.compare.results import MethodResult, Sizes, TrainingResult
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.container import write_file
 from ilwp_plugin.demo import initial_model
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.zoo import Dataset, Recipe, load_data, train
+from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_layers, scope_of, train
 
 __all__ = ["execute"]
 
@@ -88,7 +88,8 @@ def _trained(network: Network, data: Dataset, folder: Path) -> dict[str, Any]:
         if not path.exists():
             settings = network.settings
             model = initial_model(settings, data)
-            config = None if network.loss_weight == 0 else IlwpConfig(loss_weight=network.loss_weight)
+            scope = scope_of(model)
+            config = None if network.loss_weight == 0 else IlwpConfig(loss_weight=network.loss_weight, scope=scope)
             recipe = Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed)
             checkpoint = path.with_suffix(".checkpoint")
             regularizer = train(model, data, recipe, config, checkpoint=checkpoint)
@@ -116,18 +117,18 @@ def _training_result(task: Task, trained: dict[str, Any], data: Dataset) -> Trai
         network=task.network,
         loss_weight=trained["loss_weight"],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        depthwise_parameters=sum(layer.weight.numel() for layer in depthwise_layers(model).values()),
+        depthwise_parameters=sum(layer.weight.numel() for layer in scope_layers(model).values()),
         images=len(trained["right"]),
         right=int(trained["right"].sum()),
-        analysis=analysis_of(model),
+        analysis=analysis_of(model, IlwpConfig(scope=scope_of(model))),
         versions=_versions(()),
     )
 
 
 def _depthwise_bytes(ledger: Ledger, model: nn.Module) -> int:
-    """What a file spends on depthwise weights: the sections of chains, but for other layers in them, and whatever else
-    is stored of depthwise layers."""
-    names = {f"{name}.weight" for name in depthwise_layers(model)}
+    """What a file spends on the weights of `scope_layers`: the sections of chains, but for other layers in them, and
+    whatever else is stored of them."""
+    names = {f"{name}.weight" for name in scope_layers(model)}
     layers = ledger.layers.items()
     others = sum(size.total_bytes for name, size in layers if name not in names)
     outside = sum(size.file_bytes - size.total_bytes for name, size in layers if name in names)

@@ -31,7 +31,6 @@ __all__ = [
     "Compressed",
     "Method",
     "Options",
-    "depthwise_layers",
     "find_method",
     "tensor_bytes",
     "wiped",
@@ -94,7 +93,8 @@ class Compressed:
     Attributes:
         raw_bytes: the whole model as the tool computes with it, without entropy coding: integer weights in the bits of
             their codes, their scales, every other tensor as it is.
-        raw_depthwise_bytes: the same, of the weights of depthwise layers.
+        raw_depthwise_bytes: the same, of the weights of depthwise layers, or of those that stand for them, see
+            `zoo.scope_layers`.
         save: writes the file; returns its ledger where it is an `.ilwp` file, else None.
         restore: makes the model from the file. Nothing that is measured may come from elsewhere.
     """
@@ -165,11 +165,6 @@ def wiped(model: M) -> M:
     for tensor in model.state_dict().values():
         tensor.zero_()
     return model
-
-
-def depthwise_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The depthwise convolutions of a model, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1}
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:

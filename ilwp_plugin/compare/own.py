@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, depthwise_layers
+from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method
 from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.training import FineTuning, fine_tune
+from ilwp_plugin.zoo import scope_layers
 
 __all__ = ["FineTuned", "Ilwp", "describe", "integer_bytes", "raw_sizes"]
 
@@ -67,7 +68,7 @@ def integer_bytes(value: IntegerTensor, scale_bytes: int = 4) -> int:
 
 
 def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 4) -> tuple[int, int]:
-    """Bytes of the whole model and of its depthwise layers before entropy coding: codes in their bits, steps, the rest.
+    """Bytes of the whole model and of its `scope_layers` before entropy coding: codes in their bits, steps, the rest.
 
     Args:
         compressed: the model as the file holds it.
@@ -81,7 +82,7 @@ def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 
             sizes[layer.name] = -(-layer.kernels * taps * layer.bits // 8) + 4
     for name, value in compressed.quantized.items():
         sizes[name] = integer_bytes(value, scale_bytes)
-    return sum(sizes.values()), sum(sizes[f"{name}.weight"] for name in depthwise_layers(model))
+    return sum(sizes.values()), sum(sizes[f"{name}.weight"] for name in scope_layers(model))
 
 
 @METHODS.register("ilwp")

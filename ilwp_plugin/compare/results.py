@@ -84,7 +84,8 @@ class Sizes(_Record):
     Attributes:
         raw_bytes, raw_depthwise_bytes: in the tool's raw integer form.
         file_bytes: on disk, everything counted.
-        depthwise_bytes: of these the weights of depthwise layers, with their tables, steps, names.
+        depthwise_bytes: of these the weights of depthwise layers, with their tables, steps, names; in a network without
+            any, those of all convolutions with kernels larger than 1x1 (`zoo.scope_layers`).
         texture_bytes, non_texture_bytes: of these the residuals and the indices (terms of the paper).
     """
 
@@ -102,7 +103,7 @@ class TrainingResult(_Record):
     Attributes:
         key: of the task.
         loss_weight: of the inter-layer loss, as chosen.
-        parameters, depthwise_parameters: how many.
+        parameters, depthwise_parameters: how many; the second as in `Sizes`.
         analysis: by kernel size: `references` (Fig. 2, 3), `distributions` (Fig. 7); see `analysis`.
     """
 

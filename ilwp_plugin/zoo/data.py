@@ -59,7 +59,8 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None) -> Datase
 
     Args:
         name: digits, fashion-mnist, cifar-10 or cifar-100.
-        folder: where its files are; digits needs none, fashion-mnist has a default.
+        folder: where its files are; digits needs none, fashion-mnist has a default. For CIFAR the folder in which the
+            archive of the binary version was unpacked does, too.
 
     Raises:
         DataError: the files are missing, or are not what they should be; the message says how to get them.
@@ -72,9 +73,9 @@ def load_data(name: str, folder: str | os.PathLike[str] | None = None) -> Datase
     mean, std = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
     return Dataset(
         name=name,
-        train_images=(train - mean) / std,
+        train_images=train.sub_(mean).div_(std),
         train_labels=torch.from_numpy(y),
-        test_images=(torch.from_numpy(x_test).float() - mean) / std,
+        test_images=torch.from_numpy(x_test).float().sub_(mean).div_(std),
         test_labels=torch.from_numpy(y_test),
         classes=int(y.max()) + 1,
     )
@@ -139,11 +140,13 @@ def _fashion_mnist(folder: Path | None) -> Arrays:
 
 
 def _read_cifar(
-    name: str, folder: Path | None, files: list[str], label_bytes: int
+    name: str, folder: Path | None, archive: str, files: list[str], label_bytes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """From a folder that has the files, or that has a folder `archive`, which is what they are unpacked as."""
     how = f"give the folder of the data set's binary version, which holds {', '.join(files)}"
     if folder is None:
         raise DataError(f"{name}: no folder given; {how}")
+    folder = folder / archive if (folder / archive).is_dir() else folder
     record = label_bytes + 3072
     rows = []
     for file in files:
@@ -163,11 +166,14 @@ def _read_cifar(
 
 @DATASETS.register("cifar-10")
 def _cifar_10(folder: Path | None) -> Arrays:
-    train = _read_cifar("cifar-10", folder, [f"data_batch_{i}.bin" for i in range(1, 6)], 1)
-    return *train, *_read_cifar("cifar-10", folder, ["test_batch.bin"], 1)
+    train = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    x, x_test = (
+        _read_cifar("cifar-10", folder, "cifar-10-batches-bin", files, 1) for files in (train, ["test_batch.bin"])
+    )
+    return *x, *x_test
 
 
 @DATASETS.register("cifar-100")
 def _cifar_100(folder: Path | None) -> Arrays:
-    train = _read_cifar("cifar-100", folder, ["train.bin"], 2)
-    return *train, *_read_cifar("cifar-100", folder, ["test.bin"], 2)
+    x, x_test = (_read_cifar("cifar-100", folder, "cifar-100-binary", [f"{part}.bin"], 2) for part in ("train", "test"))
+    return *x, *x_test

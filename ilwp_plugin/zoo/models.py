@@ -1,21 +1,37 @@
-"""MobileNet, MobileNetV2, ShuffleNet and ShuffleNetV2 in their usual variants for 32x32 images.
+"""Networks in their usual variants for 32x32 images.
 
-Each takes a width multiplier, the stride of its first convolution, the number of input channels and of classes. With
-width 1 and stride 1 they have the layers of the networks that the paper trains on CIFAR.
+MobileNet, MobileNetV2, ShuffleNet and ShuffleNetV2 have depthwise layers; with width 1 and stride 1 they have the
+layers of the networks that the paper trains on CIFAR. ResNet-20 and a VGG-like network have dense convolutions alone.
+
+Each takes a width multiplier, the stride of its first convolution, the number of input channels and of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import DataError
+from ilwp_plugin.models.chains import Scope
 from ilwp_plugin.registry import Registry
 
-__all__ = ["MODELS", "MobileNet", "MobileNetV2", "ShuffleNet", "ShuffleNetV2", "build_model"]
+__all__ = [
+    "LAYERS",
+    "MODELS",
+    "MobileNet",
+    "MobileNetV2",
+    "ResNet20",
+    "ShuffleNet",
+    "ShuffleNetV2",
+    "VggLike",
+    "build_model",
+    "scope_layers",
+    "scope_of",
+]
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 
@@ -26,7 +42,7 @@ def build_model(
     """Build a network of the registry.
 
     Args:
-        name: mobilenet, mobilenetv2, shufflenet or shufflenetv2.
+        name: mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20 or vgg.
         width: multiplies the number of channels.
         stem_stride: stride of the first convolution.
         in_channels: of the images.
@@ -46,6 +62,28 @@ def build_model(
         return make(width=width, stem_stride=stem_stride, in_channels=in_channels, classes=classes)
     except (RuntimeError, ValueError) as error:
         raise DataError(f"no {name} of width {width}: {error}") from error
+
+
+LAYERS: Mapping[Scope, str] = {"depthwise": "depthwise layers", "conv": "k x k convolutions"}
+"""What the layers of a scope are called."""
+
+
+def scope_of(model: nn.Module) -> Scope:
+    """Which convolutions prediction is about: the depthwise ones, or in a network without any all with kernels larger
+    than 1x1."""
+    return "depthwise" if any(map(_is_depthwise, model.modules())) else "conv"
+
+
+def scope_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of `scope_of`, by name."""
+    if scope_of(model) == "depthwise":
+        return {name: m for name, m in model.named_modules() if _is_depthwise(m)}
+    convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    return {name: m for name, m in convolutions.items() if m.kernel_size != (1, 1)}
+
+
+def _is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def _scale(channels: int, width: float, multiple: int = 8) -> int:
@@ -218,3 +256,52 @@ class ShuffleNetV2(_Classifier):
                 channels = out
         layers += [*_conv_bn(channels, 1024, 1), nn.ReLU()]
         super().__init__(nn.Sequential(*layers), 1024, classes)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_conv_bn(c_in, c_out, 3, stride), nn.ReLU(), *_conv_bn(c_out, c_out, 3))
+        self.stride, self.more = stride, c_out - c_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        y: Tensor = F.relu(self.body(x) + F.pad(shortcut, [0, 0, 0, 0, 0, self.more]))
+        return y
+
+
+@MODELS.register("resnet20")
+class ResNet20(_Classifier):
+    """He et al. 2016 for CIFAR, its shortcuts without parameters (option A); 19 convolutions of 3x3 kernels."""
+
+    _STAGES = ((16, 1), (32, 2), (64, 2))
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = _scale(16, width)
+        layers = [*_conv_bn(in_channels, channels, 3, stem_stride), nn.ReLU()]
+        for c_out, stride in self._STAGES:
+            out = _scale(c_out, width)
+            for unit in range(3):
+                layers.append(_BasicBlock(channels, out, stride if unit == 0 else 1))
+                channels = out
+        super().__init__(nn.Sequential(*layers), channels, classes)
+
+
+@MODELS.register("vgg")
+class VggLike(_Classifier):
+    """The first four stages of VGG-16 (Simonyan & Zisserman 2015) with batch norms, and one linear layer, as CIFAR
+    variants are; 10 convolutions of 3x3 kernels."""
+
+    _STAGES = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512)
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        channels = in_channels
+        layers: list[nn.Module] = []
+        for number, stage in enumerate(self._STAGES):
+            if number > 0:
+                layers.append(nn.MaxPool2d(2))
+            for c_out in stage:
+                out = _scale(c_out, width)
+                layers += [*_conv_bn(channels, out, 3, 1 if layers else stem_stride), nn.ReLU()]
+                channels = out
+        super().__init__(nn.Sequential(*layers), channels, classes)

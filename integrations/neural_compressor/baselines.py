@@ -22,10 +22,11 @@ from torch import fx, nn
 import ilwp_plugin
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.compare.files import as_is, wiped
-from ilwp_plugin.compare.methods import Case, Compressed, Method, Options, depthwise_layers
+from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, integer_bytes, raw_sizes
 from ilwp_plugin.compare.training import prepared
 from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.zoo import scope_layers
 
 from .config import IlwpConfig
 from .exported import activations, integer_weights, other_tensors
@@ -87,7 +88,7 @@ def _graph_bytes(graph: fx.GraphModule, model: nn.Module) -> tuple[int, int]:
     weights = integer_weights(graph)
     sizes = {name: integer_bytes(weight.value) for name, weight in weights.items()}
     sizes.update({name: tensor.nbytes for name, tensor in other_tensors(graph, weights).items()})
-    depthwise = sum(sizes[f"{name}.weight"] for name in depthwise_layers(model))
+    depthwise = sum(sizes[f"{name}.weight"] for name in scope_layers(model))
     return sum(sizes.values()) + _ACTIVATION * len(activations(graph)[0]), depthwise
 
 

@@ -46,6 +46,16 @@ def test_keys_do_not_depend_on_the_rest_of_the_grid_or_on_spelled_out_defaults()
     assert CompareConfig.from_dict(default).tasks() == CompareConfig.from_dict(part).tasks()
 
 
+def test_a_line_for_some_networks_only() -> None:
+    """Neither its methods nor the trainings that only they need are done for the others."""
+    sweep = {"method": "ilwp", "loss_weight": [1.0, 5.0], "models": ["mobilenetv2"]}
+    more = CompareConfig.from_dict({**GRID, "methods": [*GRID["methods"], sweep]}).tasks()
+    added = [task.network for task in more if task not in CompareConfig.from_dict(GRID).tasks()]
+    assert len(added) == 2 * 2 * 2  # seeds, weights, (training, method)
+    assert {network.model for network in added} == {"mobilenetv2"}
+    assert {network.loss_weight for network in added} == {1.0, 5.0}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -59,6 +69,11 @@ def test_keys_do_not_depend_on_the_rest_of_the_grid_or_on_spelled_out_defaults()
             {"methods": [{"method": "fp32"}, {"method": "zstd", "grid": {"level": [99]}}]},
             ConfigError,
             r"methods\.1.*99",
+        ),
+        (
+            {"methods": [{"method": "fp32", "models": ["mobilenetv3"]}]},
+            ConfigError,
+            r"methods\.0\.models: no network is a 'mobilenetv3'; .*did you mean 'mobilenet",
         ),
         ({"methods": [{"method": "nowhere.static"}]}, RegistryError, "unknown integration 'nowhere'"),
     ],

@@ -12,12 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from ilwp_plugin import load
-from ilwp_plugin.compare import CompareConfig, MethodResult, TaskError, TrainingResult, compare, read_results, run
+from ilwp_plugin.compare import (
+    CompareConfig,
+    MethodResult,
+    TaskError,
+    TrainingResult,
+    build_report,
+    compare,
+    read_results,
+    run,
+)
 from ilwp_plugin.compare.queue import Queue
+from ilwp_plugin.compare.report.figures import ilwp_curves
+from ilwp_plugin.compare.report.summary import sections
 from ilwp_plugin.errors import ConfigError, FileError
 
 GRID: dict[str, Any] = {
@@ -156,6 +168,68 @@ def test_results_outlive_their_queue(whole: Path, tmp_path: Path) -> None:
     assert len(compare(CompareConfig.from_dict(GRID), tmp_path)) == TASKS
     assert (tmp_path / "results.jsonl").read_bytes() == content
     assert not any((tmp_path / "logs").iterdir())  # nothing was done
+
+
+def test_a_network_without_depthwise_layers(tmp_path: Path) -> None:
+    """The loss, the analysis and the bytes that are counted apart are those of its k x k convolutions."""
+    grid = {
+        "networks": [{"model": "resnet20", "width": 0.5, "epochs": 1}],
+        "methods": [
+            {"method": "ilwp", "loss_weight": [0, 1e5], "options": {"scope": "conv"}, "grid": {"bits": [8, 4]}}
+        ],
+    }
+    results = compare(CompareConfig.from_dict(grid), tmp_path, workers=1)
+    plain, pulled = sorted((r for r in results if isinstance(r, TrainingResult)), key=lambda r: r.loss_weight)
+    assert plain.depthwise_parameters == 9 * (8 + 6 * 8 * 8 + 8 * 16 + 5 * 16 * 16 + 16 * 32 + 5 * 32 * 32)
+
+    def residual(training: TrainingResult) -> float:
+        return float(training.analysis["3x3"]["distributions"][1]["laplace_scale"])
+
+    assert residual(pulled) < 0.8 * residual(plain), "the loss has pulled dense kernels together"
+    for result in (r for r in results if isinstance(r, MethodResult)):
+        ledger = load(tmp_path / "files" / result.key / "model").ledger
+        assert result.sizes.depthwise_bytes == ledger.total_bytes > 0.1 * ledger.file_bytes
+    (section,) = sections(results)
+    assert section.layers == "k x k convolutions"
+    assert [series.label for series in ilwp_curves(section)] == ["collocated", "collocated (with the loss)"]
+
+
+CIFAR = Path(__file__).parents[2] / "examples/compare/cifar.json"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("data", "classes"), [("cifar-10", 10), ("cifar-100", 100)])
+def test_the_cifar_preset_on_a_folder_of_its_format(tmp_path: Path, data: str, classes: int) -> None:
+    """One epoch instead of 200, one seed, and images of noise that has the colour of its class."""
+    rng = np.random.default_rng(0)
+    label_bytes, folder, parts = {
+        "cifar-10": (1, "cifar-10-batches-bin", [*[f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"]),
+        "cifar-100": (2, "cifar-100-binary", ["train.bin", "test.bin"]),
+    }[data]
+    (tmp_path / folder).mkdir()
+    for part in parts:
+        labels = rng.permutation(np.arange(600) % classes) if "train" in part else np.arange(200) % classes
+        pixels = np.clip(labels[:, None] * 2.5 + rng.normal(0, 20, (len(labels), 3072)), 0, 255)
+        rows = np.concatenate([np.repeat(labels[:, None], label_bytes, axis=1), pixels], axis=1).astype(np.uint8)
+        (tmp_path / folder / part).write_bytes(rows.tobytes())
+    values = json.loads(CIFAR.read_text())
+    values |= {"data": [data], "seeds": [0]}
+    for network in values["networks"]:
+        assert network["epochs"] == 200
+        network["epochs"] = 1
+    for entry in values["methods"]:
+        if "grid" in entry:
+            entry["grid"]["bits"] = [8, 2]
+    out = tmp_path / "out"
+    results = compare(CompareConfig.from_dict(values), out, data_folder=tmp_path)
+    trainings = [r for r in results if isinstance(r, TrainingResult)]
+    assert {(r.network.model, r.network.loss_weight) for r in trainings} == {
+        (network["model"], weight) for network in values["networks"] for weight in (0, 1, "auto")
+    }
+    assert next(r for r in trainings if r.network.model == "mobilenet").depthwise_parameters == 44_640
+    assert len(results) == 4 * (3 + 1 + 8 + 4)
+    assert "Table 1" in build_report(out).read_text()
 
 
 def test_a_storage_or_folder_that_cannot_be_used(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, Ledger
-from ilwp_plugin.compare.methods import Case, Compressed, depthwise_layers, find_method
+from ilwp_plugin.compare.methods import Case, Compressed, find_method
 from ilwp_plugin.demo import preset
-from ilwp_plugin.zoo import Dataset, Recipe, accuracy, load_data, train
+from ilwp_plugin.zoo import Dataset, Recipe, accuracy, load_data, scope_layers, train
 
 
 class Network(nn.Module):
@@ -87,7 +87,7 @@ def run(case: Case, name: str, **options: Any) -> Outcome:
     ledger = compressed.save(path)
     assert ledger is not None
     assert ledger.file_bytes == path.stat().st_size
-    names = [f"{layer}.weight" for layer in depthwise_layers(case.fresh())]
+    names = [f"{layer}.weight" for layer in scope_layers(case.fresh())]
     assert len(names) == 3
     depthwise = sum(ledger.layers[name].file_bytes for name in names)
     assert 0 < compressed.raw_depthwise_bytes < compressed.raw_bytes

@@ -68,13 +68,13 @@ def test_images_without_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "files", "prefix"),
+    ("name", "archive", "files", "prefix"),
     [
-        ("cifar-10", [*[f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"], b""),
-        ("cifar-100", ["train.bin", "test.bin"], b"\x63"),
+        ("cifar-10", "cifar-10-batches-bin", [*[f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"], b""),
+        ("cifar-100", "cifar-100-binary", ["train.bin", "test.bin"], b"\x63"),
     ],
 )
-def test_cifar(tmp_path: Path, name: str, files: list[str], prefix: bytes) -> None:
+def test_cifar(tmp_path: Path, name: str, archive: str, files: list[str], prefix: bytes) -> None:
     with pytest.raises(DataError, match=f"{name}: no folder given; give the folder"):
         load_data(name)
     with pytest.raises(DataError, match=f"{name}: no file .*{files[0]}"):
@@ -85,6 +85,11 @@ def test_cifar(tmp_path: Path, name: str, files: list[str], prefix: bytes) -> No
     data = load_data(name, tmp_path)
     assert data.train_images.shape == (10 * (len(files) - 1), 3, 32, 32)
     assert data.test_labels.tolist() == list(range(10))
+    unpacked = tmp_path / "unpacked" / archive
+    unpacked.mkdir(parents=True)
+    for file in files:
+        (unpacked / file).write_bytes((tmp_path / file).read_bytes())
+    assert torch.equal(load_data(name, tmp_path / "unpacked").train_images, data.train_images)
     (tmp_path / files[0]).write_bytes(bytes(100))
     with pytest.raises(DataError, match="100 bytes, expected a multiple of"):
         load_data(name, tmp_path)

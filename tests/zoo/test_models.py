@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from ilwp_plugin.errors import DataError, RegistryError
-from ilwp_plugin.zoo import MODELS, build_model
+from ilwp_plugin.models.chains import find_chains
+from ilwp_plugin.zoo import MODELS, build_model, scope_layers, scope_of
 
 
 def depthwise_weights(model: nn.Module) -> int:
@@ -14,6 +15,46 @@ def test_mobilenet_has_the_weights_of_the_paper() -> None:
     assert depthwise_weights(build_model("mobilenet")) == 44640
     assert depthwise_weights(build_model("mobilenet", width=0.5, in_channels=1)) == 22320
     assert depthwise_weights(build_model("mobilenet", width=0.25)) == 11160
+
+
+def test_dense_networks_have_the_parameters_of_their_papers() -> None:
+    """ResNet-20 has .27 M (He et al. 2016, table 6); the VGG-like one has the first four stages of VGG-16."""
+    resnet = build_model("resnet20")
+    assert sum(p.numel() for p in resnet.parameters()) == 269_722
+    assert sum(m.weight.numel() for m in scope_layers(resnet).values()) == 267_696
+    vgg = [tuple(layer.weight.shape[:2]) for layer in scope_layers(build_model("vgg")).values()]
+    assert vgg == [
+        (64, 3),
+        (64, 64),
+        (128, 64),
+        (128, 128),
+        (256, 128),
+        (256, 256),
+        (256, 256),
+        (512, 256),
+        *[(512, 512)] * 2,
+    ]
+
+
+def test_shortcuts_of_resnet_have_no_parameters() -> None:
+    block = build_model("resnet20").features[6]  # type: ignore[index]
+    for parameter in block.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.rand(2, 16, 8, 8)
+    y = block.eval()(x)
+    assert torch.equal(y[:, :16], x[:, :, ::2, ::2]) and not y[:, 16:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "layers"),
+    [("mobilenet", "depthwise", 13), ("shufflenetv2", "depthwise", 19), ("resnet20", "conv", 19), ("vgg", "conv", 10)],
+)
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_scope(name: str, scope: str, layers: int, in_channels: int) -> None:
+    model = build_model(name, width=0.25, in_channels=in_channels)
+    assert scope_of(model) == scope
+    (chain,) = find_chains(model, scope=scope_of(model))
+    assert set(chain.layers) == set(scope_layers(model)) and len(chain.layers) == layers
 
 
 @pytest.mark.parametrize("name", list(MODELS))

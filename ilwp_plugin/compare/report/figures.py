@@ -375,8 +375,8 @@ def _entropy_sentence(when: str, weights: float, residuals: float) -> str:
 
 
 def _configuration(method: Summary) -> dict[str, Any]:
-    """Options of a method of ilwp but for mode and bits."""
-    return {name: value for name, value in method.options.items() if name not in ("mode", "bits")}
+    """Options of a method of ilwp but for mode and bits, and the scope, which is that of the section."""
+    return {name: value for name, value in method.options.items() if name not in ("mode", "bits", "scope")}
 
 
 def mode_of(method: Summary) -> str:
@@ -425,7 +425,7 @@ def _loss_weight(section: Section) -> Figure | Missing:
         return Chart(tuple(series), "weight of the inter-layer loss", y, "weight", ordered=True)
 
     panels = (
-        chart("depthwise layers, kB", lambda m: _kilobytes(m.depthwise)),
+        chart(f"{section.layers}, kB", lambda m: _kilobytes(m.depthwise)),
         chart("accuracy, %", lambda m: m.accuracy),
     )
     bits = BITS if BITS in by_bits else next(iter(by_bits))
@@ -433,7 +433,7 @@ def _loss_weight(section: Section) -> Figure | Missing:
     best = min(others, key=lambda m: (_mean(m.depthwise), m.title))
     ratio = _mean(best.depthwise) / _mean(first.depthwise)
     sentence = (
-        f"At {plural(bits, 'bit')} a loss of weight {best.loss_weight:.3g} makes the depthwise layers "
+        f"At {plural(bits, 'bit')} a loss of weight {best.loss_weight:.3g} makes the {section.layers} "
         f"{size(_mean(best.depthwise))} instead of {size(_mean(first.depthwise))} at weight {first.loss_weight:.3g}, "
         f"{_less(ratio)}; the accuracy of the restored model is {best.accuracy.mean:.2f} % instead of "
         f"{first.accuracy.mean:.2f} %. Against fp32 without the loss that is {change_text(best.change)}."
@@ -446,7 +446,7 @@ def ilwp_curves(section: Section) -> list[Series]:
 
     None where no curve has more than one point.
 
-    Points have bits for x and bytes of the depthwise layers for y.
+    Points have bits for x and bytes of the section's layers for y.
     """
     return [
         Series(label, "ilwp", _points(found, _bits_estimate, _depthwise), True) for label, found in _curves(section)
@@ -491,15 +491,15 @@ def _bits(section: Section) -> Figure | Missing:
         Series(label, "ilwp", _points(found, _bits_estimate, lambda m: _kilobytes(m.depthwise)), True)
         for label, found in curves
     ]
-    chart = Chart(tuple(series), "bits of a residual code", "depthwise layers, kB")
-    return Figure("figure_5", title, _bits_sentence(curves), (chart,))
+    chart = Chart(tuple(series), "bits of a residual code", f"{section.layers}, kB")
+    return Figure("figure_5", title, _bits_sentence(curves, section.layers), (chart,))
 
 
-def _bits_sentence(curves: Sequence[tuple[str, list[Summary]]]) -> str:
+def _bits_sentence(curves: Sequence[tuple[str, list[Summary]]], layers: str) -> str:
     by_label = {label: {bits_of(m) or 0: _mean(m.depthwise) for m in found} for label, found in curves}
     if "no prediction" not in by_label:
         smallest = min(by_label, key=lambda label: (min(by_label[label].values()), label))
-        return f"The smallest depthwise layers, {size(min(by_label[smallest].values()))}, are those of {smallest}."
+        return f"The smallest {layers}, {size(min(by_label[smallest].values()))}, are those of {smallest}."
     none = by_label.pop("no prediction")
     parts = []
     for label, sizes in by_label.items():
@@ -527,7 +527,7 @@ def _bits_sentence(curves: Sequence[tuple[str, list[Summary]]]) -> str:
 
 def _trade_offs(section: Section) -> list[Figure | Missing]:
     whole = "Fig. 6: accuracy against size, whole files"
-    layers = "Fig. 6: accuracy against size, depthwise layers"
+    layers = f"Fig. 6: accuracy against size, {section.layers}"
     result: list[Figure | Missing] = []
     methods = list(section.methods)
     if len(methods) < 2:
@@ -552,8 +552,8 @@ def _trade_offs(section: Section) -> list[Figure | Missing]:
     ]
     front = [known[i] for i in pareto_front([(_mean(m.depthwise), m.accuracy.mean) for m in known])]
     points = _points(front, lambda m: _kilobytes(m.depthwise), _accuracy)
-    chart = Chart(tuple(series), "depthwise layers, kB", "accuracy of the restored model, %", "log", points)
-    sentence = _curve_sentence(curves, front)
+    chart = Chart(tuple(series), f"{section.layers}, kB", "accuracy of the restored model, %", "log", points)
+    sentence = _curve_sentence(curves, front, section.layers)
     return [*result, Figure("figure_6_layers", layers, sentence, (chart,))]
 
 
@@ -580,11 +580,11 @@ def _close(front: Sequence[Summary]) -> str:
     return f" The change against fp32 is noise for {noise} of these {len(front)}." if noise else ""
 
 
-def _curve_sentence(curves: Sequence[tuple[str, list[Summary]]], front: Sequence[Summary]) -> str:
+def _curve_sentence(curves: Sequence[tuple[str, list[Summary]]], front: Sequence[Summary], layers: str) -> str:
     counts = [(label, sum(any(m is f for f in front) for m in found)) for label, found in curves]
     on = [f"{count} of {label}" for label, count in sorted(counts, key=lambda c: (-c[1], c[0])) if count]
     off = [label for label, count in counts if not count]
-    sentence = f"The Pareto front of the depthwise layers has {', '.join(on)}"
+    sentence = f"The Pareto front of the {layers} has {', '.join(on)}"
     sentence += f", and none of {', '.join(off)}." if off else "."
     fitting = [(label, m) for label, found in curves for m in found if m.change.fits]
     if fitting:

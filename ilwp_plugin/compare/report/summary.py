@@ -11,6 +11,7 @@ from typing import Any
 
 from ilwp_plugin.compare.config import Network
 from ilwp_plugin.compare.results import MethodResult, TrainingResult, Usage
+from ilwp_plugin.zoo import LAYERS
 
 __all__ = ["TOLERANCE", "Change", "Estimate", "Section", "Summary", "pareto_front", "sections"]
 
@@ -88,7 +89,7 @@ class Summary:
         asked_loss: weight of the inter-layer loss in training, as the configuration has it: a number, or "auto".
         loss_weight: as chosen; mean over seeds.
         seeds: that were measured.
-        raw, raw_depthwise, file: bytes, see `Sizes`.
+        raw, raw_depthwise, file: bytes, see `Sizes`; for `depthwise` read `Section.layers`.
         depthwise, texture, non_texture: the same; None where the file does not tell them apart.
         ratio: of the file's bytes to those of fp32 of the same seed; None where fp32 was not measured.
         accuracy: of the restored model, in per cent.
@@ -166,6 +167,11 @@ class Section:
         """The network as it is, of the training without the loss where there is one."""
         found = [m for m in self.methods if m.kind == "fp32"]
         return min(found, key=lambda m: m.asked_loss != 0, default=None)
+
+    @property
+    def layers(self) -> str:
+        """What the layers are called whose bytes are counted apart; see `zoo.scope_layers`."""
+        return LAYERS["conv" if any(m.options.get("scope") == "conv" for m in self.methods) else "depthwise"]
 
     @property
     def loss(self) -> float | str | None:

@@ -57,6 +57,7 @@ def baselines_table(section: Section, marked: Sequence[Summary] = ()) -> Table:
     for method in section.methods:
         row = Row(_baseline_cells(section, method), marked=any(method is m for m in marked))
         (rows if method.kind != "ilwp" or method.title in shown else more).append(row)
+    apart = section.layers.rpartition(" ")[0]
     columns = (
         "whose",
         "method",
@@ -64,9 +65,9 @@ def baselines_table(section: Section, marked: Sequence[Summary] = ()) -> Table:
         "of fp32",
         "accuracy, %",
         "change, points",
-        "depthwise, B",
+        f"{apart}, B",
         "raw, B",
-        "raw depthwise, B",
+        f"raw {apart}, B",
         "compression, s",
         "compression, MB",
         "loading, s",
@@ -75,7 +76,7 @@ def baselines_table(section: Section, marked: Sequence[Summary] = ()) -> Table:
     several = "Means over seeds, ± standard deviation over them. " if len(section.seeds) > 1 else ""
     notes = (
         f"{several}raw: the integers that the tool computes with, their scales and all else; file: on disk, everything "
-        "counted; depthwise: the part of the depthwise layers, where the file tells it apart. Accuracy is that of the "
+        f"counted; {apart}: the part of the {section.layers}, where the file tells it apart. Accuracy is that of the "
         "model restored from the file; change: against fp32 trained without the loss, ± standard error; noise: less "
         "than two standard errors. MB: peak growth of memory.",
     )
@@ -137,7 +138,7 @@ def paper_table(section: Section) -> Table | Missing:
     ]
     columns = ("mode", "texture, B", "non-texture, B", "total, B", "of none", "file, B", "accuracy, %", "its fp32, %")
     notes = (
-        "texture: residuals; non-texture: indices of references; total: the depthwise layers with every table, step "
+        f"texture: residuals; non-texture: indices of references; total: the {section.layers} with every table, step "
         "and name. its fp32: the network that was compressed, before.",
     )
     return Table(title, columns, 1, tuple(rows), notes)

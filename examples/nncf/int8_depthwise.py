@@ -7,8 +7,11 @@ int8 is NNCF's: symmetric, one scale for each channel.
 """
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
+from nncf.common.quantization.structs import QuantizationScheme
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.zoo import build_model
@@ -19,10 +22,14 @@ def bytes_of(file: CompressedModel, layers: list[str]) -> int:
     return sum(sizes[f"{layer}.weight"].file_bytes for layer in layers)
 
 
+safe: list[type] = [QuantizationScheme]  # what is in the state of NNCF beside plain values
+if find_spec("nncf.api") is not None:  # 2.19
+    safe.append(import_module("nncf.api.compression").CompressionStage)
+torch.serialization.add_safe_globals(safe)
 print("| weights | bits on ilwp's grid | depthwise B | as int8 codes, B |")
 print("| --- | --- | --- | --- |")
 for path in sys.argv[1:]:
-    loaded = torch.load(path, weights_only=False)
+    loaded = torch.load(path, weights_only=True)
     model = build_model("mobilenetv2", width=0.5, stem_stride=2, in_channels=1)
     found = loaded.get("model", loaded)
     model.load_state_dict({key: found[key] for key in model.state_dict()})

@@ -10,11 +10,14 @@ import argparse
 import json
 import logging
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from nncf import NNCFConfig
+from nncf.common.quantization.structs import QuantizationScheme
 from nncf.torch import create_compressed_model, register_default_init_args
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,7 +71,11 @@ values |= {"input_info": {"sample_size": [2, *images.shape[1:]]}, "log_dir": str
 config = NNCFConfig.from_dict(values)
 loader = DataLoader(TensorDataset(images, labels), batch_size=options.batch)
 config = register_default_init_args(config, loader)
-checkpoint = torch.load(options.resume, weights_only=False) if options.resume else None
+safe: list[type] = [QuantizationScheme]  # what is in the state of NNCF beside plain values
+if find_spec("nncf.api") is not None:  # 2.19
+    safe.append(import_module("nncf.api.compression").CompressionStage)
+torch.serialization.add_safe_globals(safe)
+checkpoint = torch.load(options.resume, weights_only=True) if options.resume else None
 state = checkpoint["compression"] if checkpoint else None
 compression_ctrl, model = create_compressed_model(model, config, compression_state=state, dump_graphs=False)
 

@@ -130,13 +130,16 @@ def align(
     anchor: ui.Anchor = None,
     step_range: ui.Range = None,
     coder: ui.Coder = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read IN.pt2 although that can run code of whoever made it.")
+    ] = False,
     as_json: ui.Json = False,
 ) -> None:
     """Permute, flip and scale channels of a network so that prediction fits; it computes the same as before."""
     if out.suffix not in {".pt2", ".ilwp"}:
         raise typer.BadParameter(f"{out} has to end in .pt2 or .ilwp", param_hint="--output")
     chosen = ui.make_config(config, bits=bits, anchor=anchor, range=step_range, coder=coder)
-    program = read_program(source)
+    program = read_program(source, trust=trust)
     model, inputs = layers_of_program(program), example_inputs_of(program)
     before = ilwp_plugin.estimate(model, chosen, example_inputs=inputs).total_bytes
     report = toolkits.load("pruning").align(model, inputs, chosen)

@@ -24,6 +24,7 @@ from ilwp_plugin.container import write_file
 from ilwp_plugin.demo import initial_model
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.models.tensor_files import load_tensors
 from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_layers, scope_of, train
 
 __all__ = ["execute"]
@@ -103,8 +104,8 @@ def _trained(network: Network, data: Dataset, folder: Path) -> dict[str, Any]:
             write_file(path, [buffer.getbuffer()])
             checkpoint.unlink(missing_ok=True)
     try:
-        found: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:  # torch.load raises what it meets in a damaged file
+        found: dict[str, Any] = load_tensors(path)
+    except ValueError as error:
         raise FileError(f"{path}: no trained network ({type(error).__name__}); delete it to train again") from error
     return found
 

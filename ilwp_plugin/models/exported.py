@@ -14,22 +14,32 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from ilwp_plugin.errors import FileError, TensorError
+from ilwp_plugin.models.tensor_files import check_regular
 
 __all__ = ["example_inputs_of", "layers_of_program", "load_into_program", "read_program", "write_program"]
 
 
-def read_program(path: str | os.PathLike[str]) -> ExportedProgram:
+def read_program(path: str | os.PathLike[str], *, trust: bool = False) -> ExportedProgram:
     """Read a .pt2 file, as `torch.export.save` writes it.
 
+    torch has no safe way to read one: inputs and constants may be pickles, expressions of shapes are evaluated, guards
+    are Python, compiled parts are shared libraries. So a file is read only where the caller vouches for it.
+
+    Args:
+        path: the file.
+        trust: whoever made the file may run code here.
+
     Raises:
-        FileError: it cannot be read, or is none.
+        FileError: it cannot be read, or is none, or `trust` was not given.
     """
+    check_regular(path)
+    if not trust:
+        raise FileError(
+            f"{os.fspath(path)}: reading a torch.export program can run code that its maker put into it, and torch has "
+            "no other way to read one; say --trust (in Python trust=True) if you know where it is from"
+        )
     try:
-        with Path(path).open("rb"):
-            pass
         return torch.export.load(path)
-    except OSError as error:
-        raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # the reader raises what it meets
         raise FileError(f"{os.fspath(path)}: not a torch.export program ({type(error).__name__}: {error})") from error
 

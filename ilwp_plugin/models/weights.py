@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ilwp_plugin.container import write_file
 from ilwp_plugin.errors import FileError, TensorError
+from ilwp_plugin.models.tensor_files import check_regular, load_tensors
 
 __all__ = ["read_state_dict", "write_safetensors"]
 
@@ -36,19 +36,19 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
     path = Path(path)
     if path.suffix not in {".safetensors", ".pt", ".pth"}:
         raise FileError(f"{path}: unknown kind of file {path.suffix!r}; expected .safetensors, .pt or .pth")
+    check_regular(path)
     try:
-        with path.open("rb"):
-            pass
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
             return dict(sorted(tensors.items(), key=lambda item: _natural(item[0])))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # both readers raise what they meet in a damaged file: IndexError, struct.error, ...
+        content = load_tensors(path)
+    except FileError:
+        raise
+    except Exception as error:  # the reader of .safetensors raises what it meets in a damaged file
         reason = str(error).strip().splitlines()
         raise FileError(
-            f"{path}: not a {path.suffix} file of tensors only ({reason[0] if reason else type(error).__name__})"
+            f"{path}: not a {path.suffix} file of tensors only ({reason[0] if reason else type(error).__name__}); "
+            "where the model can be made, torch.save(model.state_dict(), 'weights.pt') writes one"
         ) from error
     return _state_dict(content, path, key)
 

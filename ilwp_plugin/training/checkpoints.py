@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ilwp_plugin.container import read_file, write_file
+from ilwp_plugin.container import write_file
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.models.tensor_files import check_regular, load_tensors
 
 __all__ = ["reading_checkpoint", "write_checkpoint"]
 
@@ -42,10 +43,10 @@ def reading_checkpoint(path: Path, training: str) -> Iterator[Any]:
     Raises:
         FileError: it cannot be read, or the block cannot take up what it holds.
     """
-    data = read_file(path)
+    check_regular(path)
     try:
-        yield torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what it meets in a damaged file, and so do states that do not fit
+        yield load_tensors(path)
+    except Exception as error:  # states that do not fit raise what they like
         raise FileError(
             f"{path}: no checkpoint of {training} ({type(error).__name__}: {error}); delete it to begin anew"
         ) from error

@@ -1,10 +1,15 @@
 """Inter-Layer Weight Prediction: convolutional networks in a file that is really small."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ilwp_plugin._version import __version__
-from ilwp_plugin.compression import CompressedModel, LayerSummary, compress, estimate, load, loads
-from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.ledger import LayerBytes, Ledger
-from ilwp_plugin.method.grid import IntegerTensor
+
+if TYPE_CHECKING:
+    from ilwp_plugin.compression import CompressedModel, LayerSummary, compress, estimate, load, loads
+    from ilwp_plugin.config import IlwpConfig
+    from ilwp_plugin.ledger import LayerBytes, Ledger
+    from ilwp_plugin.method.grid import IntegerTensor
 
 __all__ = [
     "CompressedModel",
@@ -19,3 +24,28 @@ __all__ = [
     "load",
     "loads",
 ]
+
+_HOMES = {
+    "CompressedModel": "compression",
+    "IlwpConfig": "config",
+    "IntegerTensor": "method.grid",
+    "LayerBytes": "ledger",
+    "LayerSummary": "compression",
+    "Ledger": "ledger",
+    "compress": "compression",
+    "estimate": "compression",
+    "load": "compression",
+    "loads": "compression",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when they are needed, so that `ilwp_plugin.format` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"ilwp_plugin.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

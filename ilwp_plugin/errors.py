@@ -45,7 +45,18 @@ class TensorError(IlwpError):
 
 
 class FormatError(IlwpError):
-    """A file is not a valid `.ilwp` file: truncated, damaged, hostile or of a newer version."""
+    """A file is not a valid `.ilwp` file: truncated, damaged, hostile or of a newer version.
+
+    Attributes:
+        code: which kind of malformation, one of `format.faults.FAULTS`; it stays the same while messages get better.
+    """
+
+    def __init__(self, message: str, code: str = "malformed") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[FormatError], tuple[str, str]]:
+        return type(self), (str(self), self.code)
 
 
 class FileError(IlwpError):
@@ -54,6 +65,9 @@ class FileError(IlwpError):
 
 class LimitError(FormatError):
     """A file is valid so far, but restoring it would exceed the limit that the caller has set."""
+
+    def __init__(self, message: str, code: str = "limit") -> None:
+        super().__init__(message, code)
 
 
 class TrainingError(IlwpError):

@@ -1,7 +1,8 @@
 """The one ledger of bytes: every size in every report is read from here.
 
-The byte writer and the byte reader (`stream.py`) fill it as they go, so that each byte of a file is charged once, to
-one part and one layer, and the sum is the size on disk.
+The byte writer and the byte reader (`format/stream.py`) fill it as they go, so that each byte of a file is charged
+once, to one part and one layer, and the sum is the size on disk. Which parts there are is said by those who charge
+them: a section of a file registers its own.
 """
 
 from __future__ import annotations
@@ -9,76 +10,119 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-__all__ = ["Ledger", "LayerBytes", "Part", "PARTS", "split_bits"]
+from ilwp_plugin.errors import RegistryError
 
-Part = Literal["texture", "non_texture", "table", "anchor", "header", "grid", "batch_norm", "other"]
-PARTS: tuple[Part, ...] = get_args(Part)
+__all__ = ["Account", "LayerBytes", "Ledger", "PARTS", "Part", "register_part", "split_bits"]
+
+Account = tuple[str, str | None]
+"""The part and the layer that bytes are charged to."""
 
 
 @dataclass(frozen=True)
-class LayerBytes:
-    """Bytes by part, of one layer or of a whole file."""
+class Part:
+    """What bytes of a file are for.
 
-    texture_bytes: int = 0
-    """Entropy-coded quantized residuals."""
-    non_texture_bytes: int = 0
-    """Stored reference indices, with their code tables."""
-    table_bytes: int = 0
-    """Code tables of the residuals. A table shared by several layers is charged to the first of them."""
-    anchor_bytes: int = 0
-    """Kernels of anchor layers, however they are stored."""
-    header_bytes: int = 0
-    """Names, shapes, steps, lengths and checksums that the compressed layers need."""
-    grid_bytes: int = 0
-    """Layers that are in no chain but stored as codes on a grid: codes, code tables and scales."""
-    batch_norm_bytes: int = 0
-    """Batch norms that are stored as one scale and one shift a channel."""
-    other_bytes: int = 0
-    """Everything else: tensors that are not compressed, with their names and shapes, and metadata."""
+    Attributes:
+        name: the sizes are called `<name>_bytes`.
+        description: in a sentence.
+        predicted: whether the bytes belong to layers that predict each other, so that `total_bytes` counts them.
+    """
+
+    name: str
+    description: str
+    predicted: bool = False
+
+
+PARTS: dict[str, Part] = {}
+"""By name, in the order in which reports show them."""
+
+
+def register_part(name: str, description: str, *, predicted: bool = False) -> str:
+    """Make a part known; returns its name. Registering the same part twice is no error.
+
+    Raises:
+        RegistryError: another part has this name.
+    """
+    part = Part(name, description, predicted)
+    if PARTS.setdefault(name, part) != part:
+        raise RegistryError(f"part {name!r} is registered already, as {PARTS[name]!r}")
+    return name
+
+
+register_part(
+    "header",
+    "Names, shapes, steps, lengths and checksums that layers of chains need, and the frame of the file.",
+    predicted=True,
+)
+register_part("other", "Everything else: tensors that are not compressed, with their names and shapes, and metadata.")
+
+
+class LayerBytes:
+    """Bytes by part, of one layer or of a whole file: `<part>_bytes` for every part of `PARTS`.
+
+    >>> LayerBytes(header_bytes=3, other_bytes=1).file_bytes
+    4
+    """
+
+    def __init__(self, **sizes: int) -> None:
+        self._parts = {name.removesuffix("_bytes"): count for name, count in sizes.items() if count}
+
+    def __getattr__(self, name: str) -> int:
+        part = name.removesuffix("_bytes")
+        if part == name or part not in PARTS:  # also `_parts`, while it is being copied
+            raise AttributeError(f"no size is called {name!r}")
+        return self._parts.get(part, 0)
 
     @property
     def total_bytes(self) -> int:
-        """All that the layers of chains need: every part but `grid_bytes`, `batch_norm_bytes` and `other_bytes`."""
-        return self.file_bytes - self.grid_bytes - self.batch_norm_bytes - self.other_bytes
+        """All that layers which predict each other need: the parts that say so."""
+        return sum(count for part, count in self._parts.items() if PARTS[part].predicted)
 
     @property
     def file_bytes(self) -> int:
         """The sum of all parts."""
-        return sum(int(getattr(self, f"{part}_bytes")) for part in PARTS)
+        return sum(self._parts.values())
 
     def to_dict(self) -> dict[str, int]:
         """The parts, `total_bytes` and `file_bytes`, by name."""
-        parts = {f"{part}_bytes": int(getattr(self, f"{part}_bytes")) for part in PARTS}
+        parts = {f"{part}_bytes": self._parts.get(part, 0) for part in PARTS}
         return {**parts, "total_bytes": self.total_bytes, "file_bytes": self.file_bytes}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerBytes) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self._parts.items())))
+
+    def __repr__(self) -> str:
+        return f"LayerBytes({', '.join(f'{part}_bytes={count}' for part, count in self._parts.items())})"
 
 
 class Ledger:
     """Bytes of a file by part and layer.
 
-    `texture_bytes`, `non_texture_bytes`, `table_bytes`, `anchor_bytes`, `header_bytes`, `grid_bytes`,
-    `batch_norm_bytes`, `other_bytes`, `total_bytes` and `file_bytes`
-    are those of the whole file; `layers` holds the same for each layer.
+    `<part>_bytes`, `total_bytes` and `file_bytes` are those of the whole file; `layers` holds the same for each layer.
     """
 
     def __init__(self) -> None:
-        self._charged: dict[tuple[Part, str | None], int] = defaultdict(int)
-        self._deferred: list[Callable[[], Iterable[tuple[Part, str | None, int]]]] = []
+        self._charged: dict[Account, int] = defaultdict(int)
+        self._deferred: list[Callable[[], Iterable[tuple[str, str | None, int]]]] = []
 
     @property
-    def _bytes(self) -> dict[tuple[Part, str | None], int]:
+    def _bytes(self) -> dict[Account, int]:
         while self._deferred:
             for part, layer, count in self._deferred.pop(0)():
                 self.charge(part, layer, count)
         return self._charged
 
-    def charge(self, part: Part, layer: str | None, count: int) -> None:
+    def charge(self, part: str, layer: str | None, count: int) -> None:
         """Add `count` bytes to a part of a layer; the layer None is the file itself."""
         if count:
             self._charged[part, layer] += count
 
-    def defer(self, charges: Callable[[], Iterable[tuple[Part, str | None, int]]]) -> None:
+    def defer(self, charges: Callable[[], Iterable[tuple[str, str | None, int]]]) -> None:
         """Charges that take time to find, by part, layer and bytes: they are found when the ledger is looked at."""
         self._deferred.append(charges)
 
@@ -93,7 +137,8 @@ class Ledger:
 
     __hash__ = None  # type: ignore[assignment]  # it grows while a file is written
 
-    def _sum(self, keep: Iterable[tuple[tuple[Part, str | None], int]]) -> LayerBytes:
+    @staticmethod
+    def _sum(keep: Iterable[tuple[Account, int]]) -> LayerBytes:
         parts: dict[str, int] = defaultdict(int)
         for (part, _), count in keep:
             parts[f"{part}_bytes"] += count
@@ -107,51 +152,16 @@ class Ledger:
     @property
     def layers(self) -> dict[str, LayerBytes]:
         """The bytes of each layer or tensor, by name, in the order of the file."""
-        grouped: dict[str, list[tuple[tuple[Part, str | None], int]]] = {}
+        grouped: dict[str, list[tuple[Account, int]]] = {}
         for (part, layer), count in self._bytes.items():
             if layer is not None:
                 grouped.setdefault(layer, []).append(((part, layer), count))
         return {layer: self._sum(lines) for layer, lines in grouped.items()}
 
-    @property
-    def texture_bytes(self) -> int:
-        return self.whole.texture_bytes
-
-    @property
-    def non_texture_bytes(self) -> int:
-        return self.whole.non_texture_bytes
-
-    @property
-    def table_bytes(self) -> int:
-        return self.whole.table_bytes
-
-    @property
-    def anchor_bytes(self) -> int:
-        return self.whole.anchor_bytes
-
-    @property
-    def header_bytes(self) -> int:
-        return self.whole.header_bytes
-
-    @property
-    def grid_bytes(self) -> int:
-        return self.whole.grid_bytes
-
-    @property
-    def batch_norm_bytes(self) -> int:
-        return self.whole.batch_norm_bytes
-
-    @property
-    def other_bytes(self) -> int:
-        return self.whole.other_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        return self.whole.total_bytes
-
-    @property
-    def file_bytes(self) -> int:
-        return self.whole.file_bytes
+    def __getattr__(self, name: str) -> int:
+        if name.startswith("_"):  # also while it is being unpickled or copied
+            raise AttributeError(name)
+        return int(getattr(self.whole, name))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole file's parts, and `layers` with the same names for each layer."""

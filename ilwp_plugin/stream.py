@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ilwp_plugin.errors import FormatError
-from ilwp_plugin.ledger import Ledger, Part
+from ilwp_plugin.ledger import Ledger
 
 __all__ = ["Account", "ByteReader", "ByteWriter", "Later", "zigzag", "unzigzag"]
 
-Account = tuple[Part, str | None]
+Account = tuple[str, str | None]
 """The part and the layer that bytes are charged to."""
 
 _VARINT_LIMIT = 1 << 63
@@ -38,12 +38,12 @@ class Later:
 class _Charging:
     """The account (part and layer) to which passing bytes are charged."""
 
-    def __init__(self, part: Part, layer: str | None) -> None:
+    def __init__(self, part: str, layer: str | None) -> None:
         self.ledger = Ledger()
         self._account: Account = (part, layer)
 
     @contextmanager
-    def charge(self, part: Part, layer: str | None) -> Iterator[None]:
+    def charge(self, part: str, layer: str | None) -> Iterator[None]:
         """Charge what passes inside the `with` block to this part and layer."""
         before, self._account = self._account, (part, layer)
         try:
@@ -55,7 +55,7 @@ class _Charging:
 class ByteWriter(_Charging):
     """Little-endian numbers, varints and raw bytes, appended; mirrored by `ByteReader`."""
 
-    def __init__(self, part: Part = "header", layer: str | None = None) -> None:
+    def __init__(self, part: str = "header", layer: str | None = None) -> None:
         super().__init__(part, layer)
         self._chunks = bytearray()
 
@@ -99,7 +99,7 @@ class ByteWriter(_Charging):
 class ByteReader(_Charging):
     """Reads what `ByteWriter` wrote; every read is checked against the end before anything is allocated."""
 
-    def __init__(self, data: memoryview, where: str, part: Part = "header", layer: str | None = None) -> None:
+    def __init__(self, data: memoryview, where: str, part: str = "header", layer: str | None = None) -> None:
         super().__init__(part, layer)
         self._data = data
         self._position = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ilwp_plugin.container.directory import TensorInfo, read_directory, write_directory
 from ilwp_plugin.errors import FormatError, LimitError, TensorError
-from ilwp_plugin.ledger import Ledger, Part
+from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.stream import ByteReader, ByteWriter
 
 __all__ = ["Archive", "SectionBytes", "SectionKind", "pack", "read_archive"]
@@ -37,9 +37,9 @@ class SectionKind(enum.IntEnum):
     FIELDS = 8
 
     @property
-    def part(self) -> Part:
+    def part(self) -> str:
         """The part of the ledger to which the section's own entry in the header belongs."""
-        parts: dict[SectionKind, Part] = {
+        parts: dict[SectionKind, str] = {
             SectionKind.CHAIN: "header",
             SectionKind.GRID: "grid",
             SectionKind.BATCH_NORM: "batch_norm",

@@ -1,5 +1,6 @@
 """What the sections of a file hold. Encode and decode of each kind stand side by side in one module."""
 
+import ilwp_plugin.format  # noqa: F401  registers the parts of the ledger
 from ilwp_plugin.sections.batch_norm import ROLES, BatchNormSection
 from ilwp_plugin.sections.chain import ChainSection, CodedLayer
 from ilwp_plugin.sections.grid import GridSection

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ilwp_plugin.coding import AUTO, CODERS, Coder, Histogram, Symbols, coder_of_id, fit_coder
-from ilwp_plugin.ledger import Part, split_bits
+from ilwp_plugin.ledger import split_bits
 from ilwp_plugin.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["read_codes", "write_codes"]
@@ -21,7 +21,7 @@ def write_codes(
     accounts: Sequence[Account],
     codes: Sequence[Symbols],
     coder: str,
-    table: Part = "table",
+    table: str = "table",
 ) -> None:
     """Write the codes of one or more layers.
 
@@ -49,7 +49,7 @@ def write_codes(
 
 
 def read_codes(
-    reader: ByteReader, accounts: Sequence[Account], sizes: Sequence[int], table: Part = "table"
+    reader: ByteReader, accounts: Sequence[Account], sizes: Sequence[int], table: str = "table"
 ) -> tuple[list[Symbols], str]:
     """The inverse of `write_codes`.
 
@@ -87,7 +87,7 @@ def read_codes(
 
 def _charges(
     coder: Coder, model: Any, codes: Sequence[Symbols], accounts: Sequence[Account], length: int
-) -> Iterator[tuple[Part, str | None, int]]:
+) -> Iterator[tuple[str, str | None, int]]:
     """The share of each layer in a payload, which takes a histogram of its codes."""
     shares = split_bits([coder.bits(model, Histogram.of(c)) for c in codes], length)
     for (part, layer), share in zip(accounts, shares, strict=True):

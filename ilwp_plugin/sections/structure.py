@@ -11,7 +11,6 @@ import torch
 from ilwp_plugin.coding import read_indices, write_indices
 from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.ledger import Part
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.stream import ByteReader, ByteWriter
 
@@ -55,7 +54,7 @@ def encode_structure(provenance: Provenance, directory: Sequence[TensorInfo]) ->
     return SectionBytes(SectionKind.STRUCTURE, [writer.getvalue()], writer.ledger)
 
 
-def _account(directory: Sequence[TensorInfo], numbers: Sequence[int]) -> tuple[Part, str | None]:
+def _account(directory: Sequence[TensorInfo], numbers: Sequence[int]) -> tuple[str, str | None]:
     """The references of a compressed layer come from here; of others nothing does."""
     coded = [directory[number].name for number in numbers if directory[number].storage == "coded"]
     return ("non_texture", coded[0]) if coded else ("other", None)

@@ -1,0 +1,67 @@
+"""The `.ilwp` file: what FORMAT.md describes, in code. Needs numpy only; reads, verifies and restores every file.
+
+constriction, bitarray and numba make it faster where they are installed, and ml_dtypes gives bfloat16 and the 8-bit
+floats their own dtypes.
+"""
+
+from ilwp_plugin.format.container import SectionBytes, TensorInfo, check_name, check_tensor
+from ilwp_plugin.format.dtypes import DTYPES, as_numpy, cast, is_real
+from ilwp_plugin.format.file import IlwpFile, measure, pack, read, write
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.format.kernels import QuantizedLayer
+from ilwp_plugin.format.norms import ROLES, MergedBatchNorm
+from ilwp_plugin.format.origins import Origin, Provenance
+from ilwp_plugin.format.sections import (
+    SECTIONS,
+    BatchNormSection,
+    ChainSection,
+    CodedLayer,
+    Context,
+    FieldSection,
+    GridSection,
+    MetadataSection,
+    OpaqueSection,
+    RawSection,
+    Section,
+    SparseSection,
+    StructureSection,
+    Summary,
+    storage_mode,
+)
+
+__all__ = [
+    "DTYPES",
+    "ROLES",
+    "SECTIONS",
+    "BatchNormSection",
+    "ChainSection",
+    "CodedLayer",
+    "Context",
+    "FieldSection",
+    "GridSection",
+    "IlwpFile",
+    "IntegerTensor",
+    "MergedBatchNorm",
+    "MetadataSection",
+    "OpaqueSection",
+    "Origin",
+    "Provenance",
+    "QuantizedLayer",
+    "RawSection",
+    "Section",
+    "SectionBytes",
+    "SparseSection",
+    "StructureSection",
+    "Summary",
+    "TensorInfo",
+    "as_numpy",
+    "cast",
+    "check_name",
+    "check_tensor",
+    "is_real",
+    "measure",
+    "pack",
+    "read",
+    "storage_mode",
+    "write",
+]

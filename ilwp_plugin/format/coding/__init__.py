@@ -1,0 +1,24 @@
+"""Entropy coders: integer symbols to bytes and back. They know no model and no file."""
+
+from ilwp_plugin.format.coding.ans import AnsCoder, AnsModel
+from ilwp_plugin.format.coding.base import AUTO, CODERS, Coder, Fit, Histogram, Run, Segment, Symbols, fit_coder
+from ilwp_plugin.format.coding.huffman import HuffmanCode, HuffmanCoder
+from ilwp_plugin.format.coding.indices import read_indices, write_indices
+
+__all__ = [
+    "AUTO",
+    "CODERS",
+    "AnsCoder",
+    "AnsModel",
+    "Coder",
+    "Fit",
+    "Histogram",
+    "HuffmanCode",
+    "HuffmanCoder",
+    "Run",
+    "Segment",
+    "Symbols",
+    "fit_coder",
+    "read_indices",
+    "write_indices",
+]

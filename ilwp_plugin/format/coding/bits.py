@@ -1,0 +1,46 @@
+"""Strings of bits, the most significant of a byte first, as numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["pack_bytes", "pack_words", "read_fields"]
+
+_CHUNK = 1 << 18
+
+
+def pack_words(words: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The lowest `widths` bits of each word, one after the other: (sum of widths,) uint8 of 0 and 1.
+
+    Args:
+        words: (n,) not negative.
+        widths: (n,) bits of each, 0 to 62; a word may be shorter.
+    """
+    ends = np.cumsum(widths)
+    total = int(ends[-1]) if len(ends) else 0
+    # Bit p of the string is bit (end - 1 - p) of the word in which it lies.
+    shifts = np.repeat(ends - 1, widths) - np.arange(total)
+    return ((np.repeat(words, widths) >> shifts) & 1).astype(np.uint8)
+
+
+def pack_bytes(words: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
+    """The same, as bytes; the free bits of the last one are 0. In pieces, so that memory is bounded."""
+    if len(words) <= _CHUNK:
+        return np.packbits(pack_words(words, widths)).tobytes()
+    out, left = bytearray(), np.empty(0, np.uint8)
+    for start in range(0, len(words), _CHUNK):
+        bits = np.concatenate([left, pack_words(words[start : start + _CHUNK], widths[start : start + _CHUNK])])
+        whole = len(bits) // 8 * 8
+        out += np.packbits(bits[:whole]).tobytes()
+        left = bits[whole:]
+    return bytes(out + np.packbits(left).tobytes())
+
+
+def read_fields(bits: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    """Numbers of `width` bits from a string of 0 and 1, whose length is a multiple of it."""
+    weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
+    result: NDArray[Any] = bits.reshape(-1, width) @ weights
+    return result

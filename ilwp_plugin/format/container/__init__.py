@@ -1,0 +1,19 @@
+"""The frame of a file: a directory of named tensors and checksummed sections. FORMAT.md in code, no mathematics."""
+
+from ilwp_plugin.format.container.archive import Archive, SectionBytes, SectionEntry, measure, pack, read_archive
+from ilwp_plugin.format.container.directory import TensorInfo, check_name, check_tensor
+from ilwp_plugin.format.container.files import read_file, write_file
+
+__all__ = [
+    "Archive",
+    "SectionBytes",
+    "SectionEntry",
+    "TensorInfo",
+    "check_name",
+    "check_tensor",
+    "measure",
+    "pack",
+    "read_archive",
+    "read_file",
+    "write_file",
+]

@@ -1,0 +1,29 @@
+"""What the sections of a file hold. Encode and decode of each kind stand side by side in one module."""
+
+from ilwp_plugin.format.sections.base import SECTIONS, Context, OpaqueSection, Section, Summary
+from ilwp_plugin.format.sections.batch_norm import BatchNormSection
+from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
+from ilwp_plugin.format.sections.fields import FieldSection
+from ilwp_plugin.format.sections.grid import GridSection
+from ilwp_plugin.format.sections.metadata import MetadataSection
+from ilwp_plugin.format.sections.raw import RawSection
+from ilwp_plugin.format.sections.sparse import SparseSection
+from ilwp_plugin.format.sections.structure import StructureSection
+
+__all__ = [
+    "SECTIONS",
+    "BatchNormSection",
+    "ChainSection",
+    "CodedLayer",
+    "Context",
+    "FieldSection",
+    "GridSection",
+    "MetadataSection",
+    "OpaqueSection",
+    "RawSection",
+    "Section",
+    "SparseSection",
+    "StructureSection",
+    "Summary",
+    "storage_mode",
+]

@@ -1,0 +1,157 @@
+"""What every section of a file offers, and the registry of kinds: reading, ledger, inspect and copying loop over it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilwp_plugin.format.container import SectionBytes, TensorInfo
+from ilwp_plugin.format.dtypes import DTYPES
+from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.registry import Registry
+
+__all__ = ["SECTIONS", "Context", "OpaqueSection", "Section", "Summary", "read_info", "value_bytes"]
+
+S = TypeVar("S", bound="Section")
+
+
+@dataclass
+class Context:
+    """What a section may look at while it is decoded.
+
+    Attributes:
+        directory: the tensors of the file.
+        earlier: the sections before this one.
+    """
+
+    directory: Sequence[TensorInfo]
+    earlier: list[Section] = field(default_factory=list)
+
+    def find(self, kind: type[S]) -> S | None:
+        """The first earlier section of a kind."""
+        return next((section for section in self.earlier if isinstance(section, kind)), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One layer or tensor of a section, for people: what `ilwp inspect` shows.
+
+    Attributes:
+        name: of the layer or tensor.
+        kind: name of the section.
+        shape: of the tensor.
+        details: what there is to say, by name: bits, step, mode, share of zeros, entropy in bits a value.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Section(ABC):
+    """A section of a file.
+
+    A new kind is one module with a subclass, and `SECTIONS.register(name)(Class)`; nothing else has to know it.
+    """
+
+    number: int
+    """In the file; never reused. Numbers from 64 on are for private use."""
+    name: ClassVar[str]
+    """In the registry, in messages and reports."""
+    ancillary: bool = False
+    """Whether readers that do not know the kind skip it. Such a section owns no tensors, and nothing in it depends on
+    the rest of the file but the names of tensors: it is copied into files that hold other values."""
+    single: ClassVar[bool] = True
+    """Whether a file has at most one of the kind."""
+    part: ClassVar[str] = "other"
+    """The part of the ledger that its entry in the header, and those of its tensors in the directory, belong to."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the tensors that it holds."""
+        return ()
+
+    @abstractmethod
+    def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
+        """Write the section's bytes, each charged. Tensors are named by their positions in the directory."""
+
+    @classmethod
+    @abstractmethod
+    def decode(cls: type[S], reader: ByteReader, context: Context) -> S:
+        """The inverse of `write`; reads everything. Raises FormatError."""
+
+    def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
+        """The section's bytes as the container takes them."""
+        writer = ByteWriter(self.part)
+        self.write(writer, directory)
+        return self._bytes([writer.getvalue()], writer.ledger)
+
+    def _bytes(self, chunks: Sequence[bytes | memoryview], ledger: Ledger) -> SectionBytes:
+        return SectionBytes(self.number, self.ancillary, chunks, ledger, self.part, tuple(self.names))
+
+    def restore(self, name: str) -> NDArray[Any]:
+        """One of its tensors, new, in its own shape; carried as `dtypes` says."""
+        raise KeyError(name)
+
+    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """All its tensors, one after the other."""
+        for name in self.names:
+            yield name, self.restore(name)
+
+    def summaries(self) -> list[Summary]:
+        """What there is to say about each layer."""
+        return []
+
+    def without(self: S, names: Collection[str]) -> S | None:
+        """The same without some of its tensors, None if nothing is left; only where tensors do not need each other."""
+        if names:
+            raise NotImplementedError(f"a {self.name} section cannot do without some of its tensors")
+        return self
+
+
+SECTIONS: Registry[type[Section]] = Registry("section")
+
+
+class OpaqueSection(Section):
+    """An ancillary section of an unknown kind: kept as it is."""
+
+    name = "unknown"
+    single = False
+    ancillary = True
+
+    def __init__(self, number: int, data: bytes) -> None:
+        self.number = number
+        self.data = data
+
+    def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
+        writer.raw(self.data)
+
+    @classmethod
+    def decode(cls, reader: ByteReader, context: Context) -> OpaqueSection:
+        raise NotImplementedError("an unknown section is not decoded")
+
+
+def read_info(reader: ByteReader, directory: Sequence[TensorInfo], section: str) -> TensorInfo:
+    """The directory entry that a section names by its number. Raises FormatError, with `section` in words."""
+    number = reader.varint()
+    if number >= len(directory):
+        raise reader.fail("position", f"{section} refers to tensor {number}, the file has {len(directory)}")
+    return directory[number]
+
+
+def value_bytes(values: NDArray[Any], info: TensorInfo) -> memoryview:
+    """The values of a tensor as little-endian bytes, in row-major order; no copy where they are so already."""
+    carrier = DTYPES[info.dtype].carrier
+    if values.dtype.itemsize != carrier.itemsize or values.size != info.numel:
+        raise ValueError(f"{info.name}: {values.dtype} of shape {values.shape} for {info.dtype} of {info.shape}")
+    if values.dtype.byteorder == ">":
+        values = values.astype(values.dtype.newbyteorder("<"))
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")

@@ -41,6 +41,7 @@ from ilwp_plugin.method.allocation import allocate_steps
 from ilwp_plugin.method.grid import IntegerTensor
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.names import translate
 from ilwp_plugin.models.resizing import resize_layers
 from ilwp_plugin.pipeline.calibration import calibrate, output_errors
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, read_inputs
@@ -207,18 +208,23 @@ class CompressedModel:
     def apply_to(self, model: nn.Module) -> None:
         """Load the restored tensors into a model.
 
+        A file of a model in a wrapper (`module.`, `_orig_mod.` in its names) fits the model without it, and the other
+        way round; so does one whose names all have one prefix more or less.
+
         Raises:
             TensorError: names, shapes or dtypes do not fit; the model is as it was.
         """
         model = unwrap(model)
         own, restored = model.state_dict(), self.state_dict()
-        missing = [name for name in own if name not in restored]
-        unexpected = [name for name in restored if name not in own]
-        if missing or unexpected:
+        names = translate(own, restored)
+        if names is None:
+            missing = [name for name in own if name not in restored]
+            unexpected = [name for name in restored if name not in own]
             raise TensorError(
                 f"the file does not fit {type(model).__name__}: "
                 f"not in the file: {_few(missing)}; not in the model: {_few(unexpected)}"
             )
+        restored = {name: restored[stored] for name, stored in names.items()}
         for name, tensor in restored.items():
             mine = own[name]
             if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
@@ -243,10 +249,9 @@ class CompressedModel:
                 was.
         """
         own = unwrap(model)
-        names = set(own.state_dict())
-        if names != {info.name for info in self.tensors}:
-            self.apply_to(own)  # which says what does not fit
-        resize_layers(own, {info.name: info.shape for info in self.tensors})
+        names = translate(own.state_dict(), self._directory)
+        if names is not None:  # else the next says what does not fit
+            resize_layers(own, {name: self._directory[stored].shape for name, stored in names.items()})
         self.apply_to(own)
         return model
 

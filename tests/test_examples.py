@@ -1,5 +1,6 @@
 """The examples run as they are, in a process of their own."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,13 @@ def test_prune(tmp_path: Path) -> None:
 def test_alignment_figures(tmp_path: Path) -> None:
     run("alignment_figures.py", "--out", tmp_path)
     assert {"rate_accuracy.png", "distributions_3x3.png", "references_3x3.png"} <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_the_paper_page_is_what_its_results_say(tmp_path: Path) -> None:
+    run("paper.py", "--out", tmp_path)
+    assert (tmp_path / "paper.md").read_text() == (EXAMPLES.parent / "docs" / "paper.md").read_text()
+    pictures = set(re.findall(r"\(figures/(\S+)\)", (tmp_path / "paper.md").read_text()))
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == pictures != set()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
@@ -23,7 +24,7 @@ __all__ = ["Anchor", "IlwpConfig", "LayerOverride"]
 Anchor = Literal["fp32", "fp16", "quantized"]
 
 Bits = Annotated[int, Field(strict=True, ge=BITS[0], le=BITS[-1])]
-Step = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Step = Annotated[float, Field(strict=True, gt=0, le=float(np.finfo(np.float32).max), allow_inf_nan=False)]
 Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
 
@@ -83,10 +84,15 @@ class IlwpConfig(BaseModel):
 
     mode: str = Field(
         default="collocated",
-        description="Prediction mode, or 'auto': for each layer the one that takes the fewest bits at the same step.",
+        description="Prediction mode, or 'auto': for each layer the one that is best at the same step, in bits and "
+        "error together.",
         json_schema_extra={"enum": [AUTO, *sorted(PREDICTORS)]},
     )
-    bits: Bits | None = Field(default=8, description="Bits of a residual code, 2 to 8; null quantizes nothing.")
+    bits: Bits | None = Field(
+        default=8,
+        description="Bits of a residual code, 2 to 8; null quantizes nothing. Under mode 'auto', and with "
+        "`residual_step`, codes have as many bits as they need.",
+    )
     loss_weight: Weight | Literal["auto"] = Field(
         default="auto",
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "

@@ -22,7 +22,7 @@ from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import LARGEST_CODE, IntegerTensor, round_to_grid
 from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.method.quantization import KernelPool, as_kernels, reconstruct, stored_anchor
-from ilwp_plugin.method.rounding import Rounding, dead_zone_rounding
+from ilwp_plugin.method.rounding import Rounding, check_step, dead_zone_rounding, naming
 from ilwp_plugin.models.chains import Chain
 from ilwp_plugin.pipeline.calibration import BatchNormMoments
 from ilwp_plugin.sections import BatchNormSection, ChainSection, CodedLayer, GridSection
@@ -116,14 +116,15 @@ class ChainEncoder:
             assert feedback is not None
             return feedback.codes(kernels.reshape(shape), reference.reshape(shape), step, rounding)
 
-        layer = quantize_layer(
-            kernels,
-            self._pool,
-            config,
-            self._given[number],
-            feedback=None if feedback is None else rounded,
-            searched=partial(self._progress.searched, name),
-        )
+        with naming(f"layer {name!r}"):
+            layer = quantize_layer(
+                kernels,
+                self._pool,
+                config,
+                self._given[number],
+                feedback=None if feedback is None else rounded,
+                searched=partial(self._progress.searched, name),
+            )
         mode: Mode = (
             storage_mode(layer.references, self._counts[:number], self._ancestral(number)) if number else "none"
         )
@@ -214,17 +215,23 @@ class Encoder:
         info, step = self._grid[name], self._steps.get(name, self._config.weight_step)
         assert step is not None
         _check_finite(info.name, weight)
-        if feedback is None:
-            value = round_to_grid(weight, step, self._config.dead_zone)
-        else:
-            target = feedback.target(weight)
-            rounding = dead_zone_rounding(self._config.dead_zone, LARGEST_CODE)
-            damping = self._config.feedback_damping
-            codes = feedback.codes(target, torch.zeros_like(target), step, rounding, damping)
-            value = IntegerTensor(codes, torch.tensor(step))
+        with naming(f"layer {name!r}"):
+            if feedback is None:
+                value = round_to_grid(weight, step, self._config.dead_zone)
+            else:
+                value = self._fed(feedback, weight, step)
         self._on_grid[info.name] = (info, value)
         self._progress.finished(name, info.shape[0])
         return value.restore().to(weight.dtype)
+
+    def _fed(self, feedback: Feedback, weight: Tensor, step: float) -> IntegerTensor:
+        """A weight on the grid, rounded with error feedback."""
+        target, scale = feedback.target(weight), torch.tensor(step)
+        check_step(target, float(scale), LARGEST_CODE)
+        rounding, damping = dead_zone_rounding(self._config.dead_zone), self._config.feedback_damping
+        codes = feedback.codes(target, torch.zeros_like(target), step, rounding, damping)
+        check_step(codes.double() * float(scale), float(scale), LARGEST_CODE)
+        return IntegerTensor(codes, scale)
 
     def quantize_bias(self, name: str, bias: Tensor) -> Tensor:
         """Put the bias of a layer on the grid, or keep it; returns what it is restored to."""
@@ -235,7 +242,8 @@ class Encoder:
             step = self._steps.get(name, step)
         info = self._biases[name]
         _check_finite(info.name, bias)
-        value = round_to_grid(bias, step / 4)
+        with naming(f"bias of layer {name!r}, on a grid of a quarter of its weight step"):
+            value = round_to_grid(bias, step / 4)
         self._on_grid[info.name] = (info, value)
         return value.restore().to(bias.dtype)
 

@@ -18,6 +18,7 @@ __all__ = [
     "LimitError",
     "MissingDependencyError",
     "RegistryError",
+    "StepError",
     "TensorError",
     "TrainingError",
     "nearest",
@@ -42,6 +43,18 @@ class ChainError(IlwpError):
 
 class TensorError(IlwpError):
     """A tensor cannot be compressed, or does not fit the model it is given to."""
+
+
+class StepError(TensorError):
+    """A step is so fine that codes would be larger than a file holds.
+
+    Attributes:
+        smallest: the smallest step that does, rounded up.
+    """
+
+    def __init__(self, message: str, smallest: float) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class FormatError(IlwpError):

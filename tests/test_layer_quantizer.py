@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ilwp_plugin import IlwpConfig
+from ilwp_plugin.errors import StepError
 from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.quantization import (
@@ -88,3 +89,46 @@ def test_auto_takes_the_fewest_bits_at_one_step(rate_weight: float) -> None:
     assert torch.equal(near.references, collocated_references(12, [12, 12]))
     strange = quantize_layer(0.1 * random(12, 9, seed=3), pool, config)
     assert bool((strange.references == -1).all()) and strange.step == near.step == pytest.approx(0.05)
+
+
+def test_auto_weighs_errors_against_bits() -> None:
+    """Under a clipping rule a mode can save bits by cutting residuals: that must not make it the best one."""
+    before = [10 * random(64, 9)]
+    layer = random(64, 9, seed=1)
+    for rule in STEP_RULES:
+        config = IlwpConfig(mode="auto", range=rule)
+        best, plain = (
+            quantize_layer(layer, KernelPool.of(before, 9), config.replace(mode=mode)) for mode in ("auto", "none")
+        )
+        errors = [float((layer - reconstruct(choice, before[0])).double().square().sum()) for choice in (best, plain)]
+        assert errors[0] <= 1.1 * errors[1], rule
+
+
+@pytest.mark.parametrize("mode", ["none", "collocated", "local", "full", "auto"])
+def test_a_given_step_is_held_whatever_the_codes(mode: str) -> None:
+    before, layer = [random(16, 9)], random(16, 9, seed=1)
+    for step in (0.5, 0.1, 0.01, 1e-3):
+        quantized = quantize_layer(layer, KernelPool.of(before, 9), IlwpConfig(mode=mode, residual_step=step))
+        error = (layer - reconstruct(quantized, before[0])).abs().max()
+        assert float(error) <= step / 2 * (1 + 1e-3)
+        assert int(quantized.codes.abs().max()) <= largest_code(quantized.bits)
+    assert quantized.bits > 8
+
+
+@pytest.mark.parametrize("mode", ["none", "collocated", "auto"])
+@pytest.mark.parametrize("step", [1e-4, 1e-30, 1e-60])
+def test_a_step_that_no_code_holds_is_refused(mode: str, step: float) -> None:
+    before, layer = [random(16, 9)], random(16, 9, seed=1)
+    with pytest.raises(
+        StepError, match=r"a step of .* is too fine for values of up to .*; the smallest step"
+    ) as refused:
+        quantize_layer(layer, KernelPool.of(before, 9), IlwpConfig(mode=mode, residual_step=step))
+    smallest = refused.value.smallest
+    quantized = quantize_layer(layer, KernelPool.of(before, 9), IlwpConfig(mode=mode, residual_step=smallest))
+    assert quantized.bits == 15
+
+
+def test_auto_leaves_out_what_no_code_holds() -> None:
+    before, layer = [1e4 * random(16, 9)], random(16, 9, seed=1)
+    quantized = quantize_layer(layer, KernelPool.of(before, 9), IlwpConfig(mode="auto", residual_step=1e-3))
+    assert bool((quantized.references == -1).all())

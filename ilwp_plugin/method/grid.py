@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.rounding import dead_zone_rounding
+from ilwp_plugin.method.rounding import check_step, dead_zone_rounding
 
 __all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "largest_magnitude", "round_to_grid"]
 
@@ -128,13 +128,12 @@ def round_to_grid(weight: Tensor, step: float, dead_zone: float = 0.5) -> Intege
         dead_zone: what is smaller than this many steps becomes 0; 0.5 is plain rounding.
 
     Raises:
-        TensorError: a weight lies beyond the 32,767th level.
+        StepError: a weight lies beyond the 32,767th level.
     """
     scale = torch.tensor(step, dtype=torch.float32)
-    levels = weight.detach().cpu().float() / scale
-    codes = dead_zone_rounding(dead_zone, LARGEST_CODE)(levels)
-    if not bool((levels.abs() <= LARGEST_CODE).all()):
-        raise TensorError(f"a step of {step} is too small: its largest weight is {float(weight.abs().max())}")
+    values = weight.detach().cpu().float()
+    check_step(values, float(scale), LARGEST_CODE)
+    codes = dead_zone_rounding(dead_zone)(values / scale)
     return IntegerTensor(codes.to(torch.int64), scale)
 
 

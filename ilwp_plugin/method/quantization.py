@@ -20,6 +20,7 @@ from ilwp_plugin.registry import Registry
 
 __all__ = [
     "BITS",
+    "CODE_BITS",
     "KernelPool",
     "STEP_RULES",
     "QuantizedLayer",
@@ -34,7 +35,10 @@ __all__ = [
 ]
 
 BITS = range(2, 9)
-"""The bit widths of the paper."""
+"""The bit widths of the paper, from which a range rule makes the step of a layer."""
+
+CODE_BITS = range(2, 16)
+"""The bit widths that a file holds: a layer whose step is given has as many as its codes need."""
 
 StepRule = Callable[[Tensor, int], Tensor]
 """(residual, largest code) -> step, a float32 scalar >= 0; 0 only where every code is to be 0."""
@@ -99,9 +103,9 @@ def quantize_residual(residual: Tensor, largest: int, rule: StepRule) -> tuple[T
 
 
 def bits_for(codes: Tensor) -> int:
-    """The fewest bits, 2 to 8, that hold codes of at most 127 in magnitude."""
+    """The fewest bits, 2 to 15, that hold codes of at most 16,383 in magnitude."""
     largest = int(codes.abs().max())
-    return next(bits for bits in BITS if largest <= largest_code(bits))
+    return next(bits for bits in CODE_BITS if largest <= largest_code(bits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ class QuantizedLayer:
     Attributes:
         codes: (kernels, taps) int16, of magnitude at most `largest_code(bits)`.
         step: float32 value >= 0, in units of weight.
-        bits: 2..8.
+        bits: 2..15.
         references: (kernels,) int64 kernel numbers, see `method.prediction`.
         zeros: (kernels, taps) bool, weights that are exactly 0, whatever predicts them; their codes are 0. Or None.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from ilwp_plugin import strict_json
-from ilwp_plugin.errors import CalibrationError, ConfigError, FileError
+from ilwp_plugin.errors import CalibrationError, ConfigError, FileError, StepError
 
 __all__ = ["Knobs", "Log", "Trial", "best_within_size", "fitted_step", "largest_step", "smallest_within_drop"]
 
@@ -234,7 +234,10 @@ def smallest_within_drop(
     for dead_zone in dead_zones:
 
         def drop(step: float, zone: float = dead_zone) -> float:
-            score = trial(step, zone).score
+            try:
+                score = trial(step, zone).score
+            except StepError:  # no file holds codes of so fine a step
+                return math.inf
             assert score is not None
             return before - score if math.isfinite(score) else math.inf
 
@@ -260,7 +263,10 @@ def best_within_size(
     for dead_zone in dead_zones:
 
         def holds(inverse: float, zone: float = dead_zone) -> bool:
-            return trial(1 / inverse, zone).nbytes <= limit
+            try:
+                return trial(1 / inverse, zone).nbytes <= limit
+            except StepError:  # no file holds codes of so fine a step
+                return False
 
         # The search upside down: the smallest step that holds is the largest inverse that does.
         start = 1 / largest_step(holds, 1 / start)

@@ -19,7 +19,7 @@ from ilwp_plugin.container import SectionBytes, SectionKind, TensorInfo
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.provenance import Provenance, given_references
-from ilwp_plugin.method.quantization import BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
+from ilwp_plugin.method.quantization import CODE_BITS, KernelPool, QuantizedLayer, largest_code, reconstruct
 from ilwp_plugin.sections.codes import read_codes, write_codes
 from ilwp_plugin.sections.entries import RestoredTensors, read_info
 from ilwp_plugin.sections.raw import raw_bytes
@@ -293,7 +293,7 @@ def _read_map(reader: ByteReader, info: TensorInfo, head: _Head, first: TensorIn
 def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> _Head:
     code, step = reader.u8(), reader.f32()
     mode_number, bits = (code & ~_ZERO_MAP) >> 4, code & 0x0F
-    if mode_number >= len(_MODES) or bits not in BITS:
+    if mode_number >= len(_MODES) or bits not in CODE_BITS:
         raise reader.fail(f"{info.name}: unknown mode {mode_number} or bit width {bits}")
     if not math.isfinite(step) or step < 0 or struct.pack("<f", step) == struct.pack("<f", -0.0):
         raise reader.fail(f"{info.name}: step {step}, expected a finite number >= 0")

@@ -12,6 +12,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.quantization import KernelPool, as_kernels, reconstruct, stored_anchor, straight_through
+from ilwp_plugin.method.rounding import naming
 
 __all__ = ["ClosedLoop", "WeightSource", "restore_layer"]
 
@@ -51,6 +52,7 @@ class ClosedLoop:
         if config.bits is None:
             raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
         self.config = config
+        self._layers = list(layers)
         self._configs = [config.for_layer(layer) for layer in layers]
         self.sources = list(sources)
         self.enabled = True
@@ -89,7 +91,8 @@ class ClosedLoop:
         """(kernels, taps) float32, from the reconstructed layers before it."""
         kernels = as_kernels(weight, weight.shape[-2] * weight.shape[-1])
         earlier = KernelPool.of([self._restored[i] for i in range(number)], kernels.shape[1], kernels.device)
-        return restore_layer(kernels, weight.dtype, earlier, self._configs[number])
+        with naming(f"layer {self._layers[number]!r}"):
+            return restore_layer(kernels, weight.dtype, earlier, self._configs[number])
 
 
 def restore_layer(

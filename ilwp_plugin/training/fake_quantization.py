@@ -13,6 +13,7 @@ from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.method.quantization import KernelPool, as_kernels, straight_through
+from ilwp_plugin.method.rounding import naming
 from ilwp_plugin.models.chains import stored_weight, unwrap
 from ilwp_plugin.selection import chains_of, layer_configs
 from ilwp_plugin.training.closed_loop import restore_layer
@@ -25,8 +26,13 @@ class _ChainState:
     """The reconstruction of one chain, computed once for each state of its weights."""
 
     def __init__(
-        self, modules: Sequence[nn.Conv2d], configs: Sequence[IlwpConfig], references: Sequence[Tensor | None]
+        self,
+        names: Sequence[str],
+        modules: Sequence[nn.Conv2d],
+        configs: Sequence[IlwpConfig],
+        references: Sequence[Tensor | None],
     ) -> None:
+        self.names = list(names)
         self.modules = list(modules)
         self.configs = list(configs)
         self.references = list(references)
@@ -60,8 +66,10 @@ class _ChainState:
         taps = weights[0].shape[-2] * weights[0].shape[-1]
         kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
         pool = KernelPool(sum(map(len, kernels)), taps, weights[0].device)
-        for layer, weight, config, given in zip(kernels, weights, self.configs, self.references, strict=True):
-            pool.append(restore_layer(layer, weight.dtype, pool, config, given))
+        layers = zip(self.names, kernels, weights, self.configs, self.references, strict=True)
+        for name, layer, weight, config, given in layers:
+            with naming(f"layer {name!r}"):
+                pool.append(restore_layer(layer, weight.dtype, pool, config, given))
         return [k.to(w.dtype).reshape(w.shape) for k, w in zip(pool.layers, weights, strict=True)]
 
 
@@ -138,7 +146,8 @@ class ResidualFakeQuantizer:
         if config.mode != "collocated" and any(isinstance(value, Origin) for value in (references or {}).values()):
             maps = [[None] * len(members) for members in modules]  # as `compress` does
         configs = [layer_configs(chain, config) for chain in self.chains]
-        self._states = [_ChainState(*state) for state in zip(modules, configs, maps, strict=True)]
+        names = [chain.layers for chain in self.chains]
+        self._states = [_ChainState(*state) for state in zip(names, modules, configs, maps, strict=True)]
         self._hooks = []
         for state in self._states:
             for number, module in enumerate(state.modules):

@@ -350,7 +350,7 @@ change(
 )
 change("mode_unknown", "unknown mode 5 or bit width 4", _head(1, head(1, mode=5)))
 change("bits_1", "unknown mode 1 or bit width 1", _head(1, head(1, bits=1)))
-change("bits_9", "unknown mode 1 or bit width 9", _head(1, head(1, bits=9)))
+change("bits_0", "unknown mode 1 or bit width 0", _head(1, head(1, bits=0)))
 change("step_nan", "step nan, expected a finite number >= 0", _head(1, head(1, step=float("nan"))))
 change("step_infinite", "step inf, expected", _head(1, head(1, step=float("inf"))))
 change("step_negative", "step -0.5, expected", _head(1, head(1, step=-0.5)))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, TrainingRun
+from ilwp_plugin.training import FakeQuantizer, InterLayerLoss, TrainingRun
 from ilwp_plugin.zoo import accuracy, build_model, load_data
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,7 +37,7 @@ print(f"weight of the inter-layer loss: {regularizer.loss_weight:.3g}")
 
 for epoch in range(options.epochs):
     if epoch == options.epochs * 3 // 4:
-        quantizer = ResidualFakeQuantizer(model, config)  # ILWP: from here on with the weights that the file will hold
+        quantizer = FakeQuantizer(model, config)  # ILWP: from here on with the weights that the file will hold
     model.train()
     order = torch.randperm(len(data.train_images))
     for step in range(steps_per_epoch):

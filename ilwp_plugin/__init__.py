@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from ilwp_plugin._version import __version__
 
 if TYPE_CHECKING:
-    from ilwp_plugin.compression import CompressedModel, LayerSummary, compress, estimate, load, loads
     from ilwp_plugin.config import IlwpConfig
+    from ilwp_plugin.format.integers import IntegerTensor
     from ilwp_plugin.ledger import LayerBytes, Ledger
-    from ilwp_plugin.method.grid import IntegerTensor
+    from ilwp_plugin.pipeline.compress import compress, estimate
+    from ilwp_plugin.pipeline.file import CompressedModel, load, loads
 
 __all__ = [
     "CompressedModel",
     "IlwpConfig",
     "IntegerTensor",
     "LayerBytes",
-    "LayerSummary",
     "Ledger",
     "__version__",
     "compress",
@@ -26,16 +26,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CompressedModel": "compression",
+    "CompressedModel": "pipeline.file",
     "IlwpConfig": "config",
-    "IntegerTensor": "method.grid",
+    "IntegerTensor": "format.integers",
     "LayerBytes": "ledger",
-    "LayerSummary": "compression",
     "Ledger": "ledger",
-    "compress": "compression",
-    "estimate": "compression",
-    "load": "compression",
-    "loads": "compression",
+    "compress": "pipeline.compress",
+    "estimate": "pipeline.compress",
+    "load": "pipeline.file",
+    "loads": "pipeline.file",
 }
 
 

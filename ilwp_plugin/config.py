@@ -3,191 +3,104 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ilwp_plugin import strict_json
-from ilwp_plugin.coding import AUTO, CODERS
 from ilwp_plugin.errors import ConfigError, IlwpError, nearest
-from ilwp_plugin.method.batch_norm import MANTISSA_BITS
-from ilwp_plugin.method.prediction import PREDICTORS
-from ilwp_plugin.method.quantization import BITS, STEP_RULES
-from ilwp_plugin.models.chains import scope_matches
-from ilwp_plugin.registry import Registry
+from ilwp_plugin.format.coding import CODERS
+from ilwp_plugin.recipes import RECIPES
+from ilwp_plugin.recipes.base import AUTO, Options, Recipe
+from ilwp_plugin.recipes.batch_norm import BatchNorm, BatchNormOptions
+from ilwp_plugin.recipes.grid import Grid, GridOptions
+from ilwp_plugin.recipes.ilwp import RESIDUAL_SHARE, Ilwp, IlwpOptions, LayerOverride
+from ilwp_plugin.validation import config_error
 
-__all__ = ["Anchor", "IlwpConfig", "LayerOverride"]
+__all__ = ["PRESETS", "IlwpConfig", "LayerOverride"]
 
-Anchor = Literal["fp32", "fp16", "quantized"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "paper": {
+        "mode": "collocated",
+        "anchor": "fp32",
+        "residual_step": None,
+        "weight_step": None,
+        "batch_norm": "exact",
+        "step_allocation": "equal",
+    },
+    "lossless": {"bits": None, "weight_step": None, "batch_norm": "exact"},
+}
+"""Fields that differ from their defaults, by name. `small` is the default: every weight, as far as is safe; `paper`
+only the chains, as the paper has them; `lossless` changes no value."""
 
-Bits = Annotated[int, Field(strict=True, ge=BITS[0], le=BITS[-1])]
-Step = Annotated[float, Field(strict=True, gt=0, le=float(np.finfo(np.float32).max), allow_inf_nan=False)]
-Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
-
-
-def _name(registry: Registry[Any]) -> dict[str, Any]:
-    """The schema of a name in a registry; validation looks it up when it is used, so plugins may register late."""
-    return {"enum": sorted(registry)}
-
-
-_REGISTRIES: dict[str, Registry[Any]] = {"mode": PREDICTORS, "range": STEP_RULES, "coder": CODERS}
-
-
-def _registered(value: object, info: Any) -> object:
-    registry = _REGISTRIES[info.field_name]
-    known = [*registry, AUTO] if info.field_name != "range" else [*registry]
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{info.field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
-    return value
+_EXPECTED = {"loss_weight": "a finite number >= 0, or 'auto'", "dead_zone": "a number from 0.5 to 1, or 'auto'"}
+_DEFAULT_RECIPES: tuple[type[Recipe], ...] = (Ilwp, Grid, BatchNorm)
 
 
-class LayerOverride(BaseModel):
-    """What some layers do otherwise; None keeps what the configuration says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: str | None = Field(default=None, json_schema_extra=_name(PREDICTORS))
-    bits: Bits | None = None
-    range: str | None = Field(default=None, json_schema_extra=_name(STEP_RULES))
-
-    @field_validator("mode", "range", mode="before")
-    @classmethod
-    def _known(cls, value: object, info: Any) -> object:
-        return None if value is None else _registered(value, info)
-
-
-RESIDUAL_SHARE = 0.8
-"""Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
-
-CALIBRATED_DEAD_ZONE = 0.66
-"""Where error feedback and batch norms make up for what becomes 0; in steps."""
-
-
-class IlwpConfig(BaseModel):
+class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
     """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
 
-    Each part works alone: `bits=None` trains with the loss and quantizes nothing, `loss_weight=0` quantizes a model as
-    it is, and `estimate` tells the sizes of any model under any configuration.
+    The fields are the options of three recipes: `ilwp` (chains), `grid` (all other weights) and `batch_norm`. With
+    `recipes` others are named instead, in order of precedence, each with its own options.
+
+    Each part works alone: `bits=None` quantizes no chain and still trains with the loss, `loss_weight=0` quantizes a
+    model as it is, and `estimate` tells the sizes of any model under any configuration.
 
     Raises:
         ConfigError: on any invalid field, with its path and the nearest valid name.
 
     >>> IlwpConfig(mode="collocated", bits=5).bits
     5
+    >>> IlwpConfig.from_dict({"recipes": [{"name": "grid", "weight_step": 0.05}]}).recipe_list()[0].options.weight_step
+    0.05
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="ILWP configuration")
+    model_config = ConfigDict(title="ILWP configuration")
 
-    mode: str = Field(
-        default="collocated",
-        description="Prediction mode, or 'auto': for each layer the one that is best at the same step, in bits and "
-        "error together.",
-        json_schema_extra={"enum": [AUTO, *sorted(PREDICTORS)]},
-    )
-    bits: Bits | None = Field(
-        default=8,
-        description="Bits of a residual code, 2 to 8; null quantizes nothing. Under mode 'auto', and with "
-        "`residual_step`, codes have as many bits as they need.",
-    )
-    loss_weight: Weight | Literal["auto"] = Field(
-        default="auto",
-        description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
-        "the length of the training run.",
-    )
-    scope: Literal["depthwise", "conv"] = Field(
-        default="depthwise",
-        description="Which convolutions: the depthwise ones, or every one with kernels larger than 1x1, each slice of "
-        "its weight counting as a kernel.",
-    )
-    anchor: Anchor = Field(
-        default="fp32",
-        description="How the first layer of a chain is stored. Weights of 16 bits are stored as they are under 'fp32'.",
-    )
-    range: str = Field(
-        default="max",
-        description="How the quantizer sets its step from the residuals of a layer: 'max' clips nothing, 'percentile' "
-        "clips above the 99.9th, 'mse' minimises the squared error.",
-        json_schema_extra=_name(STEP_RULES),
-    )
-    target_scopes: Names = Field(
-        default=(),
-        description="Layers to take, by name, by the name of a module that holds them, or by '{re}regular expression'; "
-        "empty takes all.",
-    )
-    ignored_scopes: Names = Field(default=(), description="Layers to leave out, named likewise.")
-    layers: Names | None = Field(
+    preset: str | None = Field(
         default=None,
-        description="The layers in the order in which they predict each other, instead of a traced order.",
+        description="Other defaults: 'small' (every weight, as far as is safe), 'paper' (the chains only, as in the "
+        "paper) or 'lossless' (no value changes). Fields that are given count more.",
+        json_schema_extra={"enum": [None, *sorted(PRESETS)]},
     )
-    align: bool = Field(
-        default=False,
-        description="Permute, flip and scale channels first, where that does not change what the network computes, so "
-        "that kernels resemble their references. Needs example inputs and torch-pruning.",
-        strict=True,
-    )
-    overrides: dict[str, LayerOverride] = Field(
-        default_factory=dict,
-        description="Other bits, mode or range for some layers: objects by layer, named as in the scopes. Of several "
-        "that name a layer the last counts.",
-    )
-    coder: str = Field(
-        default=AUTO,
-        description="Entropy coder of all codes: huffman (the paper's), ans, or 'auto', the smaller for each group of "
-        "layers.",
-        json_schema_extra={"enum": [AUTO, *sorted(CODERS)]},
-    )
-    residual_step: Step | None = Field(
+    recipes: tuple[dict[str, Any], ...] | None = Field(
         default=None,
-        description="One absolute step for the residuals of all chains, in units of weight, instead of one for each "
-        "layer from its bits and range.",
-    )
-    step_allocation: Literal["equal", "measured"] = Field(
-        default="equal",
-        description="'measured' gives each layer a step of its own, smaller where an error changes the outputs more: "
-        "`residual_step` and `weight_step` are then geometric means. Needs calibration inputs.",
-    )
-    rate_weight: Weight = Field(
-        default=0.0,
-        description="Rate-distortion optimised rounding of residuals: what a bit is worth, in squared steps; 0 rounds "
-        "to the nearest.",
-    )
-    weight_step: Step | None = Field(
-        default=None,
-        description="One absolute step for the weights of all other convolutions and linear layers, in units of "
-        "weight; null keeps them as they are.",
-    )
-    dead_zone: Annotated[float, Field(strict=True, ge=0.5, le=1)] = Field(
-        default=0.5,
-        description="Weights of these other layers become 0 below this many steps, 0.5 to 1; 0.5 is plain rounding. "
-        "More than 0.5 needs calibration inputs, so that the batch norms can follow.",
-    )
-    feedback_damping: Step = Field(
-        default=10.0,
-        description="Damping of the error feedback of these other layers, as a share of the mean input energy. Small "
-        "values, like .03, follow the calibration inputs more closely, at the price of larger codes.",
-    )
-    batch_norm: Literal["exact", "merged"] = Field(
-        default="exact",
-        description="'merged' stores a batch norm as the scale and shift that it is at inference, and biases on a "
-        "grid of a quarter of the weight step.",
-    )
-    batch_norm_bits: Annotated[int, Field(strict=True, ge=MANTISSA_BITS[0], le=MANTISSA_BITS[-1])] = Field(
-        default=5,
-        description="Bits of mantissa of a merged scale: its relative error, and that of the shift against the spread "
-        "of the output, is at most 2^-(bits + 1).",
-    )
-    batch_norm_eps: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
-        default=None, description="The eps of the batch norms of a state dict, which does not tell it; to merge them."
+        description='Recipes in order of precedence, {"name": ..., its options}, instead of the three whose options '
+        "are the other fields.",
     )
 
-    @field_validator("mode", "range", "coder", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _registered(cls, value: object, info: Any) -> object:
-        return _registered(value, info)
+    def _defaults(cls, data: Any) -> Any:
+        """Presets, and the fields whose defaults follow from others."""
+        if not isinstance(data, Mapping):
+            return data
+        values = dict(data)
+        preset = values.get("preset")
+        if preset is not None and preset not in PRESETS:
+            raise ConfigError(f"preset: {preset!r} is none; {nearest(str(preset), PRESETS)}")
+        if values.get("recipes") is not None:
+            fields = cls.model_fields
+            own = {
+                name
+                for name in values
+                if name in fields and values[name] != fields[name].get_default(call_default_factory=True)
+            }
+            if misplaced := sorted(own - {"recipes"}):
+                raise ConfigError(f"`recipes` have their own options: move {', '.join(misplaced)} into one of them")
+        if preset != "paper" and values.get("bits") is not None and "residual_step" not in values:
+            values["residual_step"] = None
+        return {**PRESETS[preset or "small"], **values}
+
+    @field_validator("coder", mode="before")
+    @classmethod
+    def _known_coder(cls, value: object) -> object:
+        known = [*CODERS, AUTO]
+        if not isinstance(value, str) or value not in known:
+            raise ConfigError(f"coder: {value!r} is no {CODERS.what}; {nearest(str(value), known)}")
+        return value
 
     @field_validator("target_scopes", "ignored_scopes", "layers", mode="before")
     @classmethod
@@ -196,48 +109,64 @@ class IlwpConfig(BaseModel):
             raise ConfigError(f"{info.field_name}: expected a list of names, got the string {value!r}")
         return value
 
+    @field_validator("recipes", mode="after")
+    @classmethod
+    def _known_recipes(cls, value: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
+        if value is not None:
+            _recipes(value)
+        return value
+
     @model_validator(mode="wrap")
     @classmethod
-    def _translate_errors(cls, data: Any, handler: Callable[[Any], IlwpConfig]) -> IlwpConfig:
+    def _translate_errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(data)
         except ValidationError as error:
-            messages = dict.fromkeys(_message(detail) for detail in error.errors())
-            raise ConfigError("; ".join(messages)) from None
+            raise config_error(error, cls, expected=_EXPECTED) from None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
-
-    @classmethod
-    def of(cls, config: IlwpConfig | Mapping[str, Any] | None) -> IlwpConfig:
-        """A configuration itself, one from its fields, or the default one for None."""
-        if isinstance(config, IlwpConfig):
-            return config
-        return cls() if config is None else cls.from_dict(config)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise ConfigError(f"{name}: a configuration is frozen; config.replace({name}=...) makes another one")
 
     @classmethod
+    def of(cls, config: IlwpConfig | Mapping[str, Any] | str | None) -> IlwpConfig:
+        """A configuration itself, one from its fields, that of a preset's name, or the default one for None."""
+        if isinstance(config, IlwpConfig):
+            return config
+        if isinstance(config, str):
+            return cls.from_dict({"preset": config})
+        return cls() if config is None else cls.from_dict(config)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> IlwpConfig:
+        """The paper's own setting: chains with collocated prediction at 8 bits, everything else as it is."""
+        return cls.from_dict({"preset": "paper", **changes})
+
+    @classmethod
+    def small(cls, **changes: Any) -> IlwpConfig:
+        """The default: every weight, as far as is safe; as small as calibration inputs or a target allow."""
+        return cls.from_dict({"preset": "small", **changes})
+
+    @classmethod
+    def lossless(cls, **changes: Any) -> IlwpConfig:
+        """No value changes; everything is coded in as few bytes as that allows."""
+        return cls.from_dict({"preset": "lossless", **changes})
+
+    @classmethod
     def whole_model(cls, weight_step: float | None = None, *, calibrated: bool = True, **changes: Any) -> IlwpConfig:
-        """What is good for all layers of a trained network; docs/whole_model.md has the measurements.
+        """All layers at a given mean step; docs/whole_model.md has the measurements.
 
         Args:
             weight_step: mean step of the weights outside chains; that of residuals is RESIDUAL_SHARE of it. None where
-                a target is given to `compress`, which finds both.
+                a target is given to `compress`, or where it is to be chosen.
             calibrated: whether there will be calibration inputs.
             changes: of other fields.
         """
-        fields: dict[str, Any] = {
-            "mode": AUTO,
-            "anchor": "quantized",
-            "weight_step": weight_step,
-            "residual_step": None if weight_step is None else weight_step * RESIDUAL_SHARE,
-            "batch_norm": "merged",
-            "batch_norm_bits": 4 if calibrated else 8,
-        }
-        if calibrated:
-            fields.update(step_allocation="measured", dead_zone=CALIBRATED_DEAD_ZONE)
+        fields: dict[str, Any] = {} if weight_step is None else {"weight_step": weight_step}
+        if not calibrated:
+            fields["step_allocation"] = "equal"
         return cls.from_dict({**fields, **changes})
 
     @classmethod
@@ -266,30 +195,61 @@ class IlwpConfig(BaseModel):
             raise ConfigError(f"{os.fspath(path)}: {error}") from None
 
     def replace(self, **changes: Any) -> IlwpConfig:
-        """A copy with some fields changed, validated like a new one."""
-        return IlwpConfig.from_dict({**self.model_dump(), **changes})
-
-    def for_layer(self, layer: str) -> IlwpConfig:
-        """The configuration of one layer: this one with the last override that names the layer."""
-        chosen = [override for pattern, override in self.overrides.items() if scope_matches(pattern, layer)]
-        return self.replace(**chosen[-1].model_dump(exclude_none=True)) if chosen else self
+        """A copy with some fields changed, validated like a new one; defaults that follow from others follow again."""
+        values = self.model_dump()
+        if changes.get("bits") is not None and self.residual_step == AUTO:
+            del values["residual_step"]
+        return type(self).from_dict({**values, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` restores it without loss."""
         return self.model_dump(mode="json")
 
+    def recipe_list(self) -> list[Recipe]:
+        """The recipes, in order of precedence."""
+        if self.recipes is not None:
+            return _linked(_recipes(self.recipes))
+        return _linked([recipe(self._options(recipe.options_type)) for recipe in _DEFAULT_RECIPES])
 
-def _message(detail: ErrorDetails) -> str:
-    """One pydantic error as a sentence: the path of the field, what was expected, what was found."""
-    # pydantic names the members of a union in the path; a user knows only fields and positions.
-    fields = IlwpConfig.model_fields
-    path = ".".join(str(part) for i, part in enumerate(detail["loc"]) if i == 0 or isinstance(part, int))
-    if path == "overrides":
-        return (
-            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}; known: mode, bits, range"
-        )
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key {path!r}; {nearest(path, fields)}"
-    if path == "loss_weight":  # pydantic reports each member of the union
-        return f"loss_weight: expected a finite number >= 0, or 'auto', got {detail['input']!r}"
-    return f"{path}: {detail['msg']}, got {detail['input']!r}"
+    def _options(self, kind: type[Options]) -> Options:
+        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+
+    def ilwp(self) -> IlwpOptions | None:
+        """The options of the recipe `ilwp`; None where it is not among the recipes."""
+        return next((recipe.options for recipe in self.recipe_list() if isinstance(recipe, Ilwp)), None)
+
+
+def _recipes(specified: Sequence[Mapping[str, Any]]) -> list[Recipe]:
+    """Recipes of the long form, validated."""
+    recipes: list[Recipe] = []
+    for number, values in enumerate(specified):
+        where = f"recipes.{number}"
+        name = values.get("name")
+        if not isinstance(name, str) or name not in RECIPES:
+            raise ConfigError(f"{where}.name: {name!r} is no recipe; {nearest(str(name), RECIPES)}")
+        if any(recipe.name == name for recipe in recipes):
+            raise ConfigError(f"{where}: {name!r} for the second time; give the layers to one of them by its scopes")
+        recipe = RECIPES[name]
+        options = {key: value for key, value in values.items() if key != "name"}
+        if name == Ilwp.name and options.get("bits") is not None:
+            options.setdefault("residual_step", None)
+        try:
+            recipes.append(recipe(recipe.options_type.model_validate(options)))
+        except ValidationError as error:
+            raise config_error(error, recipe.options_type, where) from None
+    if not recipes:
+        raise ConfigError(f"recipes: expected one or more; {nearest('', RECIPES)}")
+    return recipes
+
+
+def _linked(recipes: list[Recipe]) -> list[Recipe]:
+    """Residual steps that follow from the step of the other weights."""
+    step = next((recipe.options.weight_step for recipe in recipes if isinstance(recipe, Grid)), AUTO)
+    if not isinstance(step, float):
+        return recipes
+    return [
+        Ilwp(recipe.options.changed(residual_step=step * RESIDUAL_SHARE))
+        if isinstance(recipe, Ilwp) and recipe.options.residual_step == AUTO
+        else recipe
+        for recipe in recipes
+    ]

@@ -18,10 +18,11 @@ from torch import nn
 from ilwp_plugin._imports import optional
 from ilwp_plugin._version import __version__
 from ilwp_plugin.analysis import analyze
-from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import FileError, RegistryError, TrainingError, nearest
 from ilwp_plugin.models.weights import read_state_dict
+from ilwp_plugin.pipeline.compress import compress
+from ilwp_plugin.pipeline.file import load
 from ilwp_plugin.zoo import LAYERS, Dataset, Recipe, accuracy, build_model, load_data, scope_of, train
 
 __all__ = ["PRESETS", "DemoSettings", "Row", "initial_model", "preset", "run_demo", "trained_model"]
@@ -101,7 +102,7 @@ def run_demo(
     optional("matplotlib", "report")  # before hours of training, not after
     data = load_data(settings.data, data_folder)
     scope = scope_of(initial_model(settings, data))
-    config = IlwpConfig(bits=settings.bits, coder="huffman", scope=scope)  # the paper's coder
+    config = IlwpConfig.paper(bits=settings.bits, coder="huffman", scope=scope)  # the paper's coder
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)

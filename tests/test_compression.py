@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ilwp_plugin.container.directory import DTYPES
 from torch import Tensor, nn
 from torch.ao.quantization import MinMaxObserver
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress, estimate, load, loads
-from ilwp_plugin.container.directory import DTYPES
 from ilwp_plugin.errors import ChainError, ConfigError, FileError, IlwpError, TensorError
 from ilwp_plugin.method.prediction import PREDICTORS
 from ilwp_plugin.method.quantization import BITS
-from ilwp_plugin.training import ResidualFakeQuantizer
+from ilwp_plugin.training import FakeQuantizer
 from ilwp_plugin.zoo import MODELS, build_model
 from tests.corpus import forge
 
@@ -441,7 +441,7 @@ def test_overrides_change_single_layers(mobilenet: nn.Module) -> None:
     layers = {layer.name: layer for layer in compress(mobilenet, config).layers}
     assert [layers[f"features.{i}.0.weight"].bits for i in (4, 5, 6, 7)] == [8, 3, 8, 5]
     assert layers["features.7.0.weight"].mode == "none"
-    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    quantizer = FakeQuantizer(mobilenet, config)
     seen = mobilenet.get_submodule("features.7.0").weight.detach().clone()
     quantizer.remove()
     restored = compress(mobilenet, config).state_dict()

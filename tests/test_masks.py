@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from ilwp_plugin import IlwpConfig, compress, load, loads
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.training import ResidualFakeQuantizer
+from ilwp_plugin.training import FakeQuantizer
 
 
 def depthwise(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
@@ -75,7 +75,7 @@ def test_masks_survive_quantization_aware_training(mobilenet: nn.Module, images:
     model = masked(mobilenet, 0.5)
     zeros = {name: module.weight.detach() == 0 for name, module in depthwise(model)}
     config = IlwpConfig(bits=4)
-    quantizer = ResidualFakeQuantizer(model, config)
+    quantizer = FakeQuantizer(model, config)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
     for _ in range(3):
         optimizer.zero_grad()

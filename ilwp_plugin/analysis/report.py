@@ -14,10 +14,10 @@ from ilwp_plugin.analysis.distributions import Distribution, distributions
 from ilwp_plugin.analysis.figures import draw_distributions, draw_reference_shares
 from ilwp_plugin.analysis.references import ReferenceShares, reference_shares
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.models.chains import unwrap
-from ilwp_plugin.selection import Model, chains_of
+from ilwp_plugin.models.torch_network import Model
+from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of, finite_kernels
 
 __all__ = ["analysis_of", "analyze"]
 
@@ -79,7 +79,8 @@ def analysis_of(model: Model, config: IlwpConfig | None = None, *, example_input
 def _analyses(model: Model, config: IlwpConfig | None, example_inputs: Any) -> dict[str, Analysis]:
     state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
     found: dict[str, Analysis] = {}
-    for chain in chains_of(model, IlwpConfig.of(config), example_inputs=example_inputs):
+    options = IlwpConfig.of(config).ilwp() or IlwpOptions()
+    for chain in chains_of(model, options, example_inputs=example_inputs):
         kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
         shares = reference_shares(chain.kernel_size, chain.layers, kernels)
         found[f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"] = (shares, distributions(kernels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,9 @@ import ilwp_plugin
 from ilwp_plugin import toolkits
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
-from ilwp_plugin.coding import Histogram
-from ilwp_plugin.compression import CompressedModel
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.format.sections import Summary
+from ilwp_plugin.ledger import PARTS, LayerBytes
 from ilwp_plugin.models.exported import (
     example_inputs_of,
     layers_of_program,
@@ -23,6 +24,8 @@ from ilwp_plugin.models.exported import (
     write_program,
 )
 from ilwp_plugin.models.weights import read_state_dict, write_safetensors
+from ilwp_plugin.pipeline.file import CompressedModel
+from ilwp_plugin.pipeline.quantize import few
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
 IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]
@@ -166,84 +169,66 @@ def _report(model: CompressedModel) -> dict[str, Any]:
     """The ledger, with a description of each compressed layer; `tensors` are the bytes of all the others."""
     ledger = model.ledger
     by_layer = ledger.layers
-    layers = {layer.name: {**asdict(layer), **by_layer[layer.name].to_dict()} for layer in model.layers}
+    layers = {
+        layer.name: {
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            **layer.details,
+            **_bytes(layer, by_layer).to_dict(),
+        }
+        for layer in model.layers
+        if layer.kind != "raw"
+    }
     tensors = {name: parts.file_bytes for name, parts in by_layer.items() if name not in layers}
     report = {**ledger.whole.to_dict(), "layers": layers, "tensors": tensors, "metadata": model.metadata}
-    report["grid"], report["batch_norms"] = _grid(model), _batch_norms(model)
-    return {**report, "excluded": model.excluded} if model.excluded else report
+    return {**report, "left": model.left} if model.left else report
 
 
-def _grid(model: CompressedModel) -> dict[str, dict[str, Any]]:
-    """The tensors that are codes on a grid: shape, step (of the first channel), share of zeros, entropy, bytes."""
-    by_layer = model.ledger.layers
-    return {
-        name: {
-            "shape": list(value.codes.shape),
-            "step": float(value.scale.reshape(-1)[0]),
-            "steps": value.scale.numel(),
-            "zeros": float((value.centred == 0).double().mean()),
-            "entropy": Histogram.of(value.centred.numpy()).entropy,
-            "bytes": by_layer[name].file_bytes,
-        }
-        for name, value in model.quantized.items()
-    }
+def _bytes(layer: Summary, by_layer: Mapping[str, LayerBytes]) -> LayerBytes:
+    """What all tensors of a layer take."""
+    names = layer.details.get("tensors", [layer.name])
+    sizes: dict[str, int] = {}
+    for name in names:
+        for part, count in (by_layer[name].to_dict() if name in by_layer else {}).items():
+            sizes[part] = sizes.get(part, 0) + count
+    return LayerBytes(**{f"{part}_bytes": sizes.get(f"{part}_bytes", 0) for part in PARTS})
 
 
-def _batch_norms(model: CompressedModel) -> dict[str, dict[str, Any]]:
-    """The merged batch norms: channels, bits of a scale's mantissa, step of the shift, bytes of all its tensors."""
-    if model.batch_norms is None:
-        return {}
-    by_layer = model.ledger.layers
-    return {
-        infos[0].name.removesuffix(".weight"): {
-            "channels": value.scale_codes.numel(),
-            "mantissa_bits": value.mantissa,
-            "shift_step": value.shift_step,
-            "bytes": sum(by_layer[info.name].file_bytes for info in infos if info.name in by_layer),
-        }
-        for infos, value in zip(model.batch_norms.infos, model.batch_norms.values, strict=True)
-    }
+_COLUMNS: dict[str, list[str]] = {
+    "chain": ["kernels", "mode", "bits", "step", "zeros", "entropy"],
+    "grid": ["step", "zeros", "entropy"],
+    "batch_norm": ["channels", "mantissa_bits", "shift_step"],
+}
+"""What is shown of each kind; of other kinds everything."""
 
 
 def _print(model: CompressedModel, title: str) -> None:
     by_layer = model.ledger.layers
-    rows = []
-    for layer in model.layers:
-        parts = by_layer[layer.name].to_dict()
-        quantized = layer.bits is not None
-        rows.append(
+    kinds = dict.fromkeys(layer.kind for layer in model.layers if layer.kind != "raw")
+    for kind in kinds:
+        layers = [layer for layer in model.layers if layer.kind == kind]
+        columns = _COLUMNS.get(kind) or list(dict.fromkeys(key for layer in layers for key in layer.details))
+        rows = [
             [
                 layer.name,
-                f"{layer.kernels}x{layer.kernel_size[0]}x{layer.kernel_size[1]}",
-                layer.mode,
-                str(layer.bits) if quantized else "-",
-                f"{layer.step:.3g}" if quantized else "-",
-                f"{layer.zeros:.2f}" if quantized else "-",
-                f"{layer.entropy:.2f}" if quantized else "-",
-                f"{parts['texture_bytes']:,}",
-                f"{parts['non_texture_bytes']:,}",
-                f"{parts['total_bytes']:,}",
+                "x".join(map(str, layer.shape)),
+                *(_cell(layer.details.get(column)) for column in columns),
+                f"{_bytes(layer, by_layer).file_bytes:,}",
             ]
-        )
-    columns = ["layer", "kernels", "mode", "bits", "step", "zeros", "entropy", "texture", "non-texture", "total"]
-    ui.table("compressed layers (entropy in bits a weight, sizes in bytes)", columns, rows)
-    if grid := _grid(model):
-        rows = [
-            [
-                name,
-                "x".join(map(str, g["shape"])),
-                f"{g['step']:.3g}" + ("" if g["steps"] == 1 else f" and {g['steps'] - 1} more"),
-                f"{g['zeros']:.2f}",
-                f"{g['entropy']:.2f}",
-                f"{g['bytes']:,}",
-            ]
-            for name, g in grid.items()
+            for layer in layers
         ]
-        ui.table("on a grid (entropy in bits a value)", ["tensor", "shape", "step", "zeros", "entropy", "bytes"], rows)
-    if norms := _batch_norms(model):
-        rows = [
-            [name, str(n["channels"]), str(n["mantissa_bits"]), f"{n['shift_step']:.3g}", f"{n['bytes']:,}"]
-            for name, n in norms.items()
-        ]
-        ui.table("merged batch norms", ["layer", "channels", "bits of mantissa", "step of shift", "bytes"], rows)
+        heads = ["layer", "shape", *(column.replace("_", " ") for column in columns), "bytes"]
+        ui.table(f"{kind.replace('_', ' ')} (entropy in bits a value)" if "entropy" in columns else kind, heads, rows)
+    if model.left:
+        reasons: dict[str, list[str]] = {}
+        for layer_name, reason in model.left.items():
+            reasons.setdefault(reason, []).append(layer_name)
+        for reason, names in reasons.items():
+            output.print(f"stored as they are, {reason}: {few(names)}", soft_wrap=True)
     ui.table("bytes", ["", *LEDGER_COLUMNS], [[title, *ledger_row(model.ledger.whole.to_dict())]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

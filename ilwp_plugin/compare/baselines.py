@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ilwp_plugin._imports import optional
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, Options, tensor_bytes
-from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.models.tensors import integers_of, restored
 from ilwp_plugin.zoo import scope_layers
 
 __all__ = ["Float32", "Zstd", "int8_weights"]
@@ -79,7 +80,8 @@ class Zstd(Method):
         depthwise = _depthwise_bytes(model, {"fp32": 32, "fp16": 16, "int8": 8}[options.dtype])
         if options.dtype == "int8":
             for name, value in int8_weights(model).items():
-                state[name], state[name + _SCALE] = value.codes.to(torch.int8), value.scale
+                state[name] = torch.from_numpy(value.codes).to(torch.int8)
+                state[name + _SCALE] = torch.from_numpy(value.scale)
             depthwise = _depthwise_bytes(model, 8, per_channel=4)
         elif options.dtype == "fp16":
             state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
@@ -89,7 +91,7 @@ class Zstd(Method):
         def restore(path: Path) -> nn.Module:
             loaded = load_safetensors(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
             scales = {name.removesuffix(_SCALE): loaded.pop(name) for name in [*loaded] if name.endswith(_SCALE)}
-            loaded.update({name: IntegerTensor(loaded[name], scale).restore() for name, scale in scales.items()})
+            loaded.update({name: restored(integers_of(loaded[name], scale)) for name, scale in scales.items()})
             return _from_state(case, {name: t.float() if t.is_floating_point() else t for name, t in loaded.items()})
 
         def save(path: Path) -> None:
@@ -106,5 +108,5 @@ def int8_weights(model: nn.Module) -> dict[str, IntegerTensor]:
             weight = layer.weight.detach()
             scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
             codes = torch.round(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)))
-            found[f"{name}.weight"] = IntegerTensor(codes.to(torch.int8), scale)
+            found[f"{name}.weight"] = integers_of(codes.to(torch.int8), scale)
     return found

@@ -20,9 +20,9 @@ from ilwp_plugin.compare.measure import compare_answers, right_answers, watch
 from ilwp_plugin.compare.methods import Case, find_method
 from ilwp_plugin.compare.results import MethodResult, Sizes, TrainingResult
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.container import write_file
 from ilwp_plugin.demo import initial_model
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.format.container import write_file
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.models.tensor_files import load_tensors
 from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_layers, scope_of, train

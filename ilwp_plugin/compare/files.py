@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import wiped
-from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.container import TensorInfo
-from ilwp_plugin.method.grid import IntegerTensor
-from ilwp_plugin.sections.lossless import split_lossless
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.format.sections import GridSection
+from ilwp_plugin.models.tensors import restored
+from ilwp_plugin.pipeline.compress import compress
+from ilwp_plugin.pipeline.file import CompressedModel, assembled, untouched
+from ilwp_plugin.pipeline.plan import directory_of
+from ilwp_plugin.recipes.base import AUTO
 
 __all__ = ["as_is", "others_in_8_bits", "with_integers", "wiped"]
 
 
 def as_is(state: Mapping[str, Tensor]) -> CompressedModel:
     """Tensors as a file holds them that changes none; sparse weights and packed integers take what they need."""
-    infos = [TensorInfo(name, tensor.dtype, tuple(tensor.shape), "raw") for name, tensor in state.items()]
-    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-    infos, raw, lossless = split_lossless(infos, copies)
-    return CompressedModel(infos, [], raw, lossless=lossless)
+    return compress(state, IlwpConfig.lossless())
 
 
 def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> CompressedModel:
@@ -32,13 +32,12 @@ def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> Compresse
         compressed: a model as its file holds it.
         model: the model, for its weights.
     """
-    untouched = {name for section in compressed.lossless for name in section.names}
-    floats = {info.name for info in compressed.tensors if info.storage == "raw" or info.name in untouched}
-    return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in floats})
+    names = untouched(compressed)
+    return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in names})
 
 
 def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTensor]) -> CompressedModel:
-    """The same chains, with other tensors as integer codes.
+    """The same compressed tensors, with others as integer codes.
 
     Args:
         compressed: a model as its file holds it.
@@ -47,19 +46,15 @@ def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTenso
     if not values:
         return compressed
     state = compressed.state_dict()
-    state.update({name: value.restore().to(state[name].dtype) for name, value in values.items()})
-    codes = {name: value for name in state for value in [{**compressed.quantized, **values}.get(name)] if value}
-    coded = compress(state, IlwpConfig(bits=None), quantized=codes)
-    kept = [compressed.batch_norms, *compressed.chains]
-    keep = {name for section in kept if section is not None for name in section.names}
-    infos = [old if old.name in keep else new for old, new in zip(compressed.tensors, coded.tensors, strict=True)]
-    return CompressedModel(
-        infos,
-        compressed.chains,
-        {info.name: state[info.name] for info in infos if info.storage == "raw"},
-        compressed.metadata,
-        grid=coded.grid,
-        batch_norms=compressed.batch_norms,
-        provenance=compressed.provenance,
-        lossless=[left for section in coded.lossless if (left := section.without(keep)) is not None],
-    )
+    for name, value in values.items():
+        state[name] = restored(value).to(state[name].dtype)
+    names = untouched(compressed)
+    kept = [section for section in compressed.sections if not set(section.names) <= names or not section.names]
+    grids = [section for section in kept if isinstance(section, GridSection)]
+    codes = {**compressed.quantized, **values}
+    claimed = [*(name for section in kept for name in section.names), *values]
+    directory, raw, infos = directory_of(state, claimed)
+    ordered = [name for name in state if name in codes]  # depthwise layers are predicted by the one before
+    grid = GridSection([infos[name] for name in ordered], [codes[name] for name in ordered], AUTO)
+    sections = [section for section in kept if section not in grids and section.name != "metadata"]
+    return assembled(directory, [*sections, grid], raw, compressed.metadata)

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ilwp_plugin import toolkits
-from ilwp_plugin.compression import CompressedModel, load
 from ilwp_plugin.demo import DemoSettings, initial_model
 from ilwp_plugin.errors import ConfigError, RegistryError, nearest
 from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.pipeline.file import CompressedModel, load
 from ilwp_plugin.registry import Registry
 from ilwp_plugin.zoo import Dataset
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method
-from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.pipeline.compress import compress
+from ilwp_plugin.pipeline.file import CompressedModel
+from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.training import FineTuning, fine_tune
 from ilwp_plugin.zoo import scope_layers
 
@@ -47,24 +49,28 @@ class FineTuneOptions(_WithConfig):
 
 def describe(config: IlwpConfig) -> str:
     """What distinguishes a configuration, for a table."""
+    if config.recipes is not None:
+        return ", ".join(str(recipe["name"]) for recipe in config.recipes)
     words = [config.mode]
-    if config.residual_step is not None:
+    if isinstance(config.residual_step, float):
         words.append(f"residual step {config.residual_step:g}")
-    elif config.bits is not None:
+    elif config.bits is not None and config.residual_step is None:
         words.append(f"{config.bits} bits")
     if config.align:
         words.append("aligned")
     if config.weight_step is not None:
-        words.append(f"all layers, step {config.weight_step:g}")
+        step = config.weight_step
+        words.append("all layers" if step == AUTO else f"all layers, step {step:g}")
     return ", ".join(words)
 
 
 def integer_bytes(value: IntegerTensor, scale_bytes: int = 4) -> int:
     """Bytes of a tensor in its integer form: codes of 8 bits where they fit, else of 16, scales and zero points."""
-    lowest, highest = (int(bound) for bound in value.codes.aminmax()) if value.codes.numel() else (0, 0)
+    codes = value.codes
+    lowest, highest = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
     width = 1 if highest - lowest < 256 or max(-lowest, highest) <= 128 else 2
-    points = 0 if value.zero_point is None else value.zero_point.numel()
-    return value.codes.numel() * width + scale_bytes * value.scale.numel() + points
+    points = 0 if value.zero_point is None else value.zero_point.size
+    return codes.size * width + scale_bytes * value.scale.size + points
 
 
 def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 4) -> tuple[int, int]:
@@ -76,10 +82,12 @@ def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 
         scale_bytes: of a scale of integer codes.
     """
     sizes = {info.name: info.nbytes for info in compressed.tensors}
-    for layer in compressed.layers:
-        if layer.bits is not None:
-            taps = layer.kernel_size[0] * layer.kernel_size[1]
-            sizes[layer.name] = -(-layer.kernels * taps * layer.bits // 8) + 4
+    for section in compressed.chains:
+        for layer in section.layers:
+            if layer.quantized is not None:
+                sizes[layer.info.name] = -(-layer.quantized.codes.size * layer.quantized.bits // 8) + 4
+            elif section.anchor is not None:
+                sizes[layer.info.name] = section.anchor.nbytes
     for name, value in compressed.quantized.items():
         sizes[name] = integer_bytes(value, scale_bytes)
     return sum(sizes.values()), sum(sizes[f"{name}.weight"] for name in scope_layers(model))

@@ -16,10 +16,10 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
-from ilwp_plugin.training.loss_weight import PULL_OF_FINE_TUNING
 
 __all__ = ["Companion", "Plan", "prepared", "train_on"]
 

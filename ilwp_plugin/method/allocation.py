@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["LARGEST_OF_SIZE", "SPREAD", "allocate_steps"]
+from torch import Tensor
+
+__all__ = ["LARGEST_OF_SIZE", "SPREAD", "allocate_steps", "safe_step"]
 
 SPREAD = 4.0
 """The largest factor between a step and the given one: what is measured on some inputs is not worth more."""
@@ -39,3 +41,20 @@ def allocate_steps(
     logs = {name: (mean - math.log(costs[name])) / 2 if name in costs else 0.0 for name in errors}
     steps = {name: step * math.exp(min(limit, max(-limit, value))) for name, value in logs.items()}
     return {name: min(value, LARGEST_OF_SIZE * sizes[name] or value) for name, value in steps.items()}
+
+
+def safe_step(weight: Tensor) -> float:
+    """The step of a uniform grid whose squared error is that of 8-bit integers with a scale for each output.
+
+    Such integers put the largest magnitude of an output at 127; the error of a scale s is s^2 / 12 for each weight, and
+    so is that of a step s. The grid takes the root mean square of the scales, and fewer bits: its codes are not
+    limited to 8 bits, and what is entropy-coded costs little where it is rare.
+
+    Args:
+        weight: floating-point, outputs first.
+
+    Returns:
+        The step, in units of weight; that of an output counts as often as it has weights. 0 where all is 0.
+    """
+    scales = weight.detach().reshape(len(weight), -1).abs().amax(dim=1).double() / 127
+    return float(scales.square().mean().sqrt())

@@ -6,68 +6,22 @@ mantissa, so that its relative error is bounded, and the shift to a grid whose s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from ilwp_plugin.errors import TensorError
+from ilwp_plugin.format.norms import MANTISSA_BITS, OCTAVES, MergedBatchNorm
 
-__all__ = ["MANTISSA_BITS", "OCTAVES", "MergedBatchNorm", "merge_batch_norm", "round_batch_norm"]
-
-MANTISSA_BITS = range(1, 13)
-OCTAVES = 24
-"""Scales smaller than the largest of their layer by more than 2^24 become 0."""
+__all__ = ["MANTISSA_BITS", "MergedBatchNorm", "merge_batch_norm", "restored_batch_norm", "round_batch_norm"]
 
 _LARGEST_SHIFT = (1 << 12) - 1
 """Codes of shifts; a layer whose shifts are far larger than its spread gets a coarser step."""
 
 
-@dataclass(frozen=True, eq=False)
-class MergedBatchNorm:
-    """A batch norm whose scale and shift are codes.
-
-    Attributes:
-        scale_codes: (channels,) int64. 0 is 0; +-(1 + (e << m | f)) is +-(2^m + f) * 2^(e - m + exponent).
-        shift_codes: (channels,) int64, in units of `shift_step`.
-        exponent: of the smallest scale.
-        mantissa: m, bits of a scale's mantissa.
-        shift_step: float32 value >= 0.
-        eps: of the module, a float32 value.
-    """
-
-    scale_codes: Tensor
-    shift_codes: Tensor
-    exponent: int
-    mantissa: int
-    shift_step: float
-    eps: float
-
-    @property
-    def scale(self) -> Tensor:
-        """(channels,) float32."""
-        magnitude = (self.scale_codes.abs() - 1).clamp(min=0)
-        fraction = (1 << self.mantissa) + magnitude % (1 << self.mantissa)
-        exponent = torch.div(magnitude, 1 << self.mantissa, rounding_mode="floor") + self.exponent - self.mantissa
-        value = torch.ldexp(fraction.double(), exponent)
-        return (self.scale_codes.sign() * value).float()
-
-    @property
-    def shift(self) -> Tensor:
-        """(channels,) float32."""
-        return self.shift_codes.float() * torch.tensor(self.shift_step, dtype=torch.float32)
-
-    def restore(self) -> dict[str, Tensor]:
-        """The buffers and parameters of a module of the same class that computes `scale * x + shift` in eval mode."""
-        scale = self.scale
-        eps = torch.tensor(self.eps, dtype=torch.float32)
-        return {
-            "weight": scale,
-            "bias": self.shift,
-            "running_mean": torch.zeros_like(scale),
-            "running_var": (1 - eps).expand_as(scale).clone(),
-            "num_batches_tracked": torch.tensor(0),
-        }
+def restored_batch_norm(merged: MergedBatchNorm) -> dict[str, Tensor]:
+    """The buffers and parameters of a module of the same class that computes `scale * x + shift` in eval mode."""
+    return {role: torch.from_numpy(np.array(value)) for role, value in merged.restore().items()}
 
 
 def merge_batch_norm(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -112,9 +66,9 @@ def round_batch_norm(
         raise TensorError(f"batch norm: scales from 2^{lowest} to 2^{highest} are out of range")
     codes = 1 + (exponent - lowest) * (1 << mantissa) + fraction - (1 << mantissa)
     codes = torch.where(used, codes, 0) * scale.sign().long()
-    half = MergedBatchNorm(codes, codes, lowest, mantissa, 0.0, eps)
-    shift = mean_output - mean_input * half.scale.double()
+    half = MergedBatchNorm(codes.numpy(), codes.numpy(), lowest, mantissa, 0.0, eps)
+    shift = mean_output - mean_input * torch.from_numpy(half.scale).double()
     step = torch.tensor(float(spread.square().mean().sqrt()) * 2.0**-mantissa, dtype=torch.float32)
     step = torch.maximum(step, (shift.abs().max() / _LARGEST_SHIFT).float())
     shift_codes = torch.round(shift / step.double()).long() if float(step) > 0 else torch.zeros_like(codes)
-    return MergedBatchNorm(codes, shift_codes, lowest, mantissa, float(step), float(torch.tensor(eps)))
+    return MergedBatchNorm(codes.numpy(), shift_codes.numpy(), lowest, mantissa, float(step), float(torch.tensor(eps)))

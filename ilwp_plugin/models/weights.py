@@ -12,8 +12,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ilwp_plugin.container import write_file
 from ilwp_plugin.errors import FileError, TensorError
+from ilwp_plugin.format.container import write_file
 from ilwp_plugin.models.tensor_files import check_regular, load_tensors
 
 __all__ = ["read_state_dict", "write_safetensors"]

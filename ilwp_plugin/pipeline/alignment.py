@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ilwp_plugin.coding import AUTO
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.encoder import finite_kernels
 from ilwp_plugin.errors import ConfigError, TensorError
-from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.alignment import ChannelAlignment, align_kernels
 from ilwp_plugin.method.prediction import collocated_references
-from ilwp_plugin.method.quantization import BITS, KernelPool, reconstruct
+from ilwp_plugin.method.quantization import BITS, KernelPool
 from ilwp_plugin.models.chains import Chain, call, evaluating
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.recipes.base import AUTO
+from ilwp_plugin.recipes.ilwp import ClosedLoop, IlwpOptions, chains_of, finite_kernels
 
 __all__ = ["AlignmentReport", "Coupler", "TensorAxis", "align_model"]
 
@@ -112,15 +110,18 @@ def align_model(
         ConfigError: a mode other than collocated and auto, or a scope other than depthwise.
         TensorError: the outputs on the probe are not finite, or a chain holds NaN or infinity.
     """
-    config = IlwpConfig.of(config)
-    if config.mode not in ("collocated", AUTO) or config.scope != "depthwise":
+    options = IlwpConfig.of(config).ilwp()
+    if options is None:
+        raise ConfigError("recipes: alignment serves the recipe 'ilwp', which is not among them")
+    if options.mode not in ("collocated", AUTO) or options.scope != "depthwise":
         raise ConfigError(
-            f"alignment is for mode 'collocated' or 'auto' and scope 'depthwise', got {config.mode!r}, {config.scope!r}"
+            "alignment is for mode 'collocated' or 'auto' and scope 'depthwise', got "
+            f"{options.mode!r}, {options.scope!r}"
         )
-    chains = chains_of(model, config, example_inputs=example_inputs)
+    chains = chains_of(model, options, example_inputs=example_inputs)
     work = copy.deepcopy(model).double().eval().requires_grad_(True)  # the graph is traced by autograd
     inputs = tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, example_inputs)
-    aligner = _Aligner(work, inputs, coupler(work, inputs), config)
+    aligner = _Aligner(work, inputs, coupler(work, inputs), options)
     for chain in chains:
         aligner.align(chain)
     with evaluating(model):
@@ -135,10 +136,11 @@ def align_model(
 class _Aligner:
     """Aligns the chains of one float64 model."""
 
-    def __init__(self, model: nn.Module, inputs: Any, coupler: Coupler, config: IlwpConfig) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, coupler: Coupler, options: IlwpOptions) -> None:
         self.aligned: dict[str, float] = {}
         self.refused: dict[str, str] = {}
-        self._model, self._inputs, self._coupler, self._config = model, inputs, coupler, config
+        self._model, self._inputs, self._coupler = model, inputs, coupler
+        self._options = options.changed(bits=options.bits or BITS[-1], overrides={}, mode="collocated")
         self._probe = _outputs(model, inputs)
         self._moved: set[int] = set()  # weights of layers that are aligned: later layers must not move them again
 
@@ -170,7 +172,7 @@ class _Aligner:
             if name not in self.refused:
                 self.aligned[name] = 1.0 if restored is None else _gain(kernels, aligned, restored)
             self._moved.add(id(layer.weight))
-            restored = aligned if restored is None else self._restored(name, aligned, restored)
+            restored = aligned if restored is None else self._restored(chain, aligned, restored)
 
     def _try(
         self, layer: nn.Conv2d, axes: Sequence[TensorAxis], norm: BatchNorm | None, alignment: ChannelAlignment
@@ -192,13 +194,9 @@ class _Aligner:
                 tensor.copy_(value)
             raise TensorError(f"moving its channels changes the outputs by {change:.1e}")
 
-    def _restored(self, layer: str, kernels: Tensor, previous: Tensor) -> Tensor:
+    def _restored(self, chain: Chain, kernels: Tensor, previous: Tensor) -> Tensor:
         """A layer as the decoder will have it: the reference of the next one."""
-        config = self._config.for_layer(layer)
-        pool = KernelPool.of([previous], previous.shape[1])
-        references = collocated_references(len(kernels), [len(previous)])
-        quantized = quantize_layer(kernels, pool, config.replace(bits=config.bits or BITS[-1]), references)
-        return reconstruct(quantized, pool.filled)
+        return ClosedLoop(self._options, chain).restored(1, kernels, KernelPool.of([previous], previous.shape[1]))
 
 
 def _scale(layer: nn.Conv2d, norm: BatchNorm, gain: Tensor) -> None:

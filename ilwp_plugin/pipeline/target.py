@@ -14,6 +14,7 @@ from scipy.optimize import nnls
 
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import CalibrationError, ConfigError, FileError, StepError
+from ilwp_plugin.recipes.base import Knobs
 
 __all__ = ["Knobs", "Log", "Trial", "best_within_size", "fitted_step", "largest_step", "smallest_within_drop"]
 
@@ -28,14 +29,6 @@ _MOST_FITS = 6
 
 _NEAR = 4.0
 """Trials that drop more than this many times what is allowed do not count in a fit."""
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What is searched: `weight_step` and `dead_zone` of a configuration; residuals follow the weights."""
-
-    weight_step: float
-    dead_zone: float
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,17 @@
 """What is done with which tensors: one file for each recipe."""
+
+from ilwp_plugin.recipes import batch_norm, grid, ilwp
+from ilwp_plugin.recipes.base import RECIPES, Claims, Encoding, Options, Recipe, TrainingPart, WeightRecipe
+
+__all__ = [
+    "RECIPES",
+    "Claims",
+    "Encoding",
+    "Options",
+    "Recipe",
+    "TrainingPart",
+    "WeightRecipe",
+    "batch_norm",
+    "grid",
+    "ilwp",
+]

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ilwp_plugin.compression import compress, load
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ChainError, ConfigError
+from ilwp_plugin.pipeline.compress import compress
+from ilwp_plugin.pipeline.file import load
 from ilwp_plugin.training import InterLayerLoss
 from ilwp_plugin.zoo import build_model
 
@@ -90,7 +91,7 @@ class IntegrationContract(ABC):
             optimizer.step()
 
     def test_loss_is_that_of_the_core(self, network: nn.Module, example: Tensor) -> None:
-        reference = InterLayerLoss(network, IlwpConfig(loss_weight=3.0))()
+        reference = InterLayerLoss(network, IlwpConfig.paper(loss_weight=3.0))()
         adapter = self.attach(copy.deepcopy(network), {"loss_weight": 3.0, "bits": None}, example)
         torch.testing.assert_close(adapter.loss(), reference)
 
@@ -132,7 +133,7 @@ class IntegrationContract(ABC):
         torch.testing.assert_close(plain.eval()(example), seen, rtol=0, atol=0)
 
     def test_quantized_training_moves_the_weights(self, network: nn.Module, example: Tensor) -> None:
-        before = compress(network, IlwpConfig(bits=4)).state_dict()
+        before = compress(network, IlwpConfig.paper(bits=4)).state_dict()
         adapter = self.attach(network, {"loss_weight": 0, "bits": 4}, example)
         self._train(adapter, example)
         after = adapter.finish().state_dict()

@@ -1,25 +1,27 @@
 """Add inter-layer weight prediction to a training loop."""
 
+from ilwp_plugin.recipes.base import TrainingPart, WeightSource
+from ilwp_plugin.recipes.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms, is_trained
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
-from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
 from ilwp_plugin.training.distillation import distillation_loss
-from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
+from ilwp_plugin.training.fake_quantization import FakeQuantizer
 from ilwp_plugin.training.fine_tuning import FineTuned, FineTuning, fine_tune
 from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
-from ilwp_plugin.training.loss_weight import TrainingRun, automatic_loss_weight, gradient_rms, is_trained
+from ilwp_plugin.training.parts import Parts
 from ilwp_plugin.training.schedule import Schedule, SgdRun
 from ilwp_plugin.training.session import Session, SessionStatistics
 
 __all__ = [
-    "ClosedLoop",
+    "FakeQuantizer",
     "FineTuned",
     "FineTuning",
     "InterLayerLoss",
-    "ResidualFakeQuantizer",
+    "Parts",
     "Schedule",
     "Session",
     "SessionStatistics",
     "SgdRun",
+    "TrainingPart",
     "TrainingRun",
     "WeightSource",
     "automatic_loss_weight",

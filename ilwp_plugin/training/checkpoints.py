@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ilwp_plugin.container import write_file
 from ilwp_plugin.errors import FileError
+from ilwp_plugin.format.container import write_file
 from ilwp_plugin.models.tensor_files import check_regular, load_tensors
 
 __all__ = ["reading_checkpoint", "write_checkpoint"]

@@ -1,184 +1,171 @@
-"""Quantization-aware training: every layer of a chain computes with what the file will restore."""
+"""Quantization-aware training: every layer computes with what the file will restore."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.method.provenance import Origin, Provenance
-from ilwp_plugin.method.quantization import KernelPool, as_kernels, straight_through
-from ilwp_plugin.method.rounding import naming
-from ilwp_plugin.models.chains import stored_weight, unwrap
-from ilwp_plugin.selection import chains_of, layer_configs
-from ilwp_plugin.training.closed_loop import restore_layer
-from ilwp_plugin.training.inter_layer_loss import FakeQuantization, chain_modules, references_of
+from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.method.provenance import Provenance
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.models.torch_network import network_of
+from ilwp_plugin.pipeline.file import CompressedModel
+from ilwp_plugin.recipes.base import WeightSource
+from ilwp_plugin.training.parts import Parts
 
-__all__ = ["ResidualFakeQuantizer"]
-
-
-class _ChainState:
-    """The reconstruction of one chain, computed once for each state of its weights."""
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        modules: Sequence[nn.Conv2d],
-        configs: Sequence[IlwpConfig],
-        references: Sequence[Tensor | None],
-    ) -> None:
-        self.names = list(names)
-        self.modules = list(modules)
-        self.configs = list(configs)
-        self.references = list(references)
-        self.enabled = True
-        # Pruned weights stay pruned, whatever the training does to what lies behind them.
-        zeros = [cast(Tensor, stored_weight(module)).detach() == 0 for module in modules]
-        self.zeros = [mask if bool(mask.any()) else None for mask in zeros]
-        self._versions: list[tuple[int, int]] = []
-        self._restored: list[Tensor] = []
-
-    def forget(self, *_: Any) -> None:
-        """Weights changed behind the version counter (`.data`) are noticed at the next forward of the model."""
-        self._versions = []
-
-    def masked(self, number: int, weight: Tensor) -> Tensor:
-        """A raw weight with its pruned ones 0, and no gradient to them."""
-        zeros = self.zeros[number]
-        return weight if zeros is None else weight.masked_fill(zeros.to(weight.device), 0.0)
-
-    def restored(self, number: int) -> Tensor:
-        weights = [cast(Tensor, stored_weight(module)) for module in self.modules]
-        versions = [(weight.data_ptr(), weight._version) for weight in weights]
-        if versions != self._versions:
-            self._restored = self._reconstruct(weights)
-            self._versions = versions
-        return self._restored[number]
-
-    @torch.inference_mode(False)  # what a forward in inference mode leaves in the cache has to serve training too
-    @torch.no_grad()
-    def _reconstruct(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        taps = weights[0].shape[-2] * weights[0].shape[-1]
-        kernels = [as_kernels(self.masked(i, weight), taps) for i, weight in enumerate(weights)]
-        pool = KernelPool(sum(map(len, kernels)), taps, weights[0].device)
-        layers = zip(self.names, kernels, weights, self.configs, self.references, strict=True)
-        for name, layer, weight, config, given in layers:
-            with naming(f"layer {name!r}"):
-                pool.append(restore_layer(layer, weight.dtype, pool, config, given))
-        return [k.to(w.dtype).reshape(w.shape) for k, w in zip(pool.layers, weights, strict=True)]
+__all__ = ["FakeQuantization", "FakeQuantizer"]
 
 
-class _Reconstructed(FakeQuantization):
-    """Parametrization of one layer's weight: forward the reconstruction, backward straight through."""
+class FakeQuantization(nn.Module):
+    """Base of parametrizations that quantize straight through: the loss looks behind them, at the weights that train.
 
-    def __init__(self, state: _ChainState, number: int) -> None:
+    There it pulls every weight on towards its reference. Of quantized weights it would rest as soon as their difference
+    is the code 0; that costs both bytes and accuracy (docs/alignment.md).
+    """
+
+
+class _RawWeight:
+    """The weight behind a parametrization; weights that are 0 at the start, as pruning leaves them, stay 0."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        zeros = module.get_parameter("weight").detach() == 0
+        self._zeros = zeros if bool(zeros.any()) else None
+
+    @property
+    def pruned(self) -> bool:
+        """See `WeightSource`."""
+        return self._zeros is not None
+
+    def masked(self, weight: Tensor) -> Tensor:
+        """With no gradient to what is pruned."""
+        return weight if self._zeros is None else weight.masked_fill(self._zeros.to(weight.device), 0.0)
+
+    def weight(self) -> Tensor:
+        """See `WeightSource`."""
+        module = self._module
+        if parametrize.is_parametrized(module, "weight"):
+            original: Tensor = module.parametrizations.weight.original  # type: ignore[union-attr,assignment]
+            return self.masked(original)
+        return self.masked(module.get_parameter("weight"))
+
+
+class _Restored(FakeQuantization):
+    """Parametrization of one layer's weight: forward what the file restores, backward as the recipe has it."""
+
+    def __init__(self, parts: Parts, key: str, source: _RawWeight) -> None:
         super().__init__()
-        self.state, self.number = state, number
+        self._parts, self._key, self._source = [parts], key, source  # a list: a copy of the module keeps the recipes
 
     def forward(self, weight: Tensor) -> Tensor:
-        raw = self.state.masked(self.number, weight)
-        if not self.state.enabled:
-            return raw
-        return straight_through(raw, self.state.restored(self.number))
+        return self._parts[0].weight(self._key, self._source.masked(weight))
 
 
-class ResidualFakeQuantizer:
-    """Closed-loop residual quantization of all chains of a model, while it trains.
+class FakeQuantizer:
+    """Every recipe of a configuration acts while a model trains.
 
-    Each chained layer computes with the weights that the file would restore; gradients go straight through to the raw
-    weights. Weights that are exactly 0 at the start, as pruning leaves them, stay 0. `remove` gives the raw weights
-    back: compressed with the same configuration they restore, bit for bit, to what the model last computed with.
+    Each layer computes with the weights that the file would restore. Weights that are exactly 0 at the start, as
+    pruning leaves them, stay 0. `compressed` is the file of what the model computes with; `remove` gives the raw
+    weights back.
 
-        quantizer = ResidualFakeQuantizer(model, config)
-        ...train...
+        quantizer = FakeQuantizer(model, config)
+        ...train; add quantizer.parts.loss() to the loss...
         quantizer.remove()
-        compress(model, config).save("model.ilwp")
+        quantizer.compressed(model).save("model.ilwp")
 
     Args:
-        model: the model; its convolutions get a parametrization of their weight.
+        model: the model; its layers get a parametrization of their weight.
         config: IlwpConfig() if None.
         example_inputs: see `compress`.
         references: index maps or origins by layer name, see `compress`.
 
+    Attributes:
+        parts: of the recipes.
+        names: of the layers that compute with restored weights.
+
     Raises:
-        ChainError: the model has no chain.
-        ConfigError: `config.bits` is None.
-        TrainingError: a layer's weight is parametrized already, or another module holds it too.
+        ChainError: the model has no chain, and nothing else is to be quantized.
+        ConfigError: the configuration quantizes nothing.
+        TrainingError: the weight of a chained layer is parametrized already, or another module holds it too.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        config: IlwpConfig | None = None,
+        config: IlwpConfig | Mapping[str, Any] | None = None,
         *,
         example_inputs: Any = None,
         references: Mapping[str, Tensor] | Provenance | None = None,
     ) -> None:
-        config = IlwpConfig.of(config)
-        if config.bits is None:
-            raise ConfigError("bits: None quantizes nothing; set bits to 2..8")
-        if config.align:
-            raise ConfigError(
-                "align=True: the file would hold aligned weights, not those that the model trains with; align the "
-                "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
-            )
-        model = unwrap(model)
-        self.chains = chains_of(model, config, example_inputs=example_inputs)
-        modules = chain_modules(model, self.chains)
-        for chain, members in zip(self.chains, modules, strict=True):
-            for name, module in zip(chain.layers, members, strict=True):
-                if parametrize.is_parametrized(module, "weight"):
-                    raise TrainingError(f"layer {name!r}: its weight is parametrized already; remove that first")
-                holders = [
-                    n for n, m in model.named_modules() if any(p is module.weight for p in m._parameters.values())
-                ]
-                if len(holders) > 1:
-                    raise TrainingError(
-                        f"layer {name!r}: its weight is also that of {holders}, which would compute with another value;"
-                        " leave it out with `ignored_scopes`"
-                    )
-        maps = references_of(self.chains, modules, references or {})
-        if config.mode != "collocated" and any(isinstance(value, Origin) for value in (references or {}).values()):
-            maps = [[None] * len(members) for members in modules]  # as `compress` does
-        configs = [layer_configs(chain, config) for chain in self.chains]
-        names = [chain.layers for chain in self.chains]
-        self._states = [_ChainState(*state) for state in zip(names, modules, configs, maps, strict=True)]
-        self._hooks = []
-        for state in self._states:
-            for number, module in enumerate(state.modules):
-                parametrize.register_parametrization(module, "weight", _Reconstructed(state, number), unsafe=True)
-            self._hooks.append(model.register_forward_pre_hook(state.forget))
+        self._model = unwrap(model)
+        network = network_of(self._model)
+        sources = self._sources = _sources(self._model, network)
+        self.parts = Parts(
+            IlwpConfig.of(config), network, sources, example_inputs=example_inputs, references=references
+        )
+        self.names = [network.layer_of(key) for key in self.parts.keys]
+        self._modules = {name: self._model.get_submodule(name) for name in self.names}
+        for key, module in zip(self.parts.keys, self._modules.values(), strict=True):
+            source = sources[key]
+            assert isinstance(source, _RawWeight)
+            parametrize.register_parametrization(module, "weight", _Restored(self.parts, key, source), unsafe=True)
 
     @property
     def enabled(self) -> bool:
-        """Whether layers compute with reconstructed weights; False trains on as if there were no quantizer."""
-        return all(state.enabled for state in self._states)
+        """Whether layers compute with restored weights; False trains on as if there were no quantizer."""
+        return self.parts.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        for state in self._states:
-            state.enabled = value
+        self.parts.enabled = value
 
     def remove(self, bake: bool = False) -> None:
         """Take the parametrizations off.
 
         Args:
-            bake: leave the reconstructed weights in the model, not the raw ones.
+            bake: leave the restored weights in the model, not the raw ones.
         """
-        for hook in self._hooks:
-            hook.remove()
-        for state in self._states:
-            weights = [state.restored(number) for number in range(len(state.modules))] if bake else []
-            for module in state.modules:
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-                if "bias" in module._parameters:  # behind the weight again: state dicts have an order
-                    module._parameters["bias"] = module._parameters.pop("bias")
+        baked = self.parts.reconstructed() if bake else {}
+        for name, module in self._modules.items():
+            raw = self._sources[f"{name}.weight"].weight().detach().clone()
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            if "bias" in module._parameters:  # behind the weight again: state dicts have an order
+                module._parameters["bias"] = module._parameters.pop("bias")
             with torch.no_grad():
-                for number, module in enumerate(state.modules):
-                    module.weight.copy_(weights[number] if bake else state.masked(number, module.weight))
-        self._hooks, self._states = [], []
+                module.get_parameter("weight").copy_(baked.get(f"{name}.weight", raw))
+        self._modules = {}
+
+    def compressed(self, model: nn.Module | None = None, **options: Any) -> CompressedModel:
+        """The file that restores what the model computes with; see `Parts.compressed`.
+
+        Args:
+            model: the model without its parametrizations; None for the one that was given, after `remove`.
+            options: `quantized`, `metadata`.
+        """
+        if self._modules:
+            raise TrainingError("the quantizer is still on; remove() it first")
+        return self.parts.compressed(self._model if model is None else model, **options)
+
+
+def _sources(model: nn.Module, network: Network) -> dict[str, WeightSource]:
+    """Of all layers whose weight is a parameter of theirs alone."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(name)
+    sources: dict[str, WeightSource] = {}
+    for name, layer in network.layers.items():
+        if not layer.hooked or layer.kind == "MultiheadAttention":
+            continue
+        module = model.get_submodule(name)
+        weight = module._parameters.get("weight")
+        if weight is not None and len(holders[id(weight)]) == 1:
+            sources[layer.weight] = _RawWeight(module)
+    return sources

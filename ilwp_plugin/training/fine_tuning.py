@@ -21,17 +21,19 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ilwp_plugin import toolkits
-from ilwp_plugin.compression import CompressedModel, compress
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
+from ilwp_plugin.pipeline.file import CompressedModel
+from ilwp_plugin.recipes.base import AUTO
+from ilwp_plugin.recipes.ilwp import IlwpTraining
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
-from ilwp_plugin.training.fake_quantization import ResidualFakeQuantizer
-from ilwp_plugin.training.inter_layer_loss import InterLayerLoss
-from ilwp_plugin.training.loss_weight import PULL_OF_FINE_TUNING, TrainingRun
+from ilwp_plugin.training.fake_quantization import FakeQuantizer
+from ilwp_plugin.training.parts import Parts
 
 __all__ = ["FineTuned", "FineTuning", "fine_tune"]
 
@@ -155,8 +157,8 @@ def fine_tune(
     if config.align:
         coupler = coupler or toolkits.load("pruning").Coupling
         config = config.replace(align=False)  # of what follows
-    if config.bits is None:
-        raise ConfigError("bits: None quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")
+    if not any(recipe.quantizes() for recipe in config.recipe_list()):
+        raise ConfigError("the configuration quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")
     for path in (checkpoint, out):
         if path is not None and not Path(path).absolute().parent.is_dir():  # now, not after hours
             raise FileError(f"cannot write {os.fspath(path)}: there is no folder {Path(path).parent}")
@@ -177,62 +179,65 @@ def fine_tune(
         if references:
             raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
         alignment = _align(model, example_inputs, coupler, config) if saved is None else saved["alignment"]
-    options: dict[str, Any] = {"example_inputs": example_inputs, "references": references}
     model.train()
-    quantizer = ResidualFakeQuantizer(model, config, **options)
-    quantizer.enabled = False
-    moving = _sgd(model, plan) if optimizer is None else optimizer(model)
+    quantizer = FakeQuantizer(model, config, example_inputs=example_inputs, references=references)
+    parts = quantizer.parts
+    parts.enabled = False
+    moving = _sgd(model, parts, plan) if optimizer is None else optimizer(model)
     schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    config_of_loss = config if saved is None else config.replace(loss_weight=saved["loss_weight"])
-    length = None
-    if config_of_loss.loss_weight == "auto":
+    own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
+    if own is not None and saved is None and config.loss_weight == AUTO:
         length = replace(TrainingRun.of(moving, steps, schedule), pull=PULL_OF_FINE_TUNING)
-    regularizer = InterLayerLoss(model, config_of_loss, run=length, **options)
+        own.choose_loss_weight(length, model, "loss_weight: give a number")
     run = _Run(model, moving, schedule)
     done = 0
     if saved is not None:
+        parts.load_state(saved["parts"])
         done = run.restore(saved["state"], world)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
 
     def save(step: int) -> None:
         state = run.state(step, world)
         if checkpoint is not None and world.rank == 0:
-            _write_checkpoint(Path(checkpoint), identity, state, regularizer.loss_weight, alignment)
+            _write_checkpoint(Path(checkpoint), identity, state, parts.state(), alignment)
 
     if saved is None and checkpoint is not None:
         save(0)
     every = plan.checkpoint_steps or batches.per_epoch
     begin = round(plan.quantize_from * steps)
     for step, batch in enumerate(batches.training(done), start=done):
-        quantizer.enabled = step >= begin
-        total = loss(parallel, batch) + regularizer()
+        if step % batches.per_epoch == 0:
+            parts.begin_epoch(step // batches.per_epoch)
+        parts.enabled = step >= begin
+        total = loss(parallel, batch) + parts.loss()
         value = total.item()
         if not math.isfinite(value):
             raise TrainingError(f"the loss is {value} at step {step + 1} of {steps}; lower the learning rate")
         moving.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         moving.step()
         schedule.step()
+        parts.after_step()
         if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
             save(step + 1)
         if report is not None:
             report(step + 1, steps, value)
 
-    quantizer.enabled = True
+    parts.enabled = True
     if plan.norm_batches:
         reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
     quantizer.remove()
-    compressed = compress(model, config, **options)
+    compressed = quantizer.compressed()
     compressed.apply_to(model)
     if out is not None and world.rank == 0:
         compressed.save(out)
     world.wait()
-    return FineTuned(compressed, alignment, regularizer.loss_weight, steps)
+    return FineTuned(compressed, alignment, 0.0 if own is None else own.loss_weight, steps)
 
 
-def _sgd(model: nn.Module, plan: FineTuning) -> Optimizer:
+def _sgd(model: nn.Module, parts: Parts, plan: FineTuning) -> Optimizer:
     return SGD(
-        model.parameters(),
+        [*model.parameters(), *parts.parameters()],
         plan.lr,
         momentum=plan.momentum,
         nesterov=plan.momentum > 0,
@@ -382,13 +387,13 @@ def _write_checkpoint(
     path: Path,
     identity: Mapping[str, Any],
     state: Mapping[str, Any],
-    loss_weight: float,
+    parts: Mapping[str, Any],
     alignment: AlignmentReport | None,
 ) -> None:
     content = {
         "identity": identity,
         "state": state,
-        "loss_weight": loss_weight,
+        "parts": parts,
         "alignment": None if alignment is None else asdict(alignment),
     }
     write_checkpoint(path, content)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ilwp_plugin.errors import ConfigError, nearest
-from ilwp_plugin.training.loss_weight import TrainingRun
+from ilwp_plugin.recipes.loss_weight import TrainingRun
 
 __all__ = ["Schedule", "SgdRun"]
 

@@ -1,28 +1,27 @@
-"""Inter-layer weight prediction inside a toolkit's training: loss, quantization and statistics under one schedule."""
+"""A configuration inside a toolkit's training: loss, quantization and statistics under one schedule."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ilwp_plugin.compression import CompressedModel, LayerSummary
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import IlwpError
+from ilwp_plugin.format.sections import Summary
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.method.loss import inter_layer_loss
 from ilwp_plugin.models.chains import Chains
-from ilwp_plugin.training.closed_loop import ClosedLoop, WeightSource
-from ilwp_plugin.training.loss_weight import automatic_loss_weight
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.pipeline.file import CompressedModel
+from ilwp_plugin.recipes.base import WeightSource
+from ilwp_plugin.recipes.ilwp import IlwpTraining
+from ilwp_plugin.training.parts import Parts
 from ilwp_plugin.training.schedule import Schedule
 
 __all__ = ["Session", "SessionStatistics"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,60 +29,62 @@ class SessionStatistics:
     """What a training has come to.
 
     Attributes:
-        inter_layer_loss: mean |residual| of the predicted weights, without the loss weight, in units of weight.
+        inter_layer_loss: mean |residual| of the predicted weights, without the loss weight, in units of weight; 0
+            without chains.
         loss_weight: what it is multiplied with in this epoch.
-        quantizes: whether the model computes with quantized residuals.
-        bits: of the residual codes in the file.
+        quantizes: whether the model computes with what the file restores.
         layers: the compressed layers, as the file would store them.
-        ledger: exact sizes of the file that would be written now; None where only quick statistics were asked for.
+        ledger: exact sizes of the file that would be written now; None where only quick statistics were asked for, or
+            where no file could be made.
+        why_no_sizes: why there is no ledger; empty where there is one, or none was asked for.
+        numbers: of all recipes.
     """
 
     inter_layer_loss: float
     loss_weight: float
     quantizes: bool
-    bits: int | None
-    layers: tuple[LayerSummary, ...] = ()
+    layers: tuple[Summary, ...] = ()
     ledger: Ledger | None = None
+    why_no_sizes: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def to_str(self) -> str:
         """As a table of text."""
         lines = [
             "Statistics of inter-layer weight prediction:",
             f"  inter-layer loss {self.inter_layer_loss:.6g}, weight {self.loss_weight:.4g}, "
-            f"residual quantization {f'on, {self.bits} bits' if self.quantizes else 'off'}",
+            f"quantization {'on' if self.quantizes else 'off'}",
+            *(f"  {name} {value:.6g}" for name, value in self.numbers.items()),
         ]
+        if self.why_no_sizes:
+            lines.append(f"  no sizes: {self.why_no_sizes}")
         if self.ledger is not None:
             width = max((len(layer.name) for layer in self.layers), default=5)
-            lines.append(f"  {'layer':{width}}  mode        bits  zeros  texture  non-texture    total bytes")
+            lines.append(f"  {'layer':{width}}  kind        zeros  entropy   total bytes")
             sizes = self.ledger.layers
             for layer in self.layers:
-                size = sizes[layer.name]
-                zeros = "" if layer.zeros is None else f"{layer.zeros:.3f}"
-                lines.append(
-                    f"  {layer.name:{width}}  {layer.mode:10}  {layer.bits or '':>4}  {zeros:>5}  "
-                    f"{size.texture_bytes:>7,}  {size.non_texture_bytes:>11,}  {size.total_bytes:>13,}"
-                )
-            whole = self.ledger.whole
-            lines.append(
-                f"  all layers: texture {whole.texture_bytes:,}, non-texture {whole.non_texture_bytes:,}, "
-                f"total {whole.total_bytes:,} bytes; whole file {whole.file_bytes:,} bytes"
-            )
+                shown = {key: layer.details.get(key) for key in ("zeros", "entropy")}
+                zeros, entropy = ("" if value is None else f"{value:.3f}" for value in shown.values())
+                kind = str(layer.details.get("mode") or layer.kind)
+                total = sizes[layer.name].file_bytes if layer.name in sizes else 0
+                lines.append(f"  {layer.name:{width}}  {kind:10}  {zeros:>5}  {entropy:>7}  {total:>12,}")
+            lines.append(f"  whole file {self.ledger.file_bytes:,} bytes")
         return "\n".join(lines)
 
 
 class Session:
-    """One training. A toolkit's adapter makes it, hooks its `loops` into the model and tells it the epochs.
+    """One training. A toolkit's adapter makes it, hooks `parts.weight` into the model and tells it the epochs.
 
     Args:
         config: what is regularized and quantized.
         schedule: when.
-        chains: the chains of the model.
-        sources: by layer name, where the weight of each layer of the chains is found.
-        model: the model that trains; an automatic loss weight is smaller where it is trained already.
+        network: the model that trains; an automatic loss weight is smaller where it is trained already.
+        sources: by key, where the weights that can be hooked are found.
+        example_inputs: see `compress`.
 
     Attributes:
-        loss_weight: of the configuration, or the automatic one; the schedule multiplies it.
-        loops: one for each chain; empty where `config.bits` is None.
+        parts: of the recipes.
+        loss_weight: of the inter-layer loss, or the automatic one; the schedule multiplies it.
 
     Raises:
         TrainingError: an automatic loss weight without `schedule.training`.
@@ -93,89 +94,96 @@ class Session:
         self,
         config: IlwpConfig,
         schedule: Schedule,
-        chains: Chains,
+        network: Network,
         sources: Mapping[str, WeightSource],
-        model: nn.Module,
+        *,
+        example_inputs: Any = None,
+        required: bool = True,
     ) -> None:
-        self.config, self.schedule, self.chains = config, schedule, chains
-        self._sources = [[sources[layer] for layer in chain.layers] for chain in chains]
-        self.loops = (
-            []
-            if config.bits is None
-            else [ClosedLoop(config, c.layers, s) for c, s in zip(chains, self._sources, strict=True)]
-        )
-        self.loss_weight = self._choose_weight(model)
+        self.config, self.schedule = config, schedule
+        self.parts = Parts(config, network, sources, example_inputs=example_inputs, required=required)
+        self._ilwp = next((part for part in self.parts.parts if isinstance(part, IlwpTraining)), None)
+        if self._ilwp is not None:
+            self._ilwp.choose_loss_weight(
+                None if schedule.training is None else schedule.training.run(), network.module, _NO_RUN
+            )
         self.set_epoch(0)
 
-    def _choose_weight(self, model: nn.Module) -> float:
-        if self.config.loss_weight != "auto":
-            return self.config.loss_weight
-        if self.schedule.training is None:
-            raise TrainingError(
-                "loss_weight: 'auto' scales the weight to the length of the training; say in `params` "
-                '"training": {"steps": ..., "mean_lr": ..., "momentum": ...} what SGD is going to do, '
-                "or set loss_weight to a number"
-            )
-        predicted = sum(source.weight().numel() for sources in self._sources for source in sources[1:])
-        run = self.schedule.training.run().for_network(model)
-        with torch.no_grad():
-            weight = automatic_loss_weight(run, predicted, float(self.inter_layer_loss()))
-        _log.info("inter-layer loss weight %.4g (automatic, for %d predicted weights)", weight, predicted)
-        return weight
+    @property
+    def chains(self) -> Chains:
+        """The layers that predict each other."""
+        return Chains(()) if self._ilwp is None else self._ilwp.chains
+
+    @property
+    def loss_weight(self) -> float:
+        """Of the inter-layer loss."""
+        return 0.0 if self._ilwp is None else self._ilwp.loss_weight
 
     def set_epoch(self, epoch: int) -> None:
         """An epoch begins, counted from 0."""
         self.epoch = max(0, epoch)
-        for loop in self.loops:
-            loop.enabled = self.quantizes
+        self.parts.enabled = self.quantizes
+        if self._ilwp is not None:
+            self._ilwp.loss_factor = self.schedule.loss_factor(self.epoch)
+        self.parts.begin_epoch(self.epoch)
 
     @property
     def quantizes(self) -> bool:
-        """Whether the model computes with quantized residuals in this epoch."""
-        return bool(self.loops) and self.schedule.quantizes(self.epoch)
+        """Whether the model computes with what the file restores in this epoch."""
+        return bool(self.parts.keys) and self.schedule.quantizes(self.epoch)
 
     @property
     def current_loss_weight(self) -> float:
-        """The weight of the loss in this epoch."""
+        """The weight of the inter-layer loss in this epoch."""
         return self.loss_weight * self.schedule.loss_factor(self.epoch)
 
     def inter_layer_loss(self) -> Tensor:
         """The loss without its weight: the mean |residual| of the predicted weights, a float32 scalar."""
-        weights = [[source.weight() for source in sources] for sources in self._sources]
-        pruned = any(source.pruned for sources in self._sources for source in sources)
-        with torch.autocast(weights[0][0].device.type, enabled=False):
-            return inter_layer_loss(weights, pruned=pruned)
+        return torch.zeros(()) if self._ilwp is None else self._ilwp.inter_layer_loss()
 
     def loss(self) -> Tensor:
-        """The weighted loss of this epoch."""
-        weight = self.current_loss_weight
-        if weight == 0:
-            return torch.zeros((), device=self._sources[0][0].weight().device)
-        return weight * self.inter_layer_loss()
+        """The weighted losses of this epoch."""
+        return self.parts.loss()
 
     def statistics(self, compressed: Callable[[], CompressedModel] | None = None) -> SessionStatistics:
         """What the training has come to.
 
         Args:
-            compressed: makes the model as the file would hold it; None gives quick statistics without sizes.
+            compressed: makes the model as the file would hold it; None gives quick statistics without sizes. Where it
+                raises an error of ours, the statistics say so, and have no sizes.
         """
         with torch.no_grad():
             loss = float(self.inter_layer_loss())
-        file = None if compressed is None else compressed()
+        file, why = None, ""
+        if compressed is not None:
+            try:
+                file = compressed()
+            except IlwpError as error:
+                why = str(error)
         return SessionStatistics(
             inter_layer_loss=loss,
             loss_weight=self.current_loss_weight,
             quantizes=self.quantizes,
-            bits=self.config.bits,
             layers=() if file is None else tuple(file.layers),
             ledger=None if file is None else file.ledger,
+            why_no_sizes=why,
+            numbers=self.parts.statistics(),
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON has it."""
-        return {"loss_weight": self.loss_weight, "epoch": self.epoch}
+        """What a checkpoint keeps."""
+        return {"loss_weight": self.loss_weight, "epoch": self.epoch, "parts": self.parts.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.loss_weight = float(state["loss_weight"])
+        self.parts.load_state(state["parts"])
+        if self._ilwp is not None:
+            self._ilwp.loss_weight = float(state["loss_weight"])
         self.set_epoch(int(state["epoch"]))
+
+
+_NO_RUN = (
+    "loss_weight: 'auto' scales the weight to the length of the training; say in `params` "
+    '"training": {"steps": ..., "mean_lr": ..., "momentum": ...} what SGD is going to do, '
+    "or set loss_weight to a number"
+)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ilwp_plugin.selection import chains_of, select_layers
 from neural_compressor.common.base_config import ComposableConfig, register_config
 from neural_compressor.common.utils import Mode
 from neural_compressor.torch.algorithms.base_algorithm import Quantizer
@@ -19,8 +20,7 @@ from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.models.chains import unwrap
-from ilwp_plugin.selection import chains_of, select_layers
-from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer, TrainingRun
+from ilwp_plugin.training import FakeQuantizer, InterLayerLoss, TrainingRun
 
 from .config import ALGORITHM, LOCAL_FIELDS, IlwpConfig, Operator
 
@@ -55,7 +55,7 @@ class Attached:
 
     config: CoreConfig
     example_inputs: Any = None
-    quantizer: ResidualFakeQuantizer | None = None
+    quantizer: FakeQuantizer | None = None
     compressed: CompressedModel | None = None
 
     @property
@@ -156,7 +156,7 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
         found = Attached(self.config, self.example_inputs)
         select_layers(model, self.config.replace(bits=self.config.bits or 8), {}, self.example_inputs)  # or raises
         if self.config.bits is not None:
-            found.quantizer = ResidualFakeQuantizer(model, self.config, example_inputs=self.example_inputs)
+            found.quantizer = FakeQuantizer(model, self.config, example_inputs=self.example_inputs)
         setattr(unwrap(model), _ATTRIBUTE, found)
         return model
 

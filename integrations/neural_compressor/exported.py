@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.format.integers import IntegerTensor
 
 __all__ = ["QuantizedWeight", "activations", "integer_weights", "other_tensors", "set_activations", "set_weight"]
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError
-from ilwp_plugin.method.grid import IntegerTensor
+from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.models.chains import call, unwrap
 
 from .algorithm import attached, changed_fields

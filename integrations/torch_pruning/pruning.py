@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
+from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
@@ -15,7 +16,6 @@ from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
 from ilwp_plugin.models.chains import Chain, unwrap
-from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training import InterLayerLoss
 
 __all__ = ["IlwpImportance", "IlwpPruner", "ProvenanceTracker"]

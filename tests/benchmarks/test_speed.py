@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ilwp_plugin.stream import ByteReader
 from rich.console import Console
 from rich.progress import Progress
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.coding import AnsCoder, Histogram, HuffmanCoder, fast
 from ilwp_plugin.errors import IlwpWarning
-from ilwp_plugin.stream import ByteReader
+from ilwp_plugin.format.coding import AnsCoder, Histogram, HuffmanCoder, fast
 from ilwp_plugin.training import InterLayerLoss
 from ilwp_plugin.zoo import build_model
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from ilwp_plugin.coding import CODERS, AnsCoder, AnsModel, Histogram, fast, fit_coder
-from ilwp_plugin.coding.ans import PRECISION, SYMBOLS_PER_BYTE
-from ilwp_plugin.errors import FormatError
 from ilwp_plugin.stream import ByteReader
+
+from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format.coding import CODERS, AnsCoder, AnsModel, Histogram, fast, fit_coder
+from ilwp_plugin.format.coding.ans import PRECISION, SYMBOLS_PER_BYTE
 
 CODER = AnsCoder()
 

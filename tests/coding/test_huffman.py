@@ -9,12 +9,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ilwp_plugin.stream import ByteReader, ByteWriter, zigzag
 from numpy.typing import NDArray
 
-from ilwp_plugin.coding import CODERS, Histogram, HuffmanCode, HuffmanCoder
-from ilwp_plugin.coding.huffman import MAX_LENGTH, canonical_codes, code_lengths
 from ilwp_plugin.errors import FormatError
-from ilwp_plugin.stream import ByteReader, ByteWriter, zigzag
+from ilwp_plugin.format.coding import CODERS, Histogram, HuffmanCode, HuffmanCoder
+from ilwp_plugin.format.coding.huffman import MAX_LENGTH, canonical_codes, code_lengths
 
 CODER = HuffmanCoder()
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from ilwp_plugin.coding import read_indices, write_indices
-from ilwp_plugin.errors import FormatError
 from ilwp_plugin.stream import ByteReader, ByteWriter
+
+from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format.coding import read_indices, write_indices
 
 
 def written(indices: list[int], alphabet: int) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import ilwp_plugin
-from ilwp_plugin.container import write_file
 from ilwp_plugin.errors import FileError, FormatError
+from ilwp_plugin.format.container import write_file
 from tests.corpus import forge
 
 
@@ -80,7 +80,7 @@ def test_full_disk(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"old")
     script = (
         "import resource, signal, sys\n"
-        "from ilwp_plugin.container import write_file\n"
+        "from ilwp_plugin.format.container import write_file\n"
         "from ilwp_plugin.errors import FileError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from ilwp_plugin.coding import AnsCoder, Histogram, HuffmanCode, HuffmanCoder
 from ilwp_plugin.stream import ByteWriter
+
+from ilwp_plugin.format.coding import AnsCoder, Histogram, HuffmanCode, HuffmanCoder
 
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress
 from ilwp_plugin.testing import IntegrationContract
-from ilwp_plugin.training import InterLayerLoss, ResidualFakeQuantizer
+from ilwp_plugin.training import FakeQuantizer, InterLayerLoss
 
 
 class PlainTorch:
     def __init__(self, model: nn.Module, config: IlwpConfig) -> None:
         self.model, self.config = model, config
         self.loss = InterLayerLoss(model, config)
-        self.quantizer = ResidualFakeQuantizer(model, config) if config.bits else None
+        self.quantizer = FakeQuantizer(model, config) if config.bits else None
         self.compressed: CompressedModel | None = None
 
     def finish(self) -> nn.Module:

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.errors import ChainError, ConfigError, TrainingError
-from ilwp_plugin.selection import chains_of
-from ilwp_plugin.training import ClosedLoop, InterLayerLoss, ResidualFakeQuantizer
+from ilwp_plugin.training import ClosedLoop, FakeQuantizer, InterLayerLoss
 
 
 class Source:
@@ -42,7 +42,7 @@ def step(model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer) -> 
 def test_layers_compute_with_what_the_file_restores(mobilenet: nn.Module, mode: str, rule: str) -> None:
     config = IlwpConfig(mode=mode, bits=4, range=rule)
     expected = compress(mobilenet, config).state_dict()
-    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    quantizer = FakeQuantizer(mobilenet, config)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(mobilenet).items())
     quantizer.remove(bake=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in mobilenet.state_dict().items())
@@ -68,13 +68,13 @@ def test_every_configuration_trains_as_it_is_stored(mobilenet: nn.Module, fields
     assert all(
         torch.equal(w, expected[f"{layer}.weight"]) for w, layer in zip(loop.reconstructed(), layers, strict=True)
     )
-    ResidualFakeQuantizer(mobilenet, config)
+    FakeQuantizer(mobilenet, config)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(mobilenet).items())
 
 
 def test_raw_weights_come_back(mobilenet: nn.Module) -> None:
     before = copy.deepcopy(mobilenet.state_dict())
-    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=3))
+    quantizer = FakeQuantizer(mobilenet, IlwpConfig(bits=3))
     assert set(mobilenet.state_dict()) != set(before)
     quantizer.remove()
     after = mobilenet.state_dict()
@@ -85,7 +85,7 @@ def test_raw_weights_come_back(mobilenet: nn.Module) -> None:
 def test_training_moves_raw_weights_through_the_quantizer(mobilenet: nn.Module, images: Tensor) -> None:
     before = weights(mobilenet)
     config = IlwpConfig(bits=4)
-    quantizer = ResidualFakeQuantizer(mobilenet, config)
+    quantizer = FakeQuantizer(mobilenet, config)
     optimizer = torch.optim.SGD(mobilenet.parameters(), 0.1)
     for _ in range(3):
         step(mobilenet, images, optimizer)
@@ -101,7 +101,7 @@ def test_gradient_is_that_of_the_reconstructed_model(mobilenet: nn.Module, image
     twin = copy.deepcopy(mobilenet)
     config = IlwpConfig(bits=4)
     compress(twin, config).apply_to(twin)
-    ResidualFakeQuantizer(mobilenet, config)
+    FakeQuantizer(mobilenet, config)
     for model in (mobilenet, twin):
         F.cross_entropy(model(images), torch.arange(4)).backward()  # type: ignore[no-untyped-call]
     ours = {n.replace("parametrizations.weight.original", "weight"): p.grad for n, p in mobilenet.named_parameters()}
@@ -112,7 +112,7 @@ def test_gradient_is_that_of_the_reconstructed_model(mobilenet: nn.Module, image
 def test_can_be_switched_off_and_on(mobilenet: nn.Module, images: Tensor) -> None:
     mobilenet.eval()
     raw = mobilenet(images).detach()
-    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=2))
+    quantizer = FakeQuantizer(mobilenet, IlwpConfig(bits=2))
     assert not torch.equal(mobilenet(images), raw) and quantizer.enabled
     quantizer.enabled = False
     assert torch.equal(mobilenet(images), raw) and not quantizer.enabled
@@ -120,7 +120,7 @@ def test_can_be_switched_off_and_on(mobilenet: nn.Module, images: Tensor) -> Non
 
 def test_changes_behind_the_version_counter_are_noticed(mobilenet: nn.Module, images: Tensor) -> None:
     mobilenet.eval()
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    FakeQuantizer(mobilenet, IlwpConfig(bits=4))
     before = mobilenet(images).detach()
     for name, parameter in mobilenet.named_parameters():
         if "original" in name:
@@ -136,7 +136,7 @@ def test_chain_is_reconstructed_once_a_forward(
     calls = []
     original = fake_quantization.restore_layer
     monkeypatch.setattr(fake_quantization, "restore_layer", lambda *args: calls.append(1) or original(*args))
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    FakeQuantizer(mobilenet, IlwpConfig(bits=4))
     calls.clear()
     mobilenet(images)
     assert len(calls) == 13, "layers"
@@ -144,7 +144,7 @@ def test_chain_is_reconstructed_once_a_forward(
 
 def test_deepcopy_is_independent(mobilenet: nn.Module, images: Tensor) -> None:
     mobilenet.eval()
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    FakeQuantizer(mobilenet, IlwpConfig(bits=4))
     twin = copy.deepcopy(mobilenet)
     before = mobilenet(images).detach()
     for parameter in twin.parameters():
@@ -155,7 +155,7 @@ def test_deepcopy_is_independent(mobilenet: nn.Module, images: Tensor) -> None:
 
 def test_the_loss_is_that_of_the_raw_weights(mobilenet: nn.Module) -> None:
     plain = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0)).value()
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=2))
+    FakeQuantizer(mobilenet, IlwpConfig(bits=2))
     loss = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0))
     assert torch.equal(loss(), plain)
     loss().backward()
@@ -164,7 +164,7 @@ def test_the_loss_is_that_of_the_raw_weights(mobilenet: nn.Module) -> None:
 
 
 def test_checkpoints_resume(mobilenet: nn.Module, images: Tensor) -> None:
-    quantizer = ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    quantizer = FakeQuantizer(mobilenet, IlwpConfig(bits=4))
     optimizer = torch.optim.SGD(mobilenet.parameters(), 0.1)
     step(mobilenet, images, optimizer)
     state = copy.deepcopy(mobilenet.state_dict())
@@ -179,7 +179,7 @@ def test_checkpoints_resume(mobilenet: nn.Module, images: Tensor) -> None:
 def test_order_of_a_state_dict_survives() -> None:
     model = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4) for _ in range(3)))
     before = list(model.state_dict())
-    ResidualFakeQuantizer(model).remove()
+    FakeQuantizer(model).remove()
     assert list(model.state_dict()) == before
 
 
@@ -187,15 +187,15 @@ def test_index_maps(mobilenet: nn.Module, images: Tensor) -> None:
     name = InterLayerLoss(mobilenet, IlwpConfig(loss_weight=1.0)).chains.chains[0].layers[1]
     given = {name: torch.arange(16).flip(0) % 8}
     expected = compress(mobilenet, references=given).state_dict()
-    quantizer = ResidualFakeQuantizer(mobilenet, references=given)
+    quantizer = FakeQuantizer(mobilenet, references=given)
     assert all(torch.equal(tensor, expected[n]) for n, tensor in weights(mobilenet).items())
     quantizer.remove()
     with pytest.raises(ChainError, match="is no predicted layer"):
-        ResidualFakeQuantizer(mobilenet, references={"x": torch.zeros(1)})
+        FakeQuantizer(mobilenet, references={"x": torch.zeros(1)})
 
 
 def test_inference_mode_then_training(mobilenet: nn.Module, images: Tensor) -> None:
-    ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=4))
+    FakeQuantizer(mobilenet, IlwpConfig(bits=4))
     with torch.inference_mode():
         mobilenet(images)
     block = mobilenet.features[3]  # type: ignore[index]
@@ -206,14 +206,14 @@ def test_tied_weights_are_refused() -> None:
     model = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4) for _ in range(3)))
     model[2].weight = model[0].weight
     with pytest.raises(TrainingError, match=r"layer '0': its weight is also that of \['0', '2'\]"):
-        ResidualFakeQuantizer(model)
+        FakeQuantizer(model)
 
 
 def test_misuse(mobilenet: nn.Module) -> None:
     with pytest.raises(ConfigError, match="bits: None"):
-        ResidualFakeQuantizer(mobilenet, IlwpConfig(bits=None))
+        FakeQuantizer(mobilenet, IlwpConfig(bits=None))
     with pytest.raises(ChainError, match="no chain"):
-        ResidualFakeQuantizer(nn.Linear(2, 2))
-    ResidualFakeQuantizer(mobilenet)
+        FakeQuantizer(nn.Linear(2, 2))
+    FakeQuantizer(mobilenet)
     with pytest.raises(TrainingError, match="its weight is parametrized already"):
-        ResidualFakeQuantizer(mobilenet)
+        FakeQuantizer(mobilenet)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ilwp_plugin import IlwpConfig, load
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
-from ilwp_plugin.training import FineTuning, ResidualFakeQuantizer, fine_tune, reestimate_batch_norms
+from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune, reestimate_batch_norms
 
 from . import fine_tuning_process as process
 
@@ -188,14 +188,14 @@ def test_any_data_set(workers: int) -> None:
 
 
 def test_quantization_begins_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[ResidualFakeQuantizer] = []
-    original = ResidualFakeQuantizer.__init__
+    made: list[FakeQuantizer] = []
+    original = FakeQuantizer.__init__
 
-    def remember(self: ResidualFakeQuantizer, *args: Any, **options: Any) -> None:
+    def remember(self: FakeQuantizer, *args: Any, **options: Any) -> None:
         made.append(self)
         original(self, *args, **options)
 
-    monkeypatch.setattr(ResidualFakeQuantizer, "__init__", remember)
+    monkeypatch.setattr(FakeQuantizer, "__init__", remember)
     states: list[bool] = []
 
     def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:

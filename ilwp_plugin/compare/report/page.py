@@ -28,7 +28,7 @@ from ilwp_plugin.compare.report.tables import (
 )
 from ilwp_plugin.compare.report.text import plural
 from ilwp_plugin.compare.results import MethodResult, TrainingResult, read_results
-from ilwp_plugin.container import write_file
+from ilwp_plugin.format.container import write_file
 
 __all__ = ["build_report"]
 

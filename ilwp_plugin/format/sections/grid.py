@@ -44,6 +44,7 @@ class GridSection(Section):
 
     number = 4
     name = "grid"
+    single = False
     part = _GRID
 
     def __init__(self, infos: Sequence[TensorInfo], values: Sequence[IntegerTensor], coder: str) -> None:

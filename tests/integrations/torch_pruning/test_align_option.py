@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, estimate
 from ilwp_plugin.errors import ConfigError
-from ilwp_plugin.training import FineTuning, ResidualFakeQuantizer, fine_tune
+from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune
 
 
 def test_compress_aligns_a_copy(mobilenet: nn.Module, images: Tensor) -> None:
@@ -50,7 +50,7 @@ def test_errors(mobilenet: nn.Module, images: Tensor) -> None:
     with pytest.raises(ConfigError, match="give no references or codes"):
         compress(mobilenet, {"align": True}, example_inputs=images, references={"x": torch.zeros(1)})
     with pytest.raises(ConfigError, match="align the model first"):
-        ResidualFakeQuantizer(mobilenet, IlwpConfig(align=True))
+        FakeQuantizer(mobilenet, IlwpConfig(align=True))
     with pytest.raises(ConfigError, match="mode 'collocated'"):
         compress(mobilenet, {"align": True, "mode": "full"}, example_inputs=images)
 

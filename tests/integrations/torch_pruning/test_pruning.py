@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch_pruning as tp
 from ilwp_integrations.torch_pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
+from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import TensorError, TrainingError
 from ilwp_plugin.method.loss import inter_layer_loss
 from ilwp_plugin.method.provenance import ancestral_references
-from ilwp_plugin.selection import chains_of
 from ilwp_plugin.testing import settle
-from ilwp_plugin.training import FineTuning, InterLayerLoss, ResidualFakeQuantizer, fine_tune
+from ilwp_plugin.training import FakeQuantizer, FineTuning, InterLayerLoss, fine_tune
 from ilwp_plugin.zoo import build_model
 
 
@@ -119,7 +119,7 @@ def test_training_helpers_take_provenance(example: Tensor, tmp_path: Path) -> No
     config = IlwpConfig(bits=4, loss_weight=1.0)
     loss = InterLayerLoss(model, config, references=pruner.provenance)
     assert float(loss.value()) == pytest.approx(residual(model, pruner.provenance))
-    quantizer = ResidualFakeQuantizer(model, config, references=pruner.provenance)
+    quantizer = FakeQuantizer(model, config, references=pruner.provenance)
     weights = {n: m.weight.clone() for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     quantizer.remove()
     stored = compress(model, config, references=pruner.provenance).state_dict()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ilwp_plugin.coding import AUTO, Histogram, Symbols
-from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import StepError
+from ilwp_plugin.format.coding import Histogram, Symbols
+from ilwp_plugin.format.sections.chain import storage_mode
 from ilwp_plugin.method.prediction import PREDICTORS, gather_references
 from ilwp_plugin.method.quantization import (
     CODE_BITS,
@@ -25,7 +26,6 @@ from ilwp_plugin.method.quantization import (
     reconstruct,
 )
 from ilwp_plugin.method.rounding import Rounding, check_step, dead_zone_rounding, rate_rounding
-from ilwp_plugin.sections.chain import storage_mode
 
 __all__ = ["quantize_layer"]
 
@@ -42,7 +42,7 @@ _EXACT_BITS = 4
 def quantize_layer(
     kernels: Tensor,
     pool: KernelPool,
-    config: IlwpConfig,
+    config: KernelOptions,
     references: Tensor | None = None,
     *,
     feedback: Feedback | None = None,
@@ -70,7 +70,7 @@ def quantize_layer(
     elif references is not None:
         choices = [references]
     else:
-        modes = PREDICTORS if config.mode == AUTO else [config.mode]
+        modes = PREDICTORS if config.mode == "auto" else [config.mode]
         choices = [PREDICTORS[mode].references(kernels, pool.layers, searched) for mode in modes]
     if len(choices) == 1:
         return _round(kernels, choices[0], pool, config, feedback, None)
@@ -92,6 +92,21 @@ def quantize_layer(
     return min(layers, key=lambda layer: _cost(layer, kernels, pool, counts, worth))
 
 
+class KernelOptions(Protocol):
+    """The options that matter here, of `recipes.ilwp.IlwpOptions`."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def bits(self) -> int | None: ...
+    @property
+    def range(self) -> str: ...
+    @property
+    def residual_step(self) -> float | str | None: ...
+    @property
+    def rate_weight(self) -> float: ...
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
     """A step, a float32 scalar, and the code that larger ones are cut to; None cuts nothing."""
@@ -108,7 +123,7 @@ def _cost(layer: QuantizedLayer, kernels: Tensor, pool: KernelPool, counts: list
 
 def _bits(layer: QuantizedLayer, counts: list[int]) -> float:
     """About what a layer takes: its codes, and the entropy of its references where they are stored."""
-    stored = storage_mode(layer.references, counts) in ("local", "full")
+    stored = storage_mode(layer.references.cpu().numpy(), counts) in ("local", "full")
     indices = Histogram.of(layer.references.cpu().numpy()).entropy if stored else 0.0
     return _code_bits(layer.codes.cpu().numpy()) + indices * len(layer.codes)
 
@@ -128,7 +143,7 @@ def _round(
     kernels: Tensor,
     references: Tensor,
     pool: KernelPool,
-    config: IlwpConfig,
+    config: KernelOptions,
     feedback: Feedback | None,
     common: _Step | None,
 ) -> QuantizedLayer:
@@ -157,9 +172,9 @@ def _round(
     return QuantizedLayer(codes, size, bits_for(codes) if step.largest is None else config.bits, references, zeros)
 
 
-def _step(residual: Tensor, config: IlwpConfig) -> _Step:
+def _step(residual: Tensor, config: KernelOptions) -> _Step:
     """The step of a layer."""
-    if config.residual_step is not None:
+    if isinstance(config.residual_step, float):
         return _Step(torch.tensor(config.residual_step, dtype=torch.float32, device=residual.device), None)
     assert config.bits is not None
     largest = largest_code(config.bits)

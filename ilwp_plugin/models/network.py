@@ -1,0 +1,100 @@
+"""A model as recipes see it: its tensors, its layers, its norms, and the order in which they run.
+
+Whatever holds a model (a torch module, a state dict, another package's graph) is told to recipes as a `Network`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ilwp_plugin.models.chains import Chains, Scope, is_real
+
+__all__ = ["NORM_ROLES", "Layer", "Network", "Norm", "is_weight"]
+
+NORM_ROLES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""The tensors of a batch norm in a state dict; the last one may be missing."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight of two dimensions or more, and what belongs to it.
+
+    Attributes:
+        name: of the layer, as scopes name it; of a tensor that is no layer's `weight`, its key.
+        kind: what it is, in the words of its framework ("Conv2d", "Linear", "tensor", ...).
+        weight: key of the weight in the state.
+        bias: key of the bias; None where there is none.
+        hooked: whether training can replace the weight by another value while the model runs.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    bias: str | None = None
+    hooked: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm whose scale and shift are fixed at inference.
+
+    Attributes:
+        keys: its tensors in the state, in the order of NORM_ROLES; the last one may be missing.
+        eps: of the module; None where it is not known.
+    """
+
+    keys: tuple[str, ...]
+    eps: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Network(ABC):
+    """What recipes claim tensors of.
+
+    Attributes:
+        state: every tensor by key, in the order of the file.
+        layers: by name, in the order of the state.
+        norms: batch norms by name.
+        module: the torch module, where there is one: it can be run, calibrated and trained.
+    """
+
+    state: Mapping[str, Tensor]
+    layers: Mapping[str, Layer]
+    norms: Mapping[str, Norm]
+    module: nn.Module | None = None
+    unknown_eps: tuple[str, ...] = field(default=())
+
+    @abstractmethod
+    def chains(
+        self,
+        *,
+        scope: Scope,
+        target_scopes: Sequence[str],
+        ignored_scopes: Sequence[str],
+        layers: Sequence[str] | None,
+        example_inputs: Any,
+        taken: Mapping[str, str],
+        required: bool,
+    ) -> Chains:
+        """The layers that can predict each other; see `models.chains.find_chains`."""
+
+    def layer_of(self, key: str) -> str:
+        """The name of the layer whose weight or bias a key is; the key itself of any other tensor."""
+        name, _, role = key.rpartition(".")
+        return name if role in ("weight", "bias") and name in self.layers else key
+
+
+def is_weight(tensor: object) -> bool:
+    """Whether a tensor is a weight in the sense of recipes: real, and two or more dimensions of more than one index."""
+    return (
+        isinstance(tensor, Tensor)
+        and not is_lazy(tensor)
+        and is_real(tensor)
+        and sum(size > 1 for size in tensor.shape) >= 2
+    )

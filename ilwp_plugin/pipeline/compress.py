@@ -1,0 +1,228 @@
+"""`compress`: from a model to its file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ilwp_plugin import toolkits
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.errors import ConfigError, IlwpWarning
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.method.provenance import Origin, Provenance
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.models.torch_network import Model, network_of
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, read_inputs
+from ilwp_plugin.pipeline.file import CompressedModel, assembled, structure_section
+from ilwp_plugin.pipeline.plan import Plan, Progress, make_plan, plan_of_claims
+from ilwp_plugin.pipeline.quantize import few, quantize
+from ilwp_plugin.pipeline.trials import meet_target
+from ilwp_plugin.recipes.base import Claims, Recipe, Request
+from ilwp_plugin.recipes.given import Given
+
+__all__ = ["compress", "estimate", "trained_file"]
+
+
+def compress(
+    model: Model | Network,
+    config: IlwpConfig | Mapping[str, Any] | str | None = None,
+    *,
+    example_inputs: Any = None,
+    references: Mapping[str, Tensor] | Provenance | None = None,
+    quantized: Mapping[str, IntegerTensor] | None = None,
+    calibration: Any = None,
+    inputs: Pick | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    target_bytes: int | None = None,
+    target_bits_per_weight: float | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> CompressedModel:
+    """Make a model small: one file that restores it whole.
+
+    Without data every weight goes on a grid that loses no more than 8-bit integers do. With calibration inputs it is
+    several times smaller at about the same outputs. With one of `max_drop`, `target_bytes` and `target_bits_per_weight`
+    the steps are searched: for the smallest file within the drop, or the best one within the size; some fifteen files
+    are tried.
+
+    Args:
+        model: a module, or a state dict, whose order then stands for the execution order.
+        config: an IlwpConfig, its fields, or the name of a preset; IlwpConfig() if None.
+        example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not; and for
+            alignment, which works on a copy: the file then holds other weights, which compute the same.
+        references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
+            for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
+            channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
+        quantized: by name of tensor or layer, weights that a toolkit has quantized already: they are stored as these
+            codes, without loss, in the order given (depthwise layers are predicted by the one before).
+        calibration: what the model is called with, without labels: a tensor, a list or tuple of batches, a DataLoader
+            or a generator, read once; `calibration_inputs` has the rules. Weights are then quantized with error
+            feedback, and batch norms and biases follow. Needs a module.
+        inputs: takes a batch of `calibration` and returns what the model gets: `lambda batch: batch[0]` for a loader of
+            (x, y).
+        evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        max_drop: how much less than the model itself the restored one may score.
+        target_bytes: the most that the whole file may take.
+        target_bits_per_weight: the same, in bits of the whole file for each element of the model's parameters.
+        resume: a file that keeps the trials of the search, which goes on with them when it is started again.
+        metadata: a JSON object to store along.
+        progress: is told the progress.
+
+    Raises:
+        ChainError: the model has no chain, and nothing else is to be quantized.
+        TensorError: a tensor cannot be stored, or holds NaN or infinity where it is quantized, or is not what
+            `quantized` restores to.
+        ConfigError: nothing to quantize, or a configuration that does not fit the arguments.
+        CalibrationError: the model cannot be calibrated with these inputs, or the target cannot be met.
+        MissingDependencyError: `config.align` without torch-pruning.
+    """
+    config = IlwpConfig.of(config)
+    own = config.ilwp()
+    alignment = None
+    if own is not None and own.align:
+        if references or quantized:
+            raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
+        model, alignment = _aligned(model, config, example_inputs)
+    job = _Job.of(model, config, example_inputs, references, quantized, _examples(model, calibration, inputs), progress)
+    recipes: list[Recipe] | None = None
+    targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
+    if any(target is not None for target in targets.values()):
+        found = meet_target(job, targets, evaluate=evaluate, resume=resume, metadata=metadata, progress=progress)
+        recipes = job.at(found)
+    compressed = job.run(recipes, metadata, progress)
+    job.say(compressed)
+    compressed.alignment = alignment
+    return compressed
+
+
+def estimate(model: Model, config: IlwpConfig | Mapping[str, Any] | str | None = None, **options: Any) -> Ledger:
+    """The exact ledger of the file that `compress` with the same arguments would write, without writing it."""
+    return compress(model, config, **options).ledger
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A plan and what it takes to run it.
+
+    Attributes:
+        plan: what is claimed.
+        calibration: calibration inputs.
+    """
+
+    plan: Plan
+    calibration: CalibrationInputs | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model | Network,
+        config: IlwpConfig,
+        example_inputs: Any,
+        references: Mapping[str, Tensor] | Provenance | None,
+        quantized: Mapping[str, IntegerTensor] | None,
+        calibration: CalibrationInputs | None,
+        progress: Progress | None,
+    ) -> _Job:
+        network = network_of(model)
+        calibrated = calibration is not None
+        recipes = [recipe.resolved(calibrated) for recipe in config.recipe_list()]
+        for recipe in recipes:
+            recipe.check(calibrated)
+        if not quantized and config.preset != "lossless" and not any(recipe.quantizes() for recipe in recipes):
+            raise ConfigError(
+                "the configuration quantizes nothing; set `bits` to 2..8, or a `weight_step`; preset 'lossless' is for "
+                "a file in which no value changes"
+            )
+        given = [Given(quantized)] if quantized else []
+        chains_only = not quantized and sum(recipe.quantizes() for recipe in recipes) == 1
+        request = Request(example_inputs, references or {}, chains_only, calibrated)
+        plan = make_plan(network, [*given, *recipes], request, calibration, progress)
+        return cls(plan, calibration)
+
+    def at(self, knobs: Any) -> list[Recipe]:
+        """The recipes at other steps."""
+        return [recipe.at(knobs) or recipe for recipe in self.plan.recipes]
+
+    def run(
+        self, recipes: list[Recipe] | None, metadata: Mapping[str, Any] | None, progress: Progress | None = None
+    ) -> CompressedModel:
+        """One file."""
+        quantized = quantize(self.plan, recipes, self.calibration, progress)
+        raw = dict(self.plan.raw)
+        raw.update({name: value.to(raw[name].dtype) for name, value in quantized.changed.items() if name in raw})
+        provenance = {name: value for name, value in self.plan.request.references.items() if isinstance(value, Origin)}
+        structure = structure_section(provenance)
+        sections = [*([] if structure is None else [structure]), *quantized.sections]
+        return assembled(self.plan.directory, sections, raw, metadata, left=self.plan.left, notes=quantized.notes)
+
+    def say(self, compressed: CompressedModel) -> None:
+        """What the user has to know of the result."""
+        reasons: dict[str, list[str]] = {}
+        for layer, note in compressed.notes.items():
+            reasons.setdefault(note, []).append(layer)
+        for note, layers in reasons.items():
+            mend = "smaller steps, more `bits`, mode 'auto', or training with the inter-layer loss mend it"
+            warnings.warn(f"{few(layers)} {note}; {mend}", IlwpWarning, stacklevel=3)
+
+
+def trained_file(
+    network: Network,
+    recipes: Sequence[Recipe],
+    claims: Sequence[Claims],
+    steps: Mapping[str, float],
+    request: Request,
+    quantized: Mapping[str, IntegerTensor] | None,
+    metadata: Mapping[str, Any] | None,
+    left: Mapping[str, str],
+) -> CompressedModel:
+    """The file of a model after training, of what was claimed before it.
+
+    Args:
+        network: the trained model.
+        recipes: those that trained it.
+        claims: of each.
+        steps: by key, those that the model has trained with.
+        request: what the caller has given.
+        quantized: weights that a toolkit has quantized, which no recipe gets.
+        metadata: a JSON object to store along.
+        left: why weights are stored as they are, by layer.
+    """
+    given = [Given(quantized)] if quantized else []
+    taken = [recipe.claim(network, network.state, request) for recipe in given]
+    own = {key for one in taken for key in one.tensors}
+    rest = [replace(one, tensors=tuple(key for key in one.tensors if key not in own)) for one in claims]
+    plan = plan_of_claims(network, [*given, *recipes], [*taken, *rest], request, left, steps)
+    return _Job(plan, None).run(None, metadata)
+
+
+def _examples(model: Model | Network, calibration: Any, inputs: Pick | None) -> CalibrationInputs | None:
+    if calibration is None:
+        if inputs is not None:
+            raise ConfigError("inputs: picks what the model gets from the batches of `calibration`, which is not given")
+        return None
+    if not isinstance(model, nn.Module):
+        raise ConfigError("calibration: a state dict cannot be run; give the module")
+    return read_inputs(model, calibration, inputs)
+
+
+def _aligned(model: Model | Network, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:
+    """An aligned copy, and the report."""
+    if not isinstance(model, nn.Module) or example_inputs is None:
+        raise ConfigError(
+            "align=True needs the module itself and example_inputs, to find what follows its channels and to verify "
+            f"that its outputs stay; got a {type(model).__name__}" + (" without them" if example_inputs is None else "")
+        )
+    model = copy.deepcopy(unwrap(model)).cpu()
+    inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
+    return model, toolkits.load("pruning").align(model, inputs, config)

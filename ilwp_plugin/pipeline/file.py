@@ -1,0 +1,371 @@
+"""A model as its file holds it, with torch's tensors; `ilwp_plugin.format` reads the same file with numpy alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ilwp_plugin import format as ilwp_format
+from ilwp_plugin.errors import FormatError, TensorError
+from ilwp_plugin.format import container
+from ilwp_plugin.format.container import SectionBytes, TensorInfo, write_file
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.format.sections import (
+    ChainSection,
+    FieldSection,
+    GridSection,
+    MetadataSection,
+    RawSection,
+    Section,
+    SparseSection,
+    StructureSection,
+    Summary,
+)
+from ilwp_plugin.ledger import Ledger
+from ilwp_plugin.method.provenance import Origin, Provenance
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.names import translate
+from ilwp_plugin.models.resizing import resize_layers
+from ilwp_plugin.models.tensors import array_of, dtype_of, same_bits, tensor_of
+from ilwp_plugin.models.torch_network import Model, network_of
+from ilwp_plugin.pipeline.plan import directory_of
+from ilwp_plugin.pipeline.quantize import few
+
+__all__ = ["CompressedModel", "assembled", "load", "loads", "lossless_sections", "untouched"]
+
+S = TypeVar("S", bound=Section)
+
+_AS_THEY_ARE = (RawSection, SparseSection, FieldSection)
+_PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WORTH_FIELDS = 64
+"""Integers of fewer bytes are not worth a look."""
+
+
+class CompressedModel:
+    """A model as an `.ilwp` file holds it. Made by `compress` and `load`.
+
+    Attributes:
+        tensors: the directory: name, dtype, shape and storage of every tensor of the state dict.
+        sections: what holds them, in the order of the file.
+        left: why each weight that is stored as it is was left, by layer; known to `compress` only, it is not stored.
+        notes: what has to be said of layers, by name; likewise.
+        alignment: what `config.align` has done (`pipeline.alignment.AlignmentReport`); likewise.
+    """
+
+    alignment: Any = None
+
+    def __init__(
+        self,
+        tensors: Sequence[TensorInfo],
+        sections: Sequence[Section],
+        *,
+        left: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.tensors, self.sections = tuple(tensors), tuple(sections)
+        self.left, self.notes = dict(left or {}), dict(notes or {})
+        self._read_ledger = ledger
+
+    def _kind(self, kind: type[S]) -> list[S]:
+        return [section for section in self.sections if isinstance(section, kind)]
+
+    @property
+    def chains(self) -> list[ChainSection]:
+        """The chains."""
+        return self._kind(ChainSection)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The JSON object given along, new at each call; empty where none was."""
+        found = self._kind(MetadataSection)
+        return found[0].value if found else {}
+
+    @property
+    def provenance(self) -> dict[str, Origin]:
+        """Of a pruned model, the origin of the channels of each layer that lost some."""
+        return {
+            name: Origin(torch.from_numpy(origin.survivors.copy()), origin.channels)
+            for section in self._kind(StructureSection)
+            for name, origin in section.provenance.items()
+        }
+
+    @property
+    def quantized(self) -> dict[str, IntegerTensor]:
+        """The tensors that are stored as codes on a grid, by name; those given to `compress` among them."""
+        return {
+            info.name: value
+            for section in self._kind(GridSection)
+            for info, value in zip(section.infos, section.values, strict=True)
+        }
+
+    @property
+    def layers(self) -> list[Summary]:
+        """What there is to say about each compressed layer: `name`, `kind`, `shape` and `details`."""
+        return [summary for section in self.sections for summary in section.summaries()]
+
+    @cached_property
+    def _directory(self) -> dict[str, TensorInfo]:
+        return {info.name: info for info in self.tensors}
+
+    @cached_property
+    def _owners(self) -> dict[str, Section]:
+        return {name: section for section in self.sections for name in section.names}
+
+    @cached_property
+    def _encoded(self) -> list[SectionBytes]:
+        return [section.encode(self.tensors) for section in self.sections]
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every byte by part and layer. Exact: `file_bytes` is the size on disk.
+
+        Of a loaded model it is that of the file as it was read; another encoder may have written it differently.
+        """
+        if self._read_ledger is None:
+            self._read_ledger = container.measure(self.tensors, self._encoded)
+        return self._read_ledger
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The restored tensors in the order of the original: compressed ones exactly as quantized, the others equal.
+
+        Each call gives new tensors; aliases (shared weights) share theirs, as in the original.
+        """
+        found = {name: array for section in self.sections for name, array in section.restore_all()}
+        restored: dict[str, Tensor] = {}
+        for info in self.tensors:
+            if info.storage == "alias":
+                restored[info.name] = restored[self.tensors[info.alias_of].name]
+            else:
+                restored[info.name] = tensor_of(found.pop(info.name), dtype_of(info.dtype))
+        return restored
+
+    def tensor(self, name: str) -> Tensor:
+        """One restored tensor, new. What is in memory are the codes, in two bytes a weight; only this one is restored.
+
+        Raises:
+            TensorError: the file has no tensor of this name.
+        """
+        if name not in self._directory:
+            raise TensorError(f"no tensor {name!r} in the file; it has {few(list(self._directory))}")
+        info = self._directory[name]
+        if info.storage == "alias":
+            return self.tensor(self.tensors[info.alias_of].name)
+        return tensor_of(self._owners[name].restore(name), dtype_of(info.dtype))
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Load the restored tensors into a model.
+
+        A file of a model in a wrapper (`module.`, `_orig_mod.` in its names) fits the model without it, and the other
+        way round; so does one whose names all have one prefix more or less.
+
+        Raises:
+            TensorError: names, shapes or dtypes do not fit; the model is as it was.
+        """
+        model = unwrap(model)
+        own, restored = model.state_dict(), self.state_dict()
+        names = translate(own, restored)
+        if names is None:
+            missing = [name for name in own if name not in restored]
+            unexpected = [name for name in restored if name not in own]
+            raise TensorError(
+                f"the file does not fit {type(model).__name__}: "
+                f"not in the file: {few(missing)}; not in the model: {few(unexpected)}"
+            )
+        restored = {name: restored[stored] for name, stored in names.items()}
+        for name, tensor in restored.items():
+            mine = own[name]
+            if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
+                raise TensorError(
+                    f"tensor {name!r} does not fit {type(model).__name__}: expected {tuple(mine.shape)} {mine.dtype}, "
+                    f"got {tuple(tensor.shape)} {tensor.dtype}"
+                )
+        own.update(restored)  # with the versions of its modules: torch resets values of older ones as it loads them
+        model.load_state_dict(own)
+
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.
+
+        Args:
+            model: as its class makes it, before any pruning; it is changed in place.
+
+        Returns:
+            The model.
+
+        Raises:
+            TensorError: the names do not fit, or a shape is not that of a pruned layer of its kind; the model is as it
+                was.
+        """
+        own = unwrap(model)
+        names = translate(own.state_dict(), self._directory)
+        if names is not None:  # else the next says what does not fit
+            resize_layers(own, {name: self._directory[stored].shape for name, stored in names.items()})
+        self.apply_to(own)
+        return model
+
+    def with_others_of(self, model: Model, metadata: Mapping[str, Any] | None = None) -> CompressedModel:
+        """The same compressed tensors, with every other one as a model has it now.
+
+        Compressing a restored model again would quantize what is quantized already; this does not.
+
+        Args:
+            model: a module, or a state dict.
+            metadata: a JSON object to store along, instead of the one here.
+
+        Raises:
+            TensorError: a compressed tensor is missing, or has changed since.
+        """
+        state = network_of(model).state
+        kept = [section for section in self.sections if section.names and not isinstance(section, _AS_THEY_ARE)]
+        claimed = [name for section in kept for name in section.names]
+        for name in claimed:
+            if name not in state or not same_bits(state[name].detach().cpu(), self.tensor(name)):
+                how = "changed since it was compressed" if name in state else "not there any more"
+                raise TensorError(f"tensor {name!r} is {how}; compress the model again")
+        directory, raw, _ = directory_of(state, claimed)
+        metadata = self.metadata if metadata is None else metadata
+        return assembled(
+            directory,
+            [*self._kind(StructureSection), *kept],
+            raw,
+            metadata,
+            left=self.left,
+            extra=[
+                section for section in self.sections if section.ancillary and not isinstance(section, MetadataSection)
+            ],
+        )
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
+        return b"".join(self._pack())
+
+    def save(self, path: str | os.PathLike[str]) -> Ledger:
+        """Write the file atomically, and verify it by reading it back.
+
+        Returns:
+            The ledger of the file.
+
+        Raises:
+            FileError: the file cannot be written; what was at the path before is untouched.
+        """
+
+        def verify(data: bytes) -> None:
+            written = loads(data, "the new file")
+            for info in self.tensors:
+                if not same_bits(written.tensor(info.name), self.tensor(info.name)):
+                    raise FormatError(f"tensor {info.name!r} is not restored")
+
+        write_file(path, self._pack(), verify)
+        self._read_ledger = None  # of a loaded model: now it is what this version writes
+        return self.ledger
+
+    def _pack(self) -> Iterator[bytes | memoryview]:
+        return container.pack(self.tensors, self._encoded)
+
+
+def untouched(compressed: CompressedModel) -> set[str]:
+    """Names of the tensors that are stored without any change of their values."""
+    return {name for section in compressed.sections if isinstance(section, _AS_THEY_ARE) for name in section.names}
+
+
+def lossless_sections(
+    directory: Sequence[TensorInfo], raw: Mapping[str, Tensor]
+) -> tuple[list[TensorInfo], list[Section]]:
+    """Tensors that nothing quantizes, each in the section that holds it in the fewest bytes.
+
+    Returns:
+        The directory, where those that are not stored as they are are "coded", and the sections.
+    """
+    sparse, fields, left = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    bits: dict[str, int] = {}
+    by_name = {info.name: info for info in directory}
+    for name, tensor in raw.items():
+        info, values = by_name[name], array_of(tensor)
+        if tensor.is_floating_point():  # a mask times a negative weight is -0, which computes as 0 does
+            unsigned = array_of(tensor + 0.0) if tensor.dtype.itemsize > 1 else values
+            size = SparseSection.size(info, unsigned) if tensor.dim() > 1 else None
+            if size is not None and size + 2 < info.nbytes:
+                sparse[name] = unsigned
+                continue
+        elif info.nbytes >= _WORTH_FIELDS and tensor.dtype in _PACKED:
+            bits[name] = FieldSection.best_bits(info, values)
+            size_of_fields = FieldSection.size(info, values, bits[name])
+            if size_of_fields is not None and size_of_fields + 8 < info.nbytes:
+                fields[name] = values
+                continue
+        left[name] = values
+    infos = [replace(info, storage="coded") if info.name in {*sparse, *fields} else info for info in directory]
+    own = {info.name: info for info in infos}
+    sections: list[Section] = []
+    if sparse:
+        sections.append(SparseSection([own[name] for name in sparse], sparse))
+    if fields:
+        sections.append(FieldSection([own[name] for name in fields], fields, {name: bits[name] for name in fields}))
+    return infos, [*sections, RawSection([own[name] for name in left], left)]
+
+
+def assembled(
+    directory: Sequence[TensorInfo],
+    sections: Sequence[Section],
+    raw: Mapping[str, Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    left: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+    extra: Sequence[Section] = (),
+) -> CompressedModel:
+    """A file of sections that recipes have given, and of everything else as it is.
+
+    Args:
+        directory: of the file.
+        sections: of the recipes.
+        raw: the tensors that none of them holds, by name.
+        metadata: a JSON object to store along.
+        left: see `CompressedModel`.
+        notes: likewise.
+        extra: further sections, which hold no tensors.
+    """
+    infos, others = lossless_sections(directory, raw)
+    stored: list[Section] = [MetadataSection(metadata)] if metadata else []
+    return CompressedModel(infos, [*sections, *others, *extra, *stored], left=left, notes=notes)
+
+
+def structure_section(provenance: Provenance) -> StructureSection | None:
+    """The section of origins of channels; None where nothing was pruned."""
+    if not provenance:
+        return None
+    origins = {
+        name: ilwp_format.Origin(origin.survivors.numpy(), origin.channels) for name, origin in provenance.items()
+    }
+    return StructureSection(origins)
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> CompressedModel:
+    """Read an `.ilwp` file.
+
+    Args:
+        path: the file.
+        max_bytes: refuse a file that takes more memory than this, in bytes, to read; tensors that share memory count in
+            full.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: it is no valid `.ilwp` file.
+        LimitError: over `max_bytes`.
+    """
+    return _of(ilwp_format.read(path, max_bytes=max_bytes))
+
+
+def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> CompressedModel:
+    """Like `load`, from the content of a file; `where` names it in messages."""
+    return _of(ilwp_format.read(data, where=where, max_bytes=max_bytes))
+
+
+def _of(file: ilwp_format.IlwpFile) -> CompressedModel:
+    return CompressedModel(file.infos, file.sections, ledger=file.ledger)

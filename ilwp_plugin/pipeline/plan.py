@@ -1,0 +1,260 @@
+"""The part of a compression that is done once: what each recipe takes, and what its errors do to the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.format.container import TensorInfo, check_name, check_tensor
+from ilwp_plugin.method.allocation import allocate_steps, safe_step
+from ilwp_plugin.models.network import Network, is_weight
+from ilwp_plugin.models.tensors import dtype_name
+from ilwp_plugin.pipeline.calibration import output_errors
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
+from ilwp_plugin.recipes.base import AUTO, Claims, Recipe, Request, StepGroup
+
+__all__ = ["Plan", "Progress", "choose_steps", "claim_all", "directory_of", "make_plan", "plan_of_claims"]
+
+Progress = Any
+"""(what, done, of how many): is told the layer, and how many kernels or rows are done; while errors are measured, how
+many layers; in a search, how many trials."""
+
+MEASURED_SHARE = 1 / 8
+"""Of a step, for measuring what errors of a layer cost: near the step itself they are not small, white noise."""
+
+OUTPUT_ERROR = 0.01
+"""Where no step and no target is given: squared error of the outputs on the calibration inputs, relative to their
+variance, that steps are chosen for. It is an upper bound: error feedback and norms make up for much of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be done with a model; quantizing it, once or many times, is `quantize`.
+
+    Attributes:
+        network: the model.
+        recipes: in order of precedence.
+        claims: of each.
+        request: what the caller has given.
+        directory: of the file.
+        raw: copies of the tensors that no recipe takes, by name.
+        infos: by key of a claimed tensor, the entry that holds it.
+        left: why each weight that no recipe takes was left, by layer.
+        costs: by key of a weight whose step is to be measured, the squared error of the outputs, relative to their
+            variance, for a squared error of 1 / 12 in each weight.
+        given_steps: by key, steps that were chosen before, in a training for example.
+    """
+
+    network: Network
+    recipes: tuple[Recipe, ...]
+    claims: tuple[Claims, ...]
+    request: Request
+    directory: tuple[TensorInfo, ...]
+    raw: Mapping[str, Tensor]
+    infos: Mapping[str, TensorInfo]
+    left: Mapping[str, str]
+    costs: Mapping[str, float] = field(default_factory=dict)
+    given_steps: Mapping[str, float] = field(default_factory=dict)
+
+    def steps(self, recipes: Sequence[Recipe] | None = None) -> dict[str, float]:
+        """By key, the steps of all weights whose recipe has steps.
+
+        Args:
+            recipes: the plan's own at other settings; None for the plan's own.
+        """
+        steps = choose_steps(self.network, recipes or self.recipes, self.claims, self.costs)
+        return {**steps, **self.given_steps}
+
+
+def choose_steps(
+    network: Network, recipes: Sequence[Recipe], claims: Sequence[Claims], costs: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """By key, the steps of all weights whose recipe has steps; see `Plan.steps`."""
+    chosen: dict[str, float] = {}
+    for recipe, taken in zip(recipes, claims, strict=True):
+        for group in recipe.step_groups(network, taken):
+            chosen.update(_steps_of(group, {key: network.state[key] for key in group.keys}, costs or {}))
+    return chosen
+
+
+def _steps_of(group: StepGroup, weights: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, float]:
+    if group.measured:
+        errors = {key: costs.get(key, 0.0) for key in weights}
+        numbers = {key: weight.numel() for key, weight in weights.items()}
+        sizes = {key: float(weight.double().square().mean().sqrt()) for key, weight in weights.items()}
+        mean = _measured_mean(weights, errors, numbers, sizes) if group.mean == AUTO else group.mean
+        return allocate_steps(mean, errors, numbers, sizes)
+    if group.mean == AUTO:
+        return {key: safe_step(weight) or 1.0 for key, weight in weights.items()}
+    return dict.fromkeys(weights, group.mean)
+
+
+def _measured_mean(
+    weights: Mapping[str, Tensor], errors: Mapping[str, float], numbers: Mapping[str, int], sizes: Mapping[str, float]
+) -> float:
+    """The mean step at which the errors of these weights add up to OUTPUT_ERROR."""
+    if not any(errors.values()):
+        safe = [safe_step(weight) or 1.0 for weight in weights.values()]
+        return math.exp(sum(map(math.log, safe)) / len(safe))
+    step = _spread(weights)
+    for _ in range(3):  # limits of the allocation make the sum other than proportional to the square
+        total = sum(errors[key] * s * s for key, s in allocate_steps(step, errors, numbers, sizes).items())
+        step *= math.sqrt(OUTPUT_ERROR / total)
+    return step
+
+
+def _spread(weights: Mapping[str, Tensor]) -> float:
+    """Standard deviation of all weights together, 1 where they are all alike."""
+    return float(torch.cat([w.detach().flatten().float().cpu() for w in weights.values()]).std()) or 1.0
+
+
+def make_plan(
+    network: Network,
+    recipes: Sequence[Recipe],
+    request: Request,
+    calibration: CalibrationInputs | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Trace, select and measure.
+
+    Args:
+        network: the model.
+        recipes: in order of precedence, see `Recipe.resolved`.
+        request: what the caller has given.
+        calibration: calibration inputs.
+        progress: is told the layers whose errors are measured.
+
+    Raises:
+        ChainError, ConfigError, TensorError: see `compress`.
+    """
+    claims, left = claim_all(network, recipes, request)
+    plan = plan_of_claims(network, recipes, claims, request, left)
+    return plan if calibration is None else replace(plan, costs=_costs(plan, calibration, progress))
+
+
+def claim_all(network: Network, recipes: Sequence[Recipe], request: Request) -> tuple[list[Claims], dict[str, str]]:
+    """What each recipe takes, and why each weight that none takes was left, by layer."""
+    for name, tensor in network.state.items():
+        _check_tensor(name, tensor)
+    free, claims = dict.fromkeys(network.state), []
+    for recipe in recipes:
+        taken = recipe.claim(network, free, request)
+        for key in taken.tensors:
+            if key not in network.state:
+                raise TensorError(
+                    f"no tensor {key!r} in the state dict; a parametrization or mask on the layer has to be removed "
+                    "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations); zeros stay zeros"
+                )
+            if key not in free:
+                raise ConfigError(f"recipe {recipe.name!r} takes {key!r}, which an earlier recipe has taken")
+            del free[key]
+        claims.append(taken)
+    return claims, _left(network, claims, free)
+
+
+def plan_of_claims(
+    network: Network,
+    recipes: Sequence[Recipe],
+    claims: Sequence[Claims],
+    request: Request,
+    left: Mapping[str, str],
+    given_steps: Mapping[str, float] | None = None,
+) -> Plan:
+    """A plan whose claims are known."""
+    directory, raw, infos = directory_of(network.state, [key for taken in claims for key in taken.tensors])
+    once = tuple(_once(taken, infos) for taken in claims)
+    return Plan(network, tuple(recipes), once, request, directory, raw, infos, left, given_steps=given_steps or {})
+
+
+def _costs(plan: Plan, calibration: CalibrationInputs, progress: Progress | None) -> dict[str, float]:
+    """See `Plan.costs`."""
+    costs: dict[str, float] = {}
+    for recipe, claims in zip(plan.recipes, plan.claims, strict=True):
+        for group in recipe.step_groups(plan.network, claims):
+            if not group.measured:
+                continue
+            weights = {key: plan.network.state[key] for key in group.keys}
+            share = (_spread(weights) if group.mean == AUTO else group.mean) * MEASURED_SHARE
+            reached = {key: layer for key in weights if (layer := plan.network.layer_of(key)) != key}
+            rounded = {
+                layer: torch.round(weights[key] / share) * share
+                for key, layer in reached.items()
+                if plan.network.layers[layer].hooked
+            }
+            assert plan.network.module is not None
+            errors = output_errors(plan.network.module, calibration, rounded, progress)
+            costs.update({key: errors[layer] / share**2 for key, layer in reached.items() if layer in errors})
+    return costs
+
+
+def _once(claims: Claims, infos: Mapping[str, TensorInfo]) -> Claims:
+    """Without the keys of tensors that share the memory of one before."""
+    owners: dict[str, str] = {}
+    for key in claims.tensors:
+        owners.setdefault(infos[key].name, key)
+    return replace(claims, tensors=tuple(key for key in claims.tensors if owners[infos[key].name] == key))
+
+
+def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) -> dict[str, str]:
+    """Why weights stay as they are."""
+    reasons: dict[str, str] = {}
+    for taken in claims:
+        reasons.update(taken.left)
+    left: dict[str, str] = {}
+    for key in free:
+        name = network.layer_of(key)
+        if is_weight(network.state[key]):
+            left[name] = reasons.get(name, "no recipe of the configuration takes it")
+    left.update({name: reason for name, reason in reasons.items() if name in network.norms})
+    return left
+
+
+def directory_of(
+    state: Mapping[str, Tensor], claimed: Sequence[str]
+) -> tuple[tuple[TensorInfo, ...], dict[str, Tensor], dict[str, TensorInfo]]:
+    """The directory of a state dict, copies of its unclaimed tensors, and the entry that each claimed one is stored as.
+
+    Of tensors that share all their memory the first is stored and the others are its aliases, so a claimed tensor may
+    be stored under another name than its own.
+    """
+    coded = {_place(key, state[key]) for key in claimed}
+    owners: dict[tuple[Any, ...], int] = {}
+    infos: list[TensorInfo] = []
+    raw: dict[str, Tensor] = {}
+    for position, (name, tensor) in enumerate(state.items()):
+        place, shape, dtype = _place(name, tensor), tuple(tensor.shape), dtype_name(tensor.dtype)
+        if place in owners:
+            infos.append(TensorInfo(name, dtype, shape, "alias", owners[place]))
+            continue
+        owners[place] = position
+        infos.append(TensorInfo(name, dtype, shape, "coded" if place in coded else "raw"))
+        if place not in coded:
+            raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
+    return tuple(infos), raw, {key: infos[owners[_place(key, state[key])]] for key in claimed}
+
+
+def _place(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors with the same values at the same place in memory; empty ones share nothing."""
+    if tensor.numel() == 0:
+        return (name,)
+    return (tensor.device, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype, tensor.is_conj())
+
+
+def _check_tensor(name: object, tensor: object) -> None:
+    if not isinstance(name, str) or (fault := check_name(name)):
+        raise TensorError(f"tensor name {name!r} {fault if isinstance(name, str) else 'is no string'}")
+    if not isinstance(tensor, Tensor):
+        raise TensorError(f"{name!r} is a {type(tensor).__name__}; a .ilwp file holds tensors only")
+    if is_lazy(tensor):
+        raise TensorError(f"tensor {name!r} belongs to a lazy layer that has not run yet; run the model once")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        what = "has no values (meta device)" if tensor.is_meta else "is sparse or quantized by torch"
+        raise TensorError(f"tensor {name!r} {what}; a .ilwp file holds dense tensors")
+    check_tensor(name, dtype_name(tensor.dtype), tensor.shape)

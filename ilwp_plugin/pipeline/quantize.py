@@ -1,0 +1,160 @@
+"""The part of a compression that is done for every choice of steps: weights in, sections out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ilwp_plugin.errors import IlwpWarning
+from ilwp_plugin.format.sections import Section
+from ilwp_plugin.method.error_feedback import Feedback
+from ilwp_plugin.pipeline.calibration import BatchNormMoments, calibrate
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
+from ilwp_plugin.pipeline.plan import Plan, Progress
+from ilwp_plugin.recipes.base import Encoding, EncodingContext, NormFit, Recipe
+
+__all__ = ["LARGE_ERROR", "Quantized", "few", "quantize"]
+
+LARGE_ERROR = 0.5
+"""Squared error of the outputs relative to their variance, from which on a model is hardly what it was."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What one pass has given.
+
+    Attributes:
+        sections: of all recipes, in their order.
+        changed: tensors that no recipe claims, but calibration has changed, by key.
+        notes: what has to be said of layers, by name.
+        error: squared error of the outputs on the last calibration batch, relative to their variance; None without.
+    """
+
+    sections: Sequence[Section]
+    changed: Mapping[str, Tensor]
+    notes: Mapping[str, str]
+    error: float | None
+
+
+class _ProgressCounter:
+    """Adds up the rows that are done: those of whole layers, and of a search within a layer."""
+
+    def __init__(self, tell: Progress | None, total: int) -> None:
+        self._tell, self._total, self._layers, self._search = tell, total, 0, 0
+
+    def searched(self, layer: str, rows: int) -> None:
+        self._search += rows
+        if self._tell is not None:
+            self._tell(layer, self._layers + self._search, self._total)
+
+    def finished(self, layer: str, rows: int) -> None:
+        self._layers, self._search = self._layers + rows, 0
+        if self._tell is not None:
+            self._tell(layer, min(self._layers, self._total), self._total)
+
+
+class _Pass:
+    """Hands every tensor to the encoding of its owner; a `calibration.Visitor`."""
+
+    def __init__(self, plan: Plan, recipes: Sequence[Recipe], progress: Progress | None) -> None:
+        self._plan = plan
+        rows = sum(_rows(plan, key) for claims in plan.claims for key in claims.tensors)
+        counter = _ProgressCounter(progress, rows)
+        context = EncodingContext(
+            plan.network, plan.infos, plan.steps(recipes), plan.request.references, counter.finished, counter.searched
+        )
+        self.encodings = [recipe.encode(claims, context) for recipe, claims in zip(recipes, plan.claims, strict=True)]
+        self._owner: dict[str, Encoding] = {
+            key: encoding
+            for encoding, claims in zip(self.encodings, plan.claims, strict=True)
+            for key in claims.tensors
+        }
+        self.changed: dict[str, Tensor] = {}
+
+    @property
+    def layers(self) -> set[str]:
+        """Names of the layers whose weights are claimed."""
+        return {name for name, layer in self._plan.network.layers.items() if layer.weight in self._owner}
+
+    def layer(self, name: str, module: nn.Module, feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+        """See `calibration.Visitor`."""
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        restored = self._owner[f"{name}.weight"].quantize(f"{name}.weight", weight, feedback)
+        if not isinstance(bias, Tensor):
+            return restored, None
+        key = f"{name}.bias"
+        corrected = bias + feedback.bias_correction(weight, restored).to(bias.dtype)
+        if key in self._owner:
+            return restored, self._owner[key].quantize(key, corrected)
+        self.changed[key] = corrected
+        return restored, corrected
+
+    def batch_norm(self, name: str, module: nn.Module, moments: BatchNormMoments) -> Mapping[str, Tensor]:
+        """See `calibration.Visitor`."""
+        assert isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
+        assert isinstance(module.running_var, Tensor)
+        mean, variance, mean_output, spread, slope = moments.fit(module.running_var)
+        if (owner := self._owner.get(f"{name}.weight")) is not None:
+            plain = module.weight.double() / torch.sqrt(variance + module.eps)
+            fit = NormFit(torch.where(slope.isnan(), plain, slope), mean, mean_output, spread)
+            return owner.norm(name, fit)
+        unbiased = variance * moments.count / max(1, moments.count - 1)
+        values = {"running_mean": mean.float(), "running_var": unbiased.float()}
+        self.changed.update({f"{name}.{key}": value for key, value in values.items()})
+        return values
+
+
+def _rows(plan: Plan, key: str) -> int:
+    shape = plan.network.state[key].shape
+    return int(shape[0]) if shape else 1
+
+
+def quantize(
+    plan: Plan,
+    recipes: Sequence[Recipe] | None = None,
+    calibration: CalibrationInputs | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Encode all that is claimed, with error feedback where there are calibration inputs.
+
+    Args:
+        plan: what is claimed.
+        recipes: the plan's own at other settings; None for the plan's own.
+        calibration: calibration inputs.
+        progress: is told the layer, how many rows or kernels are done, and of how many.
+    """
+    visitor = _Pass(plan, recipes or plan.recipes, progress)
+    error = None
+    if calibration is not None:
+        assert plan.network.module is not None
+        calibrated = calibrate(plan.network.module, calibration, visitor, visitor.layers)
+        error = calibrated.error
+        if error > LARGE_ERROR:
+            warnings.warn(
+                f"the outputs on the calibration inputs change by {error:.0%} of their variance; choose smaller steps",
+                IlwpWarning,
+                stacklevel=4,
+            )
+        if missed := sorted(visitor.layers - calibrated.layers):
+            warnings.warn(
+                f"{few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls",
+                IlwpWarning,
+                stacklevel=4,
+            )
+    notes: dict[str, str] = {}
+    sections: list[Section] = []
+    for encoding in visitor.encodings:
+        encoding.finish(plan.network.state)
+        sections += encoding.sections()
+        notes.update(encoding.notes)
+    return Quantized(sections, visitor.changed, notes, error)
+
+
+def few(names: Sequence[str]) -> str:
+    """Some names, and how many more."""
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"

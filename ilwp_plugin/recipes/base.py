@@ -1,0 +1,475 @@
+"""What a recipe is: which tensors it takes, how it trains them, how it encodes them.
+
+A recipe is one file in this folder and one entry in `RECIPES`. It then works in Python, in JSON, under the toolkits,
+on the command line and in `ilwp compare`. Every tensor has one owner: recipes claim in the order of the configuration,
+each of what the earlier ones have left.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ilwp_plugin.errors import TensorError
+from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.sections import Section
+from ilwp_plugin.method.error_feedback import Feedback
+from ilwp_plugin.method.quantization import straight_through
+from ilwp_plugin.models.chains import matcher
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.registry import Registry
+
+__all__ = [
+    "AUTO",
+    "RECIPES",
+    "Claims",
+    "Encoding",
+    "EncodingContext",
+    "Knobs",
+    "NormFit",
+    "Options",
+    "Recipe",
+    "Request",
+    "StepGroup",
+    "TrainingPart",
+    "WeightEncoding",
+    "WeightRecipe",
+    "WeightSource",
+    "check_finite",
+]
+
+AUTO: Literal["auto"] = "auto"
+
+Step = Annotated[float, Field(strict=True, gt=0, le=float(torch.finfo(torch.float32).max), allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
+
+Self = TypeVar("Self", bound="Options")
+
+
+class Options(BaseModel):
+    """What every recipe can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_scopes: Names = Field(
+        default=(),
+        description="Layers to take, by name, by the name of a module that holds them, or by '{re}regular expression'; "
+        "empty takes all.",
+    )
+    ignored_scopes: Names = Field(default=(), description="Layers to leave out, named likewise.")
+    coder: str = Field(
+        default=AUTO,
+        description="Entropy coder of all codes: huffman (the paper's), ans, or 'auto', the smaller for each group of "
+        "layers.",
+    )
+
+    def changed(self: Self, **changes: Any) -> Self:
+        """A copy with some fields changed; they are valid already."""
+        return self.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a search for a target turns.
+
+    Attributes:
+        weight_step: mean step of the weights outside chains, in units of weight.
+        dead_zone: weights become 0 below this many steps.
+    """
+
+    weight_step: float
+    dead_zone: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller has given besides the model.
+
+    Attributes:
+        example_inputs: for one forward pass that finds the execution order.
+        references: by layer, given references or origins; see `compress`.
+        required: whether it is an error if the recipe finds nothing, since nothing else is to be compressed.
+        calibrated: whether there will be calibration inputs.
+    """
+
+    example_inputs: Any = None
+    references: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = False
+    calibrated: bool = False
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a recipe takes of a network.
+
+    Attributes:
+        tensors: keys, in the order in which they have to be encoded.
+        left: why it left what it could have taken, by layer.
+    """
+
+    tensors: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepGroup:
+    """Weights whose steps are chosen together.
+
+    Attributes:
+        mean: geometric mean of their steps; AUTO for one that is safe.
+        keys: of the weights.
+        measured: whether each gets a step of its own, by what its errors do to the outputs.
+    """
+
+    mean: float | Literal["auto"]
+    keys: tuple[str, ...]
+    measured: bool
+
+
+@dataclass(frozen=True)
+class NormFit:
+    """A batch norm as it is to be, (channels,) float64 each.
+
+    Attributes:
+        scale: what the inputs are multiplied with.
+        mean_input: mean of the inputs.
+        mean_output: what that mean is mapped to.
+        spread: standard deviation of the outputs.
+    """
+
+    scale: Tensor
+    mean_input: Tensor
+    mean_output: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True)
+class EncodingContext:
+    """What an encoding works with.
+
+    Attributes:
+        network: the model.
+        infos: by key, the entry of the file that holds the tensor; tensors that share memory share it.
+        steps: by key, steps that were chosen for this model, in units of weight.
+        references: see `Request`.
+        progress: is told the layer and how many of its rows or kernels are done.
+        searched: is told the progress of a search within a layer, likewise.
+    """
+
+    network: Network
+    infos: Mapping[str, TensorInfo]
+    steps: Mapping[str, float] = field(default_factory=dict)
+    references: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[str, int], None] = lambda layer, count: None
+    searched: Callable[[str, int], None] = lambda layer, count: None
+
+
+class Encoding(ABC):
+    """One pass of a recipe over its claims: tensors in, sections out.
+
+    Args:
+        claims: of the recipe.
+        context: what it works with.
+
+    Attributes:
+        done: keys that are encoded.
+        notes: what the user has to be told, by layer.
+    """
+
+    def __init__(self, claims: Claims, context: EncodingContext) -> None:
+        self.claims, self.context = claims, context
+        self.done: set[str] = set()
+        self.notes: dict[str, str] = {}
+
+    @abstractmethod
+    def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
+        """Encode a tensor of the claims.
+
+        Args:
+            key: of the tensor.
+            value: as the model has it now.
+            feedback: what is known of its layer's inputs; None rounds it alone.
+
+        Returns:
+            What it is restored to, in its shape and dtype.
+        """
+
+    def norm(self, name: str, fit: NormFit) -> Mapping[str, Tensor]:
+        """Encode a batch norm, where the recipe claims norms; returns what it is restored to, by role."""
+        raise NotImplementedError(f"{type(self).__name__} claims no norms")
+
+    def finish(self, state: Mapping[str, Tensor]) -> None:
+        """Encode what calibration did not reach."""
+        for key in self.claims.tensors:
+            if self.context.infos[key].name not in self.done:
+                self.quantize(key, state[key])
+
+    @abstractmethod
+    def sections(self) -> Sequence[Section]:
+        """What goes into the file."""
+
+
+class WeightSource(Protocol):
+    """Where a weight is found outside a forward pass."""
+
+    @property
+    def pruned(self) -> bool:
+        """Whether masks set some of it to 0."""
+        ...
+
+    def weight(self) -> Tensor:
+        """The weight as the recipe sees it in evaluation: the parameter with all masks applied."""
+        ...
+
+
+class TrainingPart(ABC):
+    """A recipe while a model trains. The same for every toolkit: an adapter hooks `weight` into the model.
+
+    Args:
+        sources: by key, where the weights of the claims are found.
+
+    Attributes:
+        enabled: False passes weights through.
+    """
+
+    def __init__(self, sources: Mapping[str, WeightSource]) -> None:
+        self.sources, self.enabled = dict(sources), True
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Keys of the weights that the model computes with through `weight`."""
+        return tuple(self.sources)
+
+    @abstractmethod
+    def restored(self, key: str, weight: Tensor) -> Tensor:
+        """What the file restores a weight to, in its shape and dtype; without gradient."""
+
+    def weight(self, key: str, weight: Tensor) -> Tensor:
+        """What the model computes with. By default the restored weight, whose gradient goes straight through."""
+        if not self.enabled:
+            return weight
+        with torch.inference_mode(False), torch.no_grad():
+            restored = self.restored(key, weight.detach())
+        return straight_through(weight, restored)
+
+    def reconstructed(self) -> dict[str, Tensor]:
+        """By key, what the file restores the weights to as they are now."""
+        with torch.no_grad():
+            return {key: self.restored(key, self.sources[key].weight().detach()) for key in self.hooked}
+
+    def loss(self) -> Tensor | None:
+        """What is added to the loss; None for nothing."""
+        return None
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What the optimizer has to train besides the model."""
+        return ()
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (most recipes have nothing to do)
+        """An epoch begins, counted from 0."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """The optimizer has made a step."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: tensors, numbers, strings, and containers of them."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from a checkpoint."""
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers for reports."""
+        return {}
+
+    def encoding_steps(self) -> dict[str, float]:
+        """By key, the steps with which a file restores what the model computes with."""
+        return {}
+
+
+class Recipe(ABC):
+    """Options, and what to do with them.
+
+    Attributes:
+        name: in configurations.
+        options_type: model of the options.
+        options: of this recipe.
+    """
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[Options]]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
+        """What the recipe takes.
+
+        Args:
+            network: the model.
+            free: keys of tensors that no earlier recipe has claimed.
+            request: what the caller has given.
+        """
+
+    @abstractmethod
+    def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
+        """Begin to encode the claims."""
+
+    def train(
+        self,
+        network: Network,
+        claims: Claims,
+        sources: Mapping[str, WeightSource],
+        steps: Mapping[str, float],
+        request: Request,
+    ) -> TrainingPart | None:
+        """The recipe's part in a training; None where it has none.
+
+        Args:
+            network: the model.
+            claims: of the recipe.
+            sources: by key, where the weights that training can reach are found.
+            steps: by key, those that were chosen for the model.
+            request: what the caller has given.
+        """
+        return None
+
+    def check(self, calibrated: bool) -> None:  # noqa: B027
+        """Raises ConfigError where the options need calibration inputs and there are none."""
+
+    def resolved(self, calibrated: bool) -> Recipe:
+        """With its automatic settings chosen by whether there are calibration inputs."""
+        return self
+
+    def at(self, knobs: Knobs) -> Recipe | None:
+        """The same with other steps, for a search; None where it has no steps that could be searched."""
+        return None
+
+    def step_groups(self, network: Network, claims: Claims) -> Sequence[StepGroup]:
+        """The weights whose steps are chosen for the model: safe ones, or measured ones."""
+        return ()
+
+    def quantizes(self) -> bool:
+        """Whether it changes anything at all."""
+        return True
+
+
+RECIPES: Registry[type[Recipe]] = Registry("recipe")
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raises TensorError where a tensor holds NaN or infinity."""
+    bad = int((~weight.isfinite()).sum())
+    if bad:
+        raise TensorError(
+            f"tensor {name!r}: {bad} of its {weight.numel()} values are NaN or infinite; mend the model, or leave the "
+            "layer out with `ignored_scopes`"
+        )
+
+
+class WeightEncoding(Encoding):
+    """Of a recipe that treats every weight for itself; see `WeightRecipe`."""
+
+    def __init__(self, recipe: WeightRecipe, claims: Claims, context: EncodingContext) -> None:
+        super().__init__(claims, context)
+        self._recipe = recipe
+        self._stored: dict[str, tuple[TensorInfo, Any]] = {}
+
+    def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
+        info = self.context.infos[key]
+        check_finite(info.name, value)
+        stored, restored = self._recipe.quantize(key, value.detach(), self.context.steps.get(key), feedback)
+        self._stored[info.name] = (info, stored)
+        self.done.add(info.name)
+        if bool((restored == 0).all()) and bool((value != 0).any()):
+            self.notes[self.context.network.layer_of(key)] = "becomes 0 as a whole"
+        self.context.progress(key, value.shape[0] if value.dim() else 1)
+        return restored.to(value.dtype).reshape(value.shape)
+
+    def sections(self) -> Sequence[Section]:
+        order = dict.fromkeys(self.context.infos[key].name for key in self.claims.tensors)
+        entries = [self._stored[name] for name in order if name in self._stored]
+        return self._recipe.sections(entries) if entries else ()
+
+
+class _WeightTraining(TrainingPart):
+    def __init__(self, recipe: WeightRecipe, sources: Mapping[str, WeightSource], steps: Mapping[str, float]) -> None:
+        super().__init__(sources)
+        self._recipe, self._steps = recipe, dict(steps)
+
+    def restored(self, key: str, weight: Tensor) -> Tensor:
+        return self._recipe.restored(key, weight, self._steps.get(key))
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": dict(self._steps)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._steps = dict(state["steps"])
+
+    def encoding_steps(self) -> dict[str, float]:
+        return dict(self._steps)
+
+
+class WeightRecipe(Recipe):
+    """A recipe that treats every weight for itself. Two methods make a whole recipe: `quantize` and `sections`."""
+
+    @abstractmethod
+    def quantize(self, key: str, weight: Tensor, step: float | None, feedback: Feedback | None) -> tuple[Any, Tensor]:
+        """Encode a weight.
+
+        Args:
+            key: of the weight.
+            weight: floating-point, finite, on any device.
+            step: that was chosen for it, if the recipe has `step_groups`.
+            feedback: see `Encoding.quantize`.
+
+        Returns:
+            What `sections` stores, and the restored values: float32 in the weight's shape, on its device.
+        """
+
+    @abstractmethod
+    def sections(self, entries: Sequence[tuple[TensorInfo, Any]]) -> Sequence[Section]:
+        """The sections that hold what `quantize` has given, with the entries of the directory."""
+
+    def restored(self, key: str, weight: Tensor, step: float | None) -> Tensor:
+        """What a weight is restored to, for training; in its shape and dtype."""
+        return self.quantize(key, weight, step, None)[1].to(weight.dtype)
+
+    def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
+        """Every weight of two dimensions or more that the scopes allow."""
+        names = list(network.layers)
+        ignored = matcher(self.options.ignored_scopes, names, "ignored_scopes", strict=False)
+        targeted = matcher(self.options.target_scopes, names, "target_scopes", strict=False)
+        taken, left = [], dict[str, str]()
+        for name, layer in network.layers.items():
+            if layer.weight not in free:
+                continue
+            if ignored(name):
+                left[name] = "named by `ignored_scopes`"
+            elif self.options.target_scopes and not targeted(name):
+                left[name] = "not named by `target_scopes`"
+            else:
+                taken.append(layer.weight)
+        return Claims(tuple(taken), left)
+
+    def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
+        return WeightEncoding(self, claims, context)
+
+    def train(
+        self,
+        network: Network,
+        claims: Claims,
+        sources: Mapping[str, WeightSource],
+        steps: Mapping[str, float],
+        request: Request,
+    ) -> TrainingPart | None:
+        own = {key: sources[key] for key in claims.tensors if key in sources}
+        return _WeightTraining(self, own, {key: steps[key] for key in own if key in steps}) if own else None

@@ -1,0 +1,146 @@
+"""The recipe `batch_norm`: batch norms as the one scale and one shift a channel that they are at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.norms import MergedBatchNorm
+from ilwp_plugin.format.sections import BatchNormSection, Section
+from ilwp_plugin.method.batch_norm import MANTISSA_BITS, merge_batch_norm, restored_batch_norm, round_batch_norm
+from ilwp_plugin.method.error_feedback import Feedback
+from ilwp_plugin.models.network import Network, Norm
+from ilwp_plugin.recipes.base import (
+    AUTO,
+    RECIPES,
+    Claims,
+    Encoding,
+    EncodingContext,
+    NormFit,
+    Options,
+    Recipe,
+    Request,
+)
+
+__all__ = ["BatchNorm", "BatchNormOptions"]
+
+CALIBRATED_BITS, PLAIN_BITS = 4, 8
+"""Bits of mantissa: later layers make up for errors that calibration sees."""
+
+
+class BatchNormOptions(Options):
+    """Of `BatchNorm`."""
+
+    batch_norm: Literal["auto", "exact", "merged"] = Field(
+        default=AUTO,
+        description="'merged' stores a batch norm as the scale and shift that it is at inference; 'auto' does so where "
+        "its eps is known.",
+    )
+    batch_norm_bits: Annotated[int, Field(strict=True, ge=MANTISSA_BITS[0], le=MANTISSA_BITS[-1])] | Literal["auto"] = (
+        Field(
+            default=AUTO,
+            description="Bits of mantissa of a merged scale: its relative error, and that of the shift against the "
+            f"spread of the output, is at most 2^-(bits + 1). 'auto' is {CALIBRATED_BITS} with calibration inputs, "
+            f"else {PLAIN_BITS}.",
+        )
+    )
+    batch_norm_eps: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
+        default=None, description="The eps of the batch norms of a state dict, which does not tell it; to merge them."
+    )
+
+
+@dataclass(frozen=True)
+class NormClaims(Claims):
+    """Batch norms.
+
+    Attributes:
+        norms: by name.
+    """
+
+    norms: Mapping[str, Norm] = field(default_factory=dict)
+
+
+@RECIPES.register("batch_norm")
+class BatchNorm(Recipe):
+    """Merges batch norms."""
+
+    name: ClassVar[str] = "batch_norm"
+    options_type: ClassVar[type[Options]] = BatchNormOptions
+    options: BatchNormOptions
+
+    def quantizes(self) -> bool:
+        return self.options.batch_norm != "exact"
+
+    def resolved(self, calibrated: bool) -> Recipe:
+        if self.options.batch_norm_bits != AUTO:
+            return self
+        return BatchNorm(self.options.changed(batch_norm_bits=CALIBRATED_BITS if calibrated else PLAIN_BITS))
+
+    def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
+        norms = {name: norm for name, norm in network.norms.items() if all(key in free for key in norm.keys)}
+        if self.options.batch_norm == "exact":
+            return NormClaims(left=dict.fromkeys(norms, "kept: batch_norm is 'exact'"))
+        eps = self.options.batch_norm_eps
+        known = {
+            name: Norm(norm.keys, eps if norm.eps is None else norm.eps)
+            for name, norm in norms.items()
+            if norm.eps is not None or eps is not None
+        }
+        unknown = [name for name in norms if name not in known]
+        if unknown and self.options.batch_norm == "merged":
+            raise ConfigError(
+                "batch_norm_eps: a state dict does not tell the eps of its batch norms, which merging needs; it is "
+                "1e-5 in PyTorch's own modules"
+            )
+        left = dict.fromkeys(unknown, "its eps is not known; give batch_norm_eps, 1e-5 in PyTorch's own modules")
+        return NormClaims(tuple(key for norm in known.values() for key in norm.keys), left, known)
+
+    def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
+        return _BatchNormEncoding(self, claims, context)
+
+
+class _BatchNormEncoding(Encoding):
+    def __init__(self, recipe: BatchNorm, claims: Claims, context: EncodingContext) -> None:
+        super().__init__(claims, context)
+        self._recipe = recipe
+        self._norms = claims.norms if isinstance(claims, NormClaims) else {}
+        self._merged: dict[str, MergedBatchNorm] = {}
+
+    def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
+        raise NotImplementedError("norms are encoded as a whole")
+
+    def norm(self, name: str, fit: NormFit) -> Mapping[str, Tensor]:
+        norm = self._norms[name]
+        bits, eps = self._recipe.options.batch_norm_bits, norm.eps
+        assert bits != AUTO and eps is not None
+        try:
+            merged = round_batch_norm(fit.scale, fit.mean_input, fit.mean_output, fit.spread, bits, eps)
+        except TensorError as error:
+            raise TensorError(f"{name}: {error}; keep it with batch_norm='exact'") from None
+        self._merged[name] = merged
+        self.done.update(self.context.infos[key].name for key in norm.keys)
+        return restored_batch_norm(merged)
+
+    def finish(self, state: Mapping[str, Tensor]) -> None:
+        for name, norm in self._norms.items():
+            if name not in self._merged:
+                weight, bias, mean, variance = (state[key] for key in norm.keys[:4])
+                assert norm.eps is not None
+                scale, _ = merge_batch_norm(weight, bias, mean, variance, norm.eps)
+                self.norm(name, NormFit(scale, mean, bias, weight))
+
+    def sections(self) -> Sequence[Section]:
+        names = [name for name in self._norms if name in self._merged]
+        if not names:
+            return ()
+        infos: tuple[tuple[TensorInfo, ...], ...] = tuple(
+            tuple(self.context.infos[key] for key in self._norms[name].keys) for name in names
+        )
+        values: Any = tuple(self._merged[name] for name in names)
+        return [BatchNormSection(infos, values, self._recipe.options.coder)]

@@ -1,0 +1,197 @@
+"""The recipe `grid`: weights as integer codes times a step for each layer, with error feedback where there is data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.format.sections import GridSection, Section
+from ilwp_plugin.method.error_feedback import Feedback
+from ilwp_plugin.method.grid import check_codes, grid_codes, restore_codes
+from ilwp_plugin.method.rounding import dead_zone_rounding, naming
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.recipes.base import (
+    AUTO,
+    RECIPES,
+    Claims,
+    Encoding,
+    EncodingContext,
+    Knobs,
+    Options,
+    Recipe,
+    Request,
+    Step,
+    StepGroup,
+    WeightEncoding,
+    WeightRecipe,
+)
+
+__all__ = ["CALIBRATED_DEAD_ZONE", "Grid", "GridOptions", "StepOptions"]
+
+CALIBRATED_DEAD_ZONE = 0.66
+"""Where error feedback and batch norms make up for what becomes 0; in steps."""
+
+BIAS_SHARE = 1 / 4
+"""Step of a bias, in steps of its layer's weight."""
+
+
+class StepOptions(Options):
+    """How steps are spread over layers."""
+
+    step_allocation: Literal["auto", "equal", "measured"] = Field(
+        default=AUTO,
+        description="'measured' gives each layer a step of its own, smaller where an error changes the outputs more: "
+        "`residual_step` and `weight_step` are then geometric means. Needs calibration inputs; 'auto' measures where "
+        "there are some.",
+    )
+
+
+class GridOptions(StepOptions):
+    """Of `Grid`."""
+
+    weight_step: Step | Literal["auto"] | None = Field(
+        default=AUTO,
+        description="One absolute step for the weights outside chains, in units of weight. 'auto' loses no more than "
+        "8-bit integers with a scale for each output; with calibration inputs, a step that the outputs bear. null "
+        "keeps the weights.",
+    )
+    dead_zone: Annotated[float, Field(strict=True, ge=0.5, le=1)] | Literal["auto"] = Field(
+        default=AUTO,
+        description="Weights outside chains become 0 below this many steps, 0.5 to 1; 0.5 is plain rounding. More than "
+        "0.5 needs calibration inputs or training, so that the rest of the network can follow; 'auto' is "
+        f"{CALIBRATED_DEAD_ZONE} with calibration inputs, else 0.5.",
+    )
+    feedback_damping: Step = Field(
+        default=10.0,
+        description="Damping of the error feedback of these weights, as a share of the mean input energy. Small "
+        "values, like .03, follow the calibration inputs more closely, at the price of larger codes.",
+    )
+    biases: bool = Field(
+        default=True,
+        strict=True,
+        description="Whether biases of these layers are put on a grid of a quarter of the weight step, too.",
+    )
+
+
+@dataclass(frozen=True)
+class GridClaims(Claims):
+    """Weights first, then biases.
+
+    Attributes:
+        weights: by key of a bias, the key of its layer's weight.
+    """
+
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@RECIPES.register("grid")
+class Grid(WeightRecipe):
+    """Every weight that is left, and biases."""
+
+    name: ClassVar[str] = "grid"
+    options_type: ClassVar[type[Options]] = GridOptions
+    options: GridOptions
+
+    def quantizes(self) -> bool:
+        return self.options.weight_step is not None
+
+    def resolved(self, calibrated: bool) -> Recipe:
+        changes: dict[str, Any] = {}
+        if self.options.dead_zone == AUTO:
+            changes["dead_zone"] = CALIBRATED_DEAD_ZONE if calibrated else 0.5
+        if self.options.step_allocation == AUTO:
+            changes["step_allocation"] = "measured" if calibrated else "equal"
+        return Grid(self.options.changed(**changes))
+
+    def at(self, knobs: Knobs) -> Recipe | None:
+        return Grid(self.options.changed(weight_step=knobs.weight_step, dead_zone=knobs.dead_zone))
+
+    def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
+        if self.options.weight_step is None:
+            free_layers = [name for name, layer in network.layers.items() if layer.weight in free]
+            return Claims(left=dict.fromkeys(free_layers, "kept: weight_step is null"))
+        claims = super().claim(network, free, request)
+        owners = {
+            layer.bias: layer.weight
+            for name, layer in network.layers.items()
+            if layer.bias is not None and layer.bias in free and name not in claims.left
+        }
+        biases = owners if self.options.biases else {}
+        return GridClaims((*claims.tensors, *biases), claims.left, biases)
+
+    def step_groups(self, network: Network, claims: Claims) -> Sequence[StepGroup]:
+        step = self.options.weight_step
+        if step is None or not claims.tensors:
+            return ()
+        biases = claims.weights if isinstance(claims, GridClaims) else {}
+        keys = tuple(key for key in claims.tensors if key not in biases)
+        return (StepGroup(step, keys, self.options.step_allocation == "measured"),)
+
+    def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
+        assert isinstance(claims, GridClaims) or not claims.tensors
+        return _GridEncoding(self, claims, context)
+
+    def check(self, calibrated: bool) -> None:
+        if calibrated:
+            return
+        if self.options.dead_zone != AUTO and self.options.dead_zone > 0.5:
+            raise ConfigError(
+                f"dead_zone: {self.options.dead_zone} needs calibration inputs; without them 0.5 is the only choice"
+            )
+        if self.options.step_allocation == "measured":
+            raise ConfigError(
+                "step_allocation: 'measured' needs calibration inputs, and a weight_step or a residual_step"
+            )
+
+    def quantize(
+        self, key: str, weight: Tensor, step: float | None, feedback: Feedback | None
+    ) -> tuple[IntegerTensor, Tensor]:
+        assert step is not None, "a step is chosen for each weight of the grid"
+        dead_zone = 0.5 if self.options.dead_zone == AUTO else self.options.dead_zone
+        with naming(f"tensor {key!r}"):
+            if feedback is None:
+                codes = grid_codes(weight, step, dead_zone)
+            else:
+                target = feedback.target(weight)
+                rounding = dead_zone_rounding(dead_zone)
+                codes = feedback.codes(target, torch.zeros_like(target), step, rounding, self.options.feedback_damping)
+                check_codes(codes, step)
+        stored = IntegerTensor(codes.cpu().numpy().astype(np.int16), np.asarray(step, np.float32))
+        return stored, restore_codes(codes, step)
+
+    def restored(self, key: str, weight: Tensor, step: float | None) -> Tensor:
+        assert step is not None
+        dead_zone = 0.5 if self.options.dead_zone == AUTO else self.options.dead_zone
+        return restore_codes(grid_codes(weight, step, dead_zone), step).to(weight.dtype)
+
+    def sections(self, entries: Sequence[tuple[TensorInfo, Any]]) -> Sequence[Section]:
+        infos, values = zip(*entries, strict=True)
+        return [GridSection(tuple(infos), tuple(values), self.options.coder)]
+
+
+class _GridEncoding(WeightEncoding):
+    """Biases get a finer step than the weight of their layer, and no dead zone."""
+
+    def __init__(self, recipe: Grid, claims: Claims, context: EncodingContext) -> None:
+        self._biases = claims.weights if isinstance(claims, GridClaims) else {}
+        own = [context.steps[key] for key in claims.tensors if key in context.steps]
+        mean = math.exp(sum(map(math.log, own)) / len(own)) if own else 1.0
+        steps = dict(context.steps)
+        for bias, weight in self._biases.items():
+            steps[bias] = (steps[weight] if weight in claims.tensors else mean) * BIAS_SHARE
+        super().__init__(recipe, claims, replace(context, steps=steps))
+        self._weights, self._plain = recipe, Grid(recipe.options.changed(dead_zone=0.5))
+
+    def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
+        self._recipe = self._plain if key in self._biases else self._weights
+        return super().quantize(key, value, feedback)

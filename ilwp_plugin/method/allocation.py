@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 __all__ = ["LARGEST_OF_SIZE", "SPREAD", "allocate_steps", "safe_step"]
@@ -44,17 +45,34 @@ def allocate_steps(
 
 
 def safe_step(weight: Tensor) -> float:
-    """The step of a uniform grid whose squared error is that of 8-bit integers with a scale for each output.
+    """The step of a uniform grid whose squared error is no more than that of 8-bit integers with a scale an output.
 
-    Such integers put the largest magnitude of an output at 127; the error of a scale s is s^2 / 12 for each weight, and
-    so is that of a step s. The grid takes the root mean square of the scales, and fewer bits: its codes are not
-    limited to 8 bits, and what is entropy-coded costs little where it is rare.
+    Such integers put the largest magnitude of an output at 127. The grid takes fewer bits at the same error: its codes
+    are not limited to 8 bits, and what is entropy-coded costs little where it is rare.
 
     Args:
         weight: floating-point, outputs first.
 
     Returns:
-        The step, in units of weight; that of an output counts as often as it has weights. 0 where all is 0.
+        The step, in units of weight; 0 where all is 0.
     """
-    scales = weight.detach().reshape(len(weight), -1).abs().amax(dim=1).double() / 127
-    return float(scales.square().mean().sqrt())
+    rows = weight.detach().reshape(len(weight), -1).float()
+    scales = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    allowed = _error(rows, scales)
+    step = _MARGIN * math.sqrt(12 * allowed)
+    for _ in range(_REFINEMENTS):
+        found = _error(rows, torch.tensor(step)) if step else 0.0
+        if found <= allowed:
+            break
+        step *= _MARGIN * math.sqrt(allowed / found)
+    return step
+
+
+_REFINEMENTS = 8
+_MARGIN = 0.99
+"""Residuals of a chain are rounded in other places than the weights themselves."""
+
+
+def _error(rows: Tensor, scales: Tensor) -> float:
+    """Mean squared error of rounding."""
+    return float((rows - torch.round(rows / scales) * scales).double().square().mean())

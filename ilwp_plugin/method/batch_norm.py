@@ -13,7 +13,14 @@ from torch import Tensor
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.format.norms import MANTISSA_BITS, OCTAVES, MergedBatchNorm
 
-__all__ = ["MANTISSA_BITS", "MergedBatchNorm", "merge_batch_norm", "restored_batch_norm", "round_batch_norm"]
+__all__ = [
+    "MANTISSA_BITS",
+    "MergedBatchNorm",
+    "merge_batch_norm",
+    "restored_batch_norm",
+    "round_batch_norm",
+    "round_mantissa",
+]
 
 _LARGEST_SHIFT = (1 << 12) - 1
 """Codes of shifts; a layer whose shifts are far larger than its spread gets a coarser step."""
@@ -22,6 +29,18 @@ _LARGEST_SHIFT = (1 << 12) - 1
 def restored_batch_norm(merged: MergedBatchNorm) -> dict[str, Tensor]:
     """The buffers and parameters of a module of the same class that computes `scale * x + shift` in eval mode."""
     return {role: torch.from_numpy(np.array(value)) for role, value in merged.restore().items()}
+
+
+def round_mantissa(values: Tensor, bits: int) -> Tensor:
+    """Values with so many bits of mantissa: each relative error is at most 2^-(bits + 1).
+
+    Args:
+        values: floating-point, finite, any shape.
+        bits: of mantissa, the leading one not counted.
+    """
+    fraction, exponent = torch.frexp(values.double())
+    rounded = torch.ldexp(torch.round(fraction * (2 << bits)) / (2 << bits), exponent).to(values.dtype)
+    return torch.where(rounded.isfinite(), rounded, values)
 
 
 def merge_batch_norm(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import (
     ChainSection,
     FieldSection,
+    FloatSection,
     GridSection,
     MetadataSection,
     RawSection,
@@ -31,6 +32,7 @@ from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.names import translate
+from ilwp_plugin.models.network import is_weight
 from ilwp_plugin.models.resizing import resize_layers
 from ilwp_plugin.models.tensors import array_of, dtype_of, same_bits, tensor_of
 from ilwp_plugin.models.torch_network import Model, network_of
@@ -41,7 +43,7 @@ __all__ = ["CompressedModel", "assembled", "load", "loads", "lossless_sections",
 
 S = TypeVar("S", bound=Section)
 
-_AS_THEY_ARE = (RawSection, SparseSection, FieldSection)
+_AS_THEY_ARE = (RawSection, SparseSection, FieldSection, FloatSection)
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WORTH_FIELDS = 64
 """Integers of fewer bytes are not worth a look."""
@@ -282,32 +284,43 @@ def lossless_sections(
     Returns:
         The directory, where those that are not stored as they are are "coded", and the sections.
     """
-    sparse, fields, left = dict[str, Any](), dict[str, Any](), dict[str, Any]()
-    bits: dict[str, int] = {}
     by_name = {info.name: info for info in directory}
+    sparse, fields, floats, left = (dict[str, Any]() for _ in range(4))
+    bits: dict[str, int] = {}
     for name, tensor in raw.items():
         info, values = by_name[name], array_of(tensor)
-        if tensor.is_floating_point():  # a mask times a negative weight is -0, which computes as 0 does
-            unsigned = array_of(tensor + 0.0) if tensor.dtype.itemsize > 1 else values
-            size = SparseSection.size(info, unsigned) if tensor.dim() > 1 else None
-            if size is not None and size + 2 < info.nbytes:
-                sparse[name] = unsigned
-                continue
-        elif info.nbytes >= _WORTH_FIELDS and tensor.dtype in _PACKED:
+        # A mask times a negative weight is -0, which computes as 0 does.
+        unsigned = array_of(tensor + 0.0) if is_weight(tensor) else None
+        sizes: dict[str, float] = {"raw": info.nbytes}
+        if unsigned is not None and (size := SparseSection.size(info, unsigned)) is not None:
+            sizes["sparse"] = size + 2
+        if (size_of_floats := FloatSection.size(info, values)) is not None:
+            sizes["floats"] = size_of_floats
+        if info.nbytes >= _WORTH_FIELDS and tensor.dtype in _PACKED:
             bits[name] = FieldSection.best_bits(info, values)
-            size_of_fields = FieldSection.size(info, values, bits[name])
-            if size_of_fields is not None and size_of_fields + 8 < info.nbytes:
-                fields[name] = values
-                continue
-        left[name] = values
-    infos = [replace(info, storage="coded") if info.name in {*sparse, *fields} else info for info in directory]
-    own = {info.name: info for info in infos}
+            if (size_of_fields := FieldSection.size(info, values, bits[name])) is not None:
+                sizes["fields"] = size_of_fields + 8
+        best = min(sizes, key=lambda kind: sizes[kind])
+        if best == "sparse":
+            sparse[name] = unsigned
+        else:
+            {"raw": left, "floats": floats, "fields": fields}[best][name] = values
+    own = {
+        name: replace(info, storage="coded") if name in {*sparse, *fields, *floats} else info
+        for name, info in by_name.items()
+    }
+
+    def infos(names: Mapping[str, Any]) -> list[TensorInfo]:
+        return [own[name] for name in names]
+
     sections: list[Section] = []
     if sparse:
-        sections.append(SparseSection([own[name] for name in sparse], sparse))
+        sections.append(SparseSection(infos(sparse), sparse))
     if fields:
-        sections.append(FieldSection([own[name] for name in fields], fields, {name: bits[name] for name in fields}))
-    return infos, [*sections, RawSection([own[name] for name in left], left)]
+        sections.append(FieldSection(infos(fields), fields, {name: bits[name] for name in fields}))
+    if floats:
+        sections.append(FloatSection(infos(floats), floats))
+    return list(own.values()), [*sections, RawSection(infos(left), left)]
 
 
 def assembled(

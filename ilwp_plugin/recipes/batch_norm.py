@@ -12,10 +12,17 @@ from torch import Tensor
 from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.norms import MergedBatchNorm
-from ilwp_plugin.format.sections import BatchNormSection, Section
-from ilwp_plugin.method.batch_norm import MANTISSA_BITS, merge_batch_norm, restored_batch_norm, round_batch_norm
+from ilwp_plugin.format.sections import BatchNormSection, FloatSection, Section
+from ilwp_plugin.method.batch_norm import (
+    MANTISSA_BITS,
+    merge_batch_norm,
+    restored_batch_norm,
+    round_batch_norm,
+    round_mantissa,
+)
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.models.network import Network, Norm
+from ilwp_plugin.models.tensors import array_of
 from ilwp_plugin.recipes.base import (
     AUTO,
     RECIPES,
@@ -26,6 +33,7 @@ from ilwp_plugin.recipes.base import (
     Options,
     Recipe,
     Request,
+    check_finite,
 )
 
 __all__ = ["BatchNorm", "BatchNormOptions"]
@@ -40,7 +48,7 @@ class BatchNormOptions(Options):
     batch_norm: Literal["auto", "exact", "merged"] = Field(
         default=AUTO,
         description="'merged' stores a batch norm as the scale and shift that it is at inference; 'auto' does so where "
-        "its eps is known.",
+        "its eps is known, and rounds its four vectors elsewhere.",
     )
     batch_norm_bits: Annotated[int, Field(strict=True, ge=MANTISSA_BITS[0], le=MANTISSA_BITS[-1])] | Literal["auto"] = (
         Field(
@@ -60,10 +68,12 @@ class NormClaims(Claims):
     """Batch norms.
 
     Attributes:
-        norms: by name.
+        norms: those to merge, by name.
+        rounded: keys of the tensors of those whose eps is not known.
     """
 
     norms: Mapping[str, Norm] = field(default_factory=dict)
+    rounded: tuple[str, ...] = ()
 
 
 @RECIPES.register("batch_norm")
@@ -98,8 +108,9 @@ class BatchNorm(Recipe):
                 "batch_norm_eps: a state dict does not tell the eps of its batch norms, which merging needs; it is "
                 "1e-5 in PyTorch's own modules"
             )
-        left = dict.fromkeys(unknown, "its eps is not known; give batch_norm_eps, 1e-5 in PyTorch's own modules")
-        return NormClaims(tuple(key for norm in known.values() for key in norm.keys), left, known)
+        merged = tuple(key for norm in known.values() for key in norm.keys)
+        rounded = tuple(key for name in unknown for key in norms[name].keys[:4])
+        return NormClaims((*merged, *rounded), {}, known, rounded)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return _BatchNormEncoding(self, claims, context)
@@ -111,9 +122,17 @@ class _BatchNormEncoding(Encoding):
         self._recipe = recipe
         self._norms = claims.norms if isinstance(claims, NormClaims) else {}
         self._merged: dict[str, MergedBatchNorm] = {}
+        self._rounded: dict[str, tuple[TensorInfo, Tensor]] = {}
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
-        raise NotImplementedError("norms are encoded as a whole")
+        bits = self._recipe.options.batch_norm_bits
+        assert bits != AUTO
+        info = self.context.infos[key]
+        check_finite(info.name, value)
+        rounded = round_mantissa(value.detach().cpu(), bits)
+        self._rounded[info.name] = (info, rounded)
+        self.done.add(info.name)
+        return rounded
 
     def norm(self, name: str, fit: NormFit) -> Mapping[str, Tensor]:
         norm = self._norms[name]
@@ -134,8 +153,19 @@ class _BatchNormEncoding(Encoding):
                 assert norm.eps is not None
                 scale, _ = merge_batch_norm(weight, bias, mean, variance, norm.eps)
                 self.norm(name, NormFit(scale, mean, bias, weight))
+        for key in self.claims.rounded if isinstance(self.claims, NormClaims) else ():
+            self.quantize(key, state[key])
 
     def sections(self) -> Sequence[Section]:
+        return [*self._merged_sections(), *self._rounded_sections()]
+
+    def _rounded_sections(self) -> Sequence[Section]:
+        if not self._rounded:
+            return ()
+        infos = [info for info, _ in self._rounded.values()]
+        return [FloatSection(infos, {info.name: array_of(value) for info, value in self._rounded.values()})]
+
+    def _merged_sections(self) -> Sequence[Section]:
         names = [name for name in self._norms if name in self._merged]
         if not names:
             return ()

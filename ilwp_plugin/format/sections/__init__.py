@@ -4,6 +4,7 @@ from ilwp_plugin.format.sections.base import SECTIONS, Context, OpaqueSection, S
 from ilwp_plugin.format.sections.batch_norm import BatchNormSection
 from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
 from ilwp_plugin.format.sections.fields import FieldSection
+from ilwp_plugin.format.sections.floats import FloatSection
 from ilwp_plugin.format.sections.grid import GridSection
 from ilwp_plugin.format.sections.metadata import MetadataSection
 from ilwp_plugin.format.sections.raw import RawSection
@@ -17,6 +18,7 @@ __all__ = [
     "CodedLayer",
     "Context",
     "FieldSection",
+    "FloatSection",
     "GridSection",
     "MetadataSection",
     "OpaqueSection",

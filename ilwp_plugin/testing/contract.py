@@ -69,7 +69,8 @@ class IntegrationContract(ABC):
 
         Args:
             model: a float model, to be changed or copied as the toolkit does.
-            config: fields of IlwpConfig, as the toolkit's own configuration would hold them.
+            config: fields of IlwpConfig, as the toolkit's own configuration would hold them; in most tests the paper's
+                preset, so that outputs stay the same bit for bit.
             example: an input.
         """
 
@@ -82,26 +83,26 @@ class IntegrationContract(ABC):
         torch.manual_seed(0)
         return settle(build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2), example)
 
-    def _train(self, adapter: Adapter, example: Tensor, steps: int = 3) -> None:
-        optimizer = torch.optim.SGD([p for p in adapter.model.parameters() if p.requires_grad], 0.05)
+    def _train(self, adapter: Adapter, example: Tensor, lr: float = 0.05) -> None:
+        optimizer = torch.optim.SGD([p for p in adapter.model.parameters() if p.requires_grad], lr)
         adapter.model.train()
-        for _ in range(steps):
+        for _ in range(3):
             optimizer.zero_grad()
             (F.cross_entropy(adapter.model(example), torch.arange(len(example))) + adapter.loss()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def test_loss_is_that_of_the_core(self, network: nn.Module, example: Tensor) -> None:
         reference = InterLayerLoss(network, IlwpConfig.paper(loss_weight=3.0))()
-        adapter = self.attach(copy.deepcopy(network), {"loss_weight": 3.0, "bits": None}, example)
+        adapter = self.attach(copy.deepcopy(network), {"preset": "paper", "loss_weight": 3.0, "bits": None}, example)
         torch.testing.assert_close(adapter.loss(), reference)
 
     def test_loss_alone_quantizes_nothing(self, network: nn.Module, example: Tensor) -> None:
-        adapter = self.attach(copy.deepcopy(network), {"loss_weight": 3.0, "bits": None}, example)
+        adapter = self.attach(copy.deepcopy(network), {"preset": "paper", "loss_weight": 3.0, "bits": None}, example)
         network.eval()
         torch.testing.assert_close(adapter.model.eval()(example), network(example), rtol=0, atol=0)
 
     def test_its_gradient_lowers_the_loss(self, network: nn.Module, example: Tensor) -> None:
-        adapter = self.attach(network, {"loss_weight": 1000.0, "bits": None}, example)
+        adapter = self.attach(network, {"preset": "paper", "loss_weight": 1000.0, "bits": None}, example)
         before = float(adapter.loss().detach())
         optimizer = torch.optim.SGD([p for p in adapter.model.parameters() if p.requires_grad], 0.001)
         for _ in range(3):
@@ -111,7 +112,7 @@ class IntegrationContract(ABC):
         assert float(adapter.loss().detach()) < before
 
     def test_quantizer_alone_adds_no_loss(self, network: nn.Module, example: Tensor) -> None:
-        adapter = self.attach(network, {"loss_weight": 0, "bits": 4}, example)
+        adapter = self.attach(network, {"preset": "paper", "loss_weight": 0, "bits": 4}, example)
         assert float(adapter.loss().detach()) == 0
 
     @pytest.mark.parametrize("anchor", ["fp32", "fp16", "quantized"])
@@ -120,7 +121,9 @@ class IntegrationContract(ABC):
         self, network: nn.Module, example: Tensor, tmp_path: Path, mode: str, anchor: str
     ) -> None:
         plain = copy.deepcopy(network)
-        adapter = self.attach(network, {"loss_weight": 1.0, "bits": 4, "mode": mode, "anchor": anchor}, example)
+        adapter = self.attach(
+            network, {"preset": "paper", "loss_weight": 1.0, "bits": 4, "mode": mode, "anchor": anchor}, example
+        )
         self._train(adapter, example)
         seen = adapter.model.eval()(example).detach()
         finished = adapter.finish().eval()
@@ -132,9 +135,24 @@ class IntegrationContract(ABC):
         stored.apply_to(plain)
         torch.testing.assert_close(plain.eval()(example), seen, rtol=0, atol=0)
 
+    def test_by_default_the_whole_file_is_small(self, network: nn.Module, example: Tensor, tmp_path: Path) -> None:
+        plain, fp32 = copy.deepcopy(network), sum(tensor.nbytes for tensor in network.state_dict().values())
+        adapter = self.attach(network, {"loss_weight": 1.0}, example)
+        self._train(adapter, example, lr=0.001)  # steps are chosen for the weights as they are
+        seen = adapter.model.eval()(example).detach()
+        finished = adapter.finish().eval()
+        adapter.save(tmp_path / "model.ilwp")
+        stored = load(tmp_path / "model.ilwp")
+        assert stored.ledger.file_bytes < 0.3 * fp32
+        stored.apply_to(plain)
+        outputs = plain.eval()(example).detach()
+        torch.testing.assert_close(outputs, finished(example).detach(), rtol=0, atol=0)
+        # Weights are those of the training; norms and biases are rounded after it.
+        assert float((outputs - seen).norm() / seen.norm()) < 0.02
+
     def test_quantized_training_moves_the_weights(self, network: nn.Module, example: Tensor) -> None:
         before = compress(network, IlwpConfig.paper(bits=4)).state_dict()
-        adapter = self.attach(network, {"loss_weight": 0, "bits": 4}, example)
+        adapter = self.attach(network, {"preset": "paper", "loss_weight": 0, "bits": 4}, example)
         self._train(adapter, example)
         after = adapter.finish().state_dict()
         depthwise = [name for name, tensor in before.items() if tensor.dim() == 4 and tensor.shape[1] == 1][2:]

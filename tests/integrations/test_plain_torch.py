@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ilwp_plugin import CompressedModel, IlwpConfig, compress
+from ilwp_plugin import CompressedModel, IlwpConfig
 from ilwp_plugin.testing import IntegrationContract
 from ilwp_plugin.training import FakeQuantizer, InterLayerLoss
 
@@ -15,13 +15,15 @@ class PlainTorch:
     def __init__(self, model: nn.Module, config: IlwpConfig) -> None:
         self.model, self.config = model, config
         self.loss = InterLayerLoss(model, config)
-        self.quantizer = FakeQuantizer(model, config) if config.bits else None
+        self.quantizer = (
+            FakeQuantizer(model, config) if any(recipe.quantizes() for recipe in config.recipe_list()) else None
+        )
         self.compressed: CompressedModel | None = None
 
     def finish(self) -> nn.Module:
         if self.quantizer is not None:
             self.quantizer.remove()
-            self.compressed = compress(self.model, self.config)
+            self.compressed = self.quantizer.compressed()
             self.compressed.apply_to(self.model)
         return self.model
 

@@ -23,6 +23,7 @@ __all__ = [
     "dtype_of_number",
     "is_finite",
     "is_real",
+    "largest_value",
     "name_of",
     "numpy_dtype",
     "to_float32",
@@ -154,6 +155,12 @@ def cast(values: NDArray[np.float32], name: str) -> NDArray[Any]:
         raise TensorError(f"weights cannot be restored to {name}; expected one of {', '.join(_REAL)}")
     with np.errstate(over="ignore"):
         return values.astype(DTYPES[name].carrier, copy=False)
+
+
+def largest_value(name: str) -> float:
+    """What a float32 value may be at most to stay finite in a real dtype."""
+    limits = {"float16": 65504.0, "bfloat16": float.fromhex("0x1.fep127")}
+    return limits.get(name, float(np.finfo(np.float32).max))
 
 
 def is_finite(carried: NDArray[Any], name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ilwp_plugin.errors import FormatError, LimitError, TensorError
 from ilwp_plugin.format import container
+from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.container import Archive, SectionEntry, TensorInfo, read_archive, read_file, write_file
 from ilwp_plugin.format.dtypes import as_numpy
 from ilwp_plugin.format.sections import SECTIONS, Context, MetadataSection, OpaqueSection, Section
@@ -32,11 +33,19 @@ class IlwpFile:
         ledger: every byte by part and layer; its `file_bytes` is the size of the file.
     """
 
-    def __init__(self, infos: Sequence[TensorInfo], sections: Sequence[Section], digest: str, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        infos: Sequence[TensorInfo],
+        sections: Sequence[Section],
+        digest: str,
+        ledger: Ledger,
+        unchecked: dict[Section, Callable[[], None]],
+    ) -> None:
         self.infos = tuple(infos)
         self.sections = tuple(sections)
         self.digest = digest
         self.ledger = ledger
+        self._unchecked = unchecked
         self._by_name = {info.name: info for info in self.infos}
         self._owners = {name: section for section in self.sections for name in section.names}
 
@@ -64,33 +73,41 @@ class IlwpFile:
             raise TensorError(f"no tensor {name!r} in the file; it has {few or 'none'}")
         return self._by_name[name]
 
-    def tensor(self, name: str, *, as_bits: bool = False) -> NDArray[Any]:
-        """One restored tensor, new.
+    def tensor(self, name: str, *, as_bits: bool = False, copy: bool = True) -> NDArray[Any]:
+        """One restored tensor. Of the others nothing is decoded but what predicts it.
 
         Args:
             name: of the tensor.
             as_bits: bfloat16 and 8-bit floats as unsigned integers of the same bits, for which nothing else is needed.
+            copy: whether the array has to be new; else it may be a part of the file, and is not to be changed.
 
         Raises:
             TensorError: the file has no tensor of this name.
             MissingDependencyError: numpy lacks its dtype, and ml_dtypes is not installed.
+            FormatError: of a file that was read without verification: the tensor's section is damaged.
         """
         info = self.info(name)
         if info.storage == "alias":
             name = self.infos[info.alias_of].name
-        restored = self._owners[name].restore(name)
+        section = self._owners[name]
+        self._check(section)
+        restored = section.restore(name) if copy else section.view(name)
         return restored if as_bits else as_numpy(restored, info.dtype)
 
     def state(self, *, as_bits: bool = False) -> dict[str, NDArray[Any]]:
         """All restored tensors in the order of the state dict, new; aliases are the same array. See `tensor`."""
         restored: dict[str, NDArray[Any]] = {}
         for section in self.sections:
+            self._check(section)
             for name, value in section.restore_all():
                 restored[name] = value if as_bits else as_numpy(value, self._by_name[name].dtype)
-        names = {
-            info.name: self.infos[info.alias_of].name if info.storage == "alias" else info.name for info in self.infos
-        }
-        return {name: restored[own] for name, own in names.items()}
+        owners = ((info, self.infos[info.alias_of] if info.storage == "alias" else info) for info in self.infos)
+        return {info.name: restored[owner.name] for info, owner in owners}
+
+    def _check(self, section: Section) -> None:
+        if section in self._unchecked:
+            self._unchecked[section]()
+            del self._unchecked[section]
 
 
 def read(
@@ -104,67 +121,89 @@ def read(
 
     Args:
         source: its path, or its content.
-        max_bytes: refuse a file whose tensors take more memory than this; tensors that share memory count in full.
-        verify: check the checksum of the file.
-        where: names it in messages.
+        max_bytes: refuse a file whose tensors take more memory than this (those that share memory count in full), or
+            that takes more than this and 16 MiB besides them. Without it reading takes at most 64 times the size of
+            the file and 64 MiB besides the restored tensors.
+        verify: check everything now. Else only what is looked at is checked, when it is looked at: the header and the
+            names of the tensors now, the values of a tensor when it is asked for.
+        where: names the file in messages.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: it cannot be read, or is no regular file.
         FormatError: it is no valid `.ilwp` file; `code` says what is wrong.
         LimitError: over `max_bytes`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        data, where = memoryview(source).toreadonly(), where or "data"
+        data, where = memoryview(source).toreadonly().cast("B"), where or "data"
     else:
-        data, where = memoryview(read_file(source)), where or os.fspath(source)
-    archive = read_archive(data, where, verify=verify)
+        data, where = read_file(source), where or os.fspath(source)
+    budget = Budget(len(data), where, max_bytes)
+    archive = read_archive(data, where, budget, verify=verify)
     memory = sum(info.nbytes for info in archive.tensors)
     if max_bytes is not None and memory > max_bytes:
         raise LimitError(f"{where}: restoring it takes {memory:,} bytes, the limit is {max_bytes:,} (max_bytes)")
-    return _decode(data, archive, where)
+    return _decode(data, archive, where, budget, verify)
 
 
-def _decode(data: memoryview, archive: Archive, where: str) -> IlwpFile:
+def _decode(data: memoryview, archive: Archive, where: str, budget: Budget, verify: bool) -> IlwpFile:
     kinds = {kind.number: kind for kind in SECTIONS.values()}
-    context = Context(archive.tensors)
+    context = Context(archive.tensors, budget)
     ledger, seen = archive.ledger, set[int]()
+    unchecked: dict[Section, Callable[[], None]] = {}
     for number, entry in enumerate(archive.sections):
         kind = kinds.get(entry.number)
-        name = OpaqueSection.name if kind is None else kind.name
-        here = f"{where}, section {number} ({name})"
+        here = f"{where}, section {number} ({OpaqueSection.name if kind is None else kind.name})"
         piece = data[entry.offset : entry.offset + entry.length]
-        if zlib.crc32(piece) != entry.crc:
-            raise FormatError(f"{here}: damaged; its checksum does not match", "section-checksum")
+        if verify or kind is None or not kind.untouched:
+            _check_sum(piece, entry, here)
         reader = ByteReader(piece, here, OpaqueSection.part if kind is None else kind.part)
-        section = _section(reader, piece, entry, kind, context, seen)
+        section = _section(reader, entry, kind, context, seen)
+        if verify:
+            section.check()
+        elif kind is not None and kind.untouched:
+            unchecked[section] = _later(section, piece, entry, here)
         context.earlier.append(section)
         ledger.charge(section.part, None, entry.header_bytes)
         ledger.extend(reader.ledger)
-    counts = Counter(name for section in context.earlier for name in section.names)
-    owners = {name: section for section in context.earlier for name in section.names}
+    _check_owners(archive, context.earlier, where)
+    owners = {name: section.part for section in context.earlier for name in section.names}
     for info, size in zip(archive.tensors, archive.entry_bytes, strict=True):
+        ledger.charge(owners.get(info.name, "other"), info.name, size)
+    return IlwpFile(archive.tensors, context.earlier, archive.digest, ledger, unchecked)
+
+
+def _check_sum(piece: memoryview, entry: SectionEntry, here: str) -> None:
+    if zlib.crc32(piece) != entry.crc:
+        raise FormatError(f"{here}: damaged; its checksum does not match", "section-checksum")
+
+
+def _later(section: Section, piece: memoryview, entry: SectionEntry, here: str) -> Callable[[], None]:
+    def check() -> None:
+        _check_sum(piece, entry, here)
+        section.check()
+
+    return check
+
+
+def _check_owners(archive: Archive, sections: Sequence[Section], where: str) -> None:
+    """Every tensor but aliases is in one section."""
+    counts = Counter(name for section in sections for name in section.names)
+    for info in archive.tensors:
         if info.storage != "alias" and counts[info.name] != 1:
             raise FormatError(
                 f"{where}: tensor {info.name!r} is in {counts[info.name]} sections, expected 1", "ownership"
             )
-        ledger.charge(owners[info.name].part if info.name in owners else "other", info.name, size)
-    return IlwpFile(archive.tensors, context.earlier, archive.digest, ledger)
 
 
 def _section(
-    reader: ByteReader,
-    piece: memoryview,
-    entry: SectionEntry,
-    kind: type[Section] | None,
-    context: Context,
-    seen: set[int],
+    reader: ByteReader, entry: SectionEntry, kind: type[Section] | None, context: Context, seen: set[int]
 ) -> Section:
     if kind is None:
         if not entry.ancillary:
             raise reader.fail(
                 "section-unknown", f"unknown kind {entry.number}; a newer version of ilwp-plugin may know it"
             )
-        return OpaqueSection(entry.number, bytes(reader.raw(len(piece))))
+        return OpaqueSection(entry.number, reader.raw(reader.remaining))
     if kind.ancillary != entry.ancillary:
         raise reader.fail("form", f"a {kind.name} section is {'' if kind.ancillary else 'not '}ancillary")
     if kind.single and kind.number in seen:
@@ -200,13 +239,13 @@ def write(path: str | os.PathLike[str], infos: Sequence[TensorInfo], sections: S
     """
     encoded = [section.encode(infos) for section in sections]
 
-    def verify(data: bytes) -> None:
+    def verify(data: memoryview) -> None:
         written = read(data, where="the new file")
         if written.infos != tuple(infos):
             raise FormatError("its directory is another one")
         for section in sections:
-            for name, value in section.restore_all():
-                if not _same_bits(written.tensor(name, as_bits=True), value):
+            for name in section.names:
+                if not _same_bits(written.tensor(name, as_bits=True, copy=False), section.view(name)):
                     raise FormatError(f"tensor {name!r} is not restored")
 
     write_file(path, container.pack(infos, encoded), verify)
@@ -214,10 +253,8 @@ def write(path: str | os.PathLike[str], infos: Sequence[TensorInfo], sections: S
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return (
-        a.shape == b.shape
-        and a.itemsize == b.itemsize
-        and np.array_equal(
-            np.ascontiguousarray(a).reshape(-1).view(np.uint8), np.ascontiguousarray(b).reshape(-1).view(np.uint8)
-        )
-    )
+    if a.shape != b.shape or a.itemsize != b.itemsize:
+        return False
+    word = f"u{a.itemsize}" if a.itemsize < 16 else "u8"
+    one, other = (np.ascontiguousarray(x).reshape(-1).view(word) for x in (a, b))
+    return np.array_equal(one, other)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ilwp_plugin.errors import TensorError
 
-__all__ = ["GENERATIONS", "Origin", "Provenance", "ancestral_references", "chain_origins"]
+__all__ = ["GENERATIONS", "Lineage", "Origin", "Provenance", "ancestral_references", "chain_origins"]
 
 GENERATIONS = 16
 """An ancestor is looked for in so many layers before a kernel's own."""
@@ -58,6 +59,12 @@ class Origin:
         """Whether nothing is missing, and all channels are in their places."""
         return len(self.survivors) == self.channels and bool((self.survivors[1:] > self.survivors[:-1]).all())
 
+    @cached_property
+    def in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The survivors in ascending order, and which channel each of them is."""
+        order = np.argsort(self.survivors, kind="stable").astype(np.int64)
+        return self.survivors[order], order
+
     def without(self, pruned: Sequence[int]) -> Origin:
         """After some of the present channels were pruned. Raises TensorError where none would be left."""
         keep = np.ones(len(self.survivors), dtype=bool)
@@ -69,7 +76,7 @@ Provenance = Mapping[str, Origin]
 """By layer name. A layer that is not in it has all its channels, in their order."""
 
 
-def ancestral_references(origins: Sequence[Origin]) -> list[NDArray[np.int64]]:
+class Lineage:
     """The references of a pruned chain.
 
     The parent of a kernel is the original one of its collocated reference: original kernel o of a layer has parent
@@ -79,28 +86,36 @@ def ancestral_references(origins: Sequence[Origin]) -> list[NDArray[np.int64]]:
 
     Args:
         origins: of each layer of the chain.
-
-    Returns:
-        For each layer (kernels,) int64 kernel numbers in the chain; -1 throughout for the first one.
     """
-    references = [np.full(len(origins[0].survivors), -1, np.int64)]
-    counts = [len(origin.survivors) for origin in origins]
-    starts = np.cumsum([0, *counts[:-1]])
-    orders = [np.argsort(origin.survivors, kind="stable") for origin in origins]
-    present = [origin.survivors[order] for origin, order in zip(origins, orders, strict=True)]
-    for i in range(1, len(origins)):
-        ancestor, missing = origins[i].survivors, np.arange(counts[i])
-        chosen = starts[i - 1] + np.arange(counts[i], dtype=np.int64) % counts[i - 1]
-        for before in range(i - 1, max(-1, i - 1 - GENERATIONS), -1):
-            ancestor = ancestor % origins[before].channels
-            at = np.minimum(np.searchsorted(present[before], ancestor), counts[before] - 1)
-            found = present[before][at] == ancestor
-            chosen[missing[found]] = starts[before] + orders[before][at[found]]
+
+    def __init__(self, origins: Sequence[Origin]) -> None:
+        self._origins = origins
+        self._starts = np.cumsum([0, *(len(origin.survivors) for origin in origins)])
+
+    def references(self, number: int) -> NDArray[np.int64]:
+        """Of the layer of a number, from 0: (kernels,) int64 kernel numbers in the chain; -1 for the first layer."""
+        ancestor = self._origins[number].survivors
+        if number == 0:
+            return np.full(len(ancestor), -1, np.int64)
+        kernels = np.arange(len(ancestor), dtype=np.int64)
+        chosen: NDArray[np.int64] = self._starts[number - 1] + kernels % len(self._origins[number - 1].survivors)
+        missing = kernels
+        for before in range(number - 1, max(-1, number - 1 - GENERATIONS), -1):
+            ancestor = ancestor % self._origins[before].channels
+            present, order = self._origins[before].in_order
+            at = np.minimum(np.searchsorted(present, ancestor), len(present) - 1)
+            found = present[at] == ancestor
+            chosen[missing[found]] = self._starts[before] + order[at[found]]
             ancestor, missing = ancestor[~found], missing[~found]
             if not len(missing):
                 break
-        references.append(chosen)
-    return references
+        return chosen
+
+
+def ancestral_references(origins: Sequence[Origin]) -> list[NDArray[np.int64]]:
+    """The references of every layer of a pruned chain; see `Lineage`."""
+    lineage = Lineage(origins)
+    return [lineage.references(number) for number in range(len(origins))]
 
 
 def chain_origins(layers: Sequence[str], counts: Sequence[int], provenance: Provenance) -> list[Origin] | None:

@@ -98,7 +98,7 @@ class ByteReader(_Charging):
 
     def __init__(self, data: memoryview, where: str, part: str = "header", layer: str | None = None) -> None:
         super().__init__(part, layer)
-        self._data = data
+        self.data = data
         self._position = 0
         self.where = where
 
@@ -108,7 +108,7 @@ class ByteReader(_Charging):
 
     @property
     def remaining(self) -> int:
-        return len(self._data) - self._position
+        return len(self.data) - self._position
 
     @property
     def position(self) -> int:
@@ -117,7 +117,7 @@ class ByteReader(_Charging):
     def _advance(self, count: int) -> memoryview:
         if count > self.remaining:
             raise self.fail("too-short", f"needs {count} bytes, {self.remaining} are left")
-        piece = self._data[self._position : self._position + count]
+        piece = self.data[self._position : self._position + count]
         self._position += count
         return piece
 
@@ -139,7 +139,7 @@ class ByteReader(_Charging):
 
     def peek(self, count: int) -> memoryview:
         """The next bytes, not consumed."""
-        return self._data[self._position : self._position + count]
+        return self.data[self._position : self._position + count]
 
     def shared(self, count: int) -> memoryview:
         """Bytes that several accounts share; the caller charges its ledger with them once they are decoded."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilwp_plugin.format.coding import fast
-from ilwp_plugin.format.coding.base import CODERS, Coder, Run, Segment, Symbols
+from ilwp_plugin.format.coding.base import CODERS, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_bytes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
@@ -97,7 +97,7 @@ class AnsModel:
     def dtype(self) -> type[np.int16] | type[np.int32]:
         """The smaller one that holds all symbols, and their distances from the lowest."""
         span = len(self.levels)
-        return np.int16 if self.low >= -(1 << 15) and max(span, self.low + span) <= 1 << 15 else np.int32
+        return smallest_dtype(self.low, max(span, self.low + span) - 1)
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -118,6 +118,7 @@ class AnsCoder(Coder):
     """Static ANS; see the module's docstring. `Model` is an AnsModel."""
 
     id = 2
+    density = SYMBOLS_PER_BYTE
 
     def fit(self, run: Run) -> AnsModel:
         histogram = run.histogram
@@ -156,8 +157,7 @@ class AnsCoder(Coder):
             raise reader.fail("table", "ANS table: its first and last symbol must occur")
         return AnsModel(low, levels, mantissa)
 
-    def bits(self, model: AnsModel, run: Run) -> int:
-        histogram = run.histogram
+    def bits(self, model: AnsModel, histogram: Histogram) -> int:
         start = histogram.low - model.low
         shares = model.probabilities[start : start + len(histogram.counts)]
         return int(np.ceil((histogram.counts * (PRECISION - np.log2(shares))).sum()))
@@ -181,6 +181,7 @@ class AnsCoder(Coder):
 
     def decode(self, model: AnsModel, payload: memoryview, segments: Sequence[Segment], reader: ByteReader) -> Symbols:
         count = sum(segment.count for segment in segments)
+        self.bound(payload, count, reader)
         inner, words, sizes = _open(payload, count, reader)
         symbols = np.empty(count, dtype=model.dtype)
         if fast.available(count):
@@ -197,7 +198,9 @@ class AnsCoder(Coder):
     def pieces(
         self, model: AnsModel, payload: memoryview, segments: Sequence[Segment], reader: ByteReader
     ) -> Iterator[Symbols]:
-        inner, words, sizes = _open(payload, sum(segment.count for segment in segments), reader)
+        count = sum(segment.count for segment in segments)
+        self.bound(payload, count, reader)
+        inner, words, sizes = _open(payload, count, reader)
         for piece in _decode(words, sizes, model, inner):
             yield (piece + piece.dtype.type(model.low)).astype(model.dtype)
 
@@ -206,8 +209,6 @@ def _open(
     payload: memoryview, count: int, reader: ByteReader
 ) -> tuple[ByteReader, list[NDArray[np.uint32]], list[int]]:
     """A reader to complain with, the words of each stream and the number of its symbols."""
-    if count > SYMBOLS_PER_BYTE * len(payload):
-        raise reader.fail("payload", f"ANS payload: {count} symbols cannot fit in {len(payload)} bytes")
     inner = ByteReader(payload, f"{reader.where}, ANS payload")
     number = _streams(count)
     lengths = [inner.varint() for _ in range(number - 1)]

@@ -14,9 +14,29 @@ from numpy.typing import NDArray
 from ilwp_plugin.format.stream import ByteReader
 from ilwp_plugin.registry import Registry
 
-__all__ = ["AUTO", "CODERS", "Coder", "Fit", "Histogram", "Run", "Segment", "Symbols", "coder_of_id", "fit_coder"]
+__all__ = [
+    "AUTO",
+    "CODERS",
+    "Coder",
+    "Fit",
+    "Histogram",
+    "Run",
+    "Segment",
+    "Symbols",
+    "coder_of_id",
+    "fit_coder",
+    "smallest_dtype",
+]
 
 Symbols = NDArray[np.signedinteger[Any]]
+
+_CHUNK = 1 << 20
+"""Symbols that are looked at at one time."""
+
+
+def smallest_dtype(low: int, high: int) -> type[np.int16] | type[np.int32]:
+    """The smaller one that holds both."""
+    return np.int16 if -(1 << 15) <= low <= high < 1 << 15 else np.int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +55,25 @@ class Histogram:
     def of(cls, symbols: NDArray[Any]) -> Histogram:
         """The histogram of one or more integer symbols, of any shape."""
         flat = np.asarray(symbols).ravel()
-        low = int(flat.min())
-        return cls(low, np.bincount(flat.astype(np.int64) - low).astype(np.int64))
+        low, high = int(flat.min()), int(flat.max())
+        counts = np.zeros(high - low + 1, np.int64)
+        for start in range(0, len(flat), _CHUNK):
+            counts += np.bincount(flat[start : start + _CHUNK].astype(np.int64) - low, minlength=len(counts))
+        return cls(low, counts)
+
+    @classmethod
+    def total(cls, parts: Sequence[Histogram]) -> Histogram:
+        """Of several together."""
+        if len(parts) == 1:
+            return parts[0]
+        low = min(part.low for part in parts)
+        counts = np.zeros(max(part.low + len(part.counts) for part in parts) - low, dtype=np.int64)
+        for part in parts:
+            counts[part.low - low : part.low - low + len(part.counts)] += part.counts
+        return cls(low, counts)
 
     def __add__(self, other: Histogram) -> Histogram:
-        low = min(self.low, other.low)
-        high = max(self.low + len(self.counts), other.low + len(other.counts))
-        counts = np.zeros(high - low, dtype=np.int64)
-        for part in (self, other):
-            start = part.low - low
-            counts[start : start + len(part.counts)] += part.counts
-        return Histogram(low, counts)
+        return self.total([self, other])
 
     @property
     def entropy(self) -> float:
@@ -93,14 +121,15 @@ class Run:
     @cached_property
     def histogram(self) -> Histogram:
         """Of all symbols."""
-        total = Histogram.of(self.symbols[0])
-        for symbols in self.symbols[1:]:
-            total = total + Histogram.of(symbols)
-        return total
+        return Histogram.total([Histogram.of(symbols) for symbols in self.symbols])
 
-    def __add__(self, other: Run) -> Run:
-        both = Run(self.symbols + other.symbols, self.segments + other.segments)
-        both.__dict__["histogram"] = self.histogram + other.histogram
+    @classmethod
+    def join(cls, runs: Sequence[Run]) -> Run:
+        """Several, one after the other."""
+        if len(runs) == 1:
+            return runs[0]
+        both = cls(tuple(s for run in runs for s in run.symbols), tuple(s for run in runs for s in run.segments))
+        both.__dict__["histogram"] = Histogram.total([run.histogram for run in runs])
         return both
 
     @property
@@ -118,6 +147,13 @@ class Coder(ABC):
 
     id: int
     """Number in the file format; never reused. Numbers from 128 on are for private use."""
+    density: int
+    """The most symbols that a byte of payload can hold; what claims more is refused before anything is decoded."""
+
+    def bound(self, payload: memoryview, count: int, reader: ByteReader) -> None:
+        """Raises FormatError where a payload cannot hold so many symbols."""
+        if count > self.density * len(payload):
+            raise reader.fail("payload", f"{count} symbols cannot fit in {len(payload)} bytes")
 
     @abstractmethod
     def fit(self, run: Run) -> Any:
@@ -132,12 +168,15 @@ class Coder(ABC):
         """The inverse of `table`. Raises FormatError where no encoder could have written these bytes."""
 
     @abstractmethod
-    def bits(self, model: Any, run: Run) -> int:
-        """Payload bits of these symbols, before padding: exact for Huffman, the ideal length for others."""
+    def bits(self, model: Any, histogram: Histogram) -> int:
+        """Payload bits of symbols of this histogram, before padding: exact for Huffman, else the ideal length.
+
+        The bytes of a payload are shared among its layers in these proportions.
+        """
 
     def payload_bytes(self, model: Any, run: Run) -> int:
-        """Bytes of a payload with these symbols; exact where `bits` is."""
-        return (self.bits(model, run) + 7) // 8
+        """Bytes of a payload with these symbols; exact where `bits` is. An adaptive coder has to find out."""
+        return (self.bits(model, run.histogram) + 7) // 8
 
     @abstractmethod
     def encode(self, model: Any, symbols: Symbols, segments: Sequence[Segment]) -> bytes:
@@ -145,9 +184,9 @@ class Coder(ABC):
 
     @abstractmethod
     def decode(self, model: Any, payload: memoryview, segments: Sequence[Segment], reader: ByteReader) -> Symbols:
-        """The inverse of `encode`. Errors are raised as `reader.fail` has them.
+        """The inverse of `encode`: 1-D, in the smallest of int16 and int32 that the model needs.
 
-        Implementations bound the number of symbols by the payload before they allocate.
+        Errors are raised as `reader.fail` has them; implementations `bound` the number of symbols first.
         """
 
     def pieces(
@@ -155,7 +194,7 @@ class Coder(ABC):
     ) -> Iterator[Symbols]:
         """The symbols in pieces, for payloads so dense that they would not fit into memory at once.
 
-        Only coders with more than some 16 symbols in a byte have to have this.
+        Only coders of a density of more than 8 have to have this.
         """
         yield self.decode(model, payload, segments, reader)
 
@@ -198,11 +237,11 @@ def fit_coder(run: Run, name: str) -> Fit:
     return min(fits, key=lambda fit: fit.nbytes)
 
 
-def coder_of_id(number: int, reader: ByteReader) -> tuple[str, Coder]:
-    """The coder that a file names by number, and its name. Raises FormatError."""
+def coder_of_id(number: int, reader: ByteReader) -> Coder:
+    """The coder that a file names by number. Raises FormatError."""
     for name in CODERS:
         if CODERS[name].id == number:
-            return name, CODERS[name]
+            return CODERS[name]
     raise reader.fail(
         "coder-unknown",
         f"unknown coder {number}; known: {sorted(coder.id for coder in CODERS.values())}. "

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding.base import CODERS, Coder, Run, Segment, Symbols
+from ilwp_plugin.format.coding.base import CODERS, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_bytes, read_fields
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
@@ -26,6 +26,8 @@ _MAX_META_LENGTH = 7
 _META_BITS = 3
 _WORTH = 1 << 12
 """So many symbols make up for loading bitarray."""
+_CHUNK = 1 << 16
+"""Symbols that are looked at at one time."""
 _PIECE = 1 << 16
 """Bytes of payload that are looked at at one time, eight positions each."""
 
@@ -97,6 +99,11 @@ class HuffmanCode:
     low: int
     lengths: NDArray[np.uint8]
 
+    @property
+    def dtype(self) -> type[np.int16] | type[np.int32]:
+        """The smaller one that holds all symbols."""
+        return smallest_dtype(self.low, self.low + len(self.lengths) - 1)
+
     @cached_property
     def words(self) -> NDArray[np.int64]:
         """(span,) code words."""
@@ -145,16 +152,24 @@ class HuffmanCode:
             raise reader.fail("table", f"{what}: its lengths describe {side} code words than there are (Kraft sum)")
 
 
-def _decode(code: HuffmanCode, payload: memoryview, count: int, reader: ByteReader, what: str) -> tuple[Symbols, int]:
+def _decode(
+    code: HuffmanCode, payload: memoryview, count: int, reader: ByteReader, what: str, fault: str
+) -> tuple[Symbols, int]:
     """Symbols from the front of the payload, and the number of bits that they take."""
-    if count > 8 * len(payload):  # every symbol takes a bit or more
-        raise reader.fail("payload", f"{what}: {count} symbols cannot fit in {len(payload)} bytes")
     fast = count >= _WORTH and importlib.util.find_spec("bitarray") is not None
     symbols = (_decode_by_bitarray if fast else _decode_by_numpy)(code, payload, count)
-    used = -1 if symbols is None else int(code.lengths[symbols - code.low].sum(dtype=np.int64))
+    used = -1 if symbols is None else _bits_of(code, symbols)
     if symbols is None or used > 8 * len(payload):
-        raise reader.fail("payload", f"{what}: its bits do not hold {count} symbols")
+        raise reader.fail(fault, f"{what}: its bits do not hold {count} symbols")
     return symbols, used
+
+
+def _bits_of(code: HuffmanCode, symbols: Symbols) -> int:
+    """Of the code words of symbols that were decoded."""
+    return sum(
+        int(code.lengths[symbols[i : i + _CHUNK].astype(np.int64) - code.low].sum(dtype=np.int64))
+        for i in range(0, len(symbols), _CHUNK)
+    )
 
 
 def _decode_by_bitarray(code: HuffmanCode, payload: memoryview, count: int) -> Symbols | None:
@@ -164,7 +179,7 @@ def _decode_by_bitarray(code: HuffmanCode, payload: memoryview, count: int) -> S
     bits = bitarray()
     bits.frombytes(bytes(payload))
     try:
-        return np.fromiter(canonical_decode(bits, *code.canonical), dtype=np.int32, count=count)
+        return np.fromiter(canonical_decode(bits, *code.canonical), dtype=code.dtype, count=count)
     except ValueError:
         return None
 
@@ -173,7 +188,7 @@ def _decode_by_numpy(code: HuffmanCode, payload: memoryview, count: int) -> Symb
     """Looks up the code word at every bit, then walks from one to the next."""
     width, lengths, symbols = code.lookup
     data = np.frombuffer(bytes(payload) + bytes(2), np.uint8)
-    found = np.empty(count, np.int32)
+    found = np.empty(count, code.dtype)
     done, at = 0, 0  # symbols, and the bit within the piece
     for start in range(0, len(payload), _PIECE):
         stop = min(start + _PIECE, len(payload))
@@ -211,6 +226,7 @@ class HuffmanCoder(Coder):
     """The paper's coder; see the module's docstring. `Model` is a HuffmanCode."""
 
     id = 1
+    density = 8
 
     def fit(self, run: Run) -> HuffmanCode:
         return HuffmanCode(run.histogram.low, code_lengths(run.histogram.counts))
@@ -239,7 +255,7 @@ class HuffmanCoder(Coder):
         meta = HuffmanCode(0, read_fields(bits[:meta_bits], _META_BITS).astype(np.uint8))
         meta.check(reader, "code table's own code")
         rest = memoryview(np.packbits(bits[meta_bits:]).tobytes())
-        lengths, used = _decode(meta, rest, span, reader, "code table")
+        lengths, used = _decode(meta, rest, span, reader, "code table", "table")
         whole = (meta_bits + used + 7) // 8
         _check_padding(reader.raw(whole), meta_bits + used, reader, "code table")
         code = HuffmanCode(low, lengths.astype(np.uint8))
@@ -248,10 +264,10 @@ class HuffmanCoder(Coder):
             raise reader.fail("table", "code table: its first and last symbol must occur")
         return code
 
-    def bits(self, model: HuffmanCode, run: Run) -> int:
-        start = run.histogram.low - model.low
-        lengths = model.lengths[start : start + len(run.histogram.counts)]
-        return int((lengths.astype(np.int64) * run.histogram.counts).sum())
+    def bits(self, model: HuffmanCode, histogram: Histogram) -> int:
+        start = histogram.low - model.low
+        lengths = model.lengths[start : start + len(histogram.counts)]
+        return int((lengths.astype(np.int64) * histogram.counts).sum())
 
     def encode(self, model: HuffmanCode, symbols: Symbols, segments: Sequence[Segment]) -> bytes:
         positions = symbols.astype(np.int64) - model.low
@@ -261,7 +277,8 @@ class HuffmanCoder(Coder):
         self, model: HuffmanCode, payload: memoryview, segments: Sequence[Segment], reader: ByteReader
     ) -> Symbols:
         count = sum(segment.count for segment in segments)
-        symbols, used = _decode(model, payload, count, reader, "Huffman payload")
+        self.bound(payload, count, reader)
+        symbols, used = _decode(model, payload, count, reader, "Huffman payload", "payload")
         _check_padding(payload, used, reader, "Huffman payload")
         return symbols
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ilwp_plugin.errors import FormatError, TensorError
+from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.container.directory import TensorInfo, read_directory, write_directory
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import Ledger
@@ -24,6 +25,9 @@ _MAX_HEADER = 1 << 28
 ALIGNMENT = 64
 _LARGE = 1 << 18
 """A section of so many bytes begins at a multiple of ALIGNMENT."""
+
+_ENTRY_MEMORY = 2048
+"""Bytes of memory that a section takes, however small it is, about."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,13 @@ def pack(tensors: Sequence[TensorInfo], sections: Sequence[SectionBytes]) -> Ite
     yield digest.digest()[:DIGEST_BYTES]
 
 
-def read_archive(data: memoryview, where: str, *, verify: bool = True) -> Archive:
+def read_archive(data: memoryview, where: str, budget: Budget, *, verify: bool = True) -> Archive:
     """Check a file and take it apart; the sections are neither checked nor decoded yet.
 
     Args:
         data: the whole file.
         where: its name, for messages.
+        budget: for what the header takes in memory.
         verify: whether to check the checksum of the file.
 
     Raises:
@@ -187,10 +192,11 @@ def read_archive(data: memoryview, where: str, *, verify: bool = True) -> Archiv
         raise FormatError(f"{where}: damaged; the checksum of the header does not match", "header-checksum")
 
     reader = ByteReader(data[_PREFIX.size : body - 4], f"{where}, header")
-    tensors, entry_bytes = read_directory(reader)
+    tensors, entry_bytes = read_directory(reader, budget)
     count = reader.varint()
     if count > reader.remaining // 6:
         raise reader.fail("count", f"{count} sections cannot be listed in {reader.remaining} bytes")
+    budget.hold(_ENTRY_MEMORY * count, "the section table")
     entries = []
     position = body
     for _ in range(count):

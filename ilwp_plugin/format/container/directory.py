@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ilwp_plugin.errors import TensorError
+from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.dtypes import DTYPES, dtype_of_number
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
@@ -26,9 +27,11 @@ _SAME_SHAPE = 0x80
 _MAX_NAME = 1024
 _MAX_RANK = 64
 _MAX_PRODUCT = 1 << 62
+_ENTRY_MEMORY = 768
+"""Bytes of memory that an entry takes besides its name, about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of the state dict.
 
@@ -120,7 +123,7 @@ def write_directory(writer: ByteWriter, tensors: Sequence[TensorInfo], parts: Ma
                 shape = info.shape
 
 
-def read_directory(reader: ByteReader) -> tuple[tuple[TensorInfo, ...], list[int]]:
+def read_directory(reader: ByteReader, budget: Budget) -> tuple[tuple[TensorInfo, ...], list[int]]:
     """The inverse of `write_directory`: the tensors, and how many bytes the entry of each takes. Raises FormatError."""
     known: list[str] = []
     before: list[str] = []
@@ -131,10 +134,12 @@ def read_directory(reader: ByteReader) -> tuple[tuple[TensorInfo, ...], list[int
     count = reader.varint()
     if count > reader.remaining // 3:
         raise reader.fail("count", f"{count} tensors cannot be listed in {reader.remaining} bytes")
+    budget.hold(_ENTRY_MEMORY * count, "the directory")
     for number in range(count):
         start = reader.position
         before = _read_name(reader, number, before, known)
         name = ".".join(before)
+        budget.hold(4 * len(name), "names")
         if name in names:
             raise reader.fail("name", f"tensor {number}: duplicate name {name!r}")
         names.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import stat
@@ -15,12 +16,18 @@ from ilwp_plugin.errors import FileError, IlwpError
 
 __all__ = ["read_file", "write_file"]
 
+_LARGE = 1 << 26
+"""Bytes from which on a file is mapped."""
+
 _LONGEST = 160
 """Bytes of a name that the name of a temporary file repeats."""
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> memoryview:
     """The content of a regular file; pipes, devices and folders are refused.
+
+    Large files are mapped into memory, not read: whoever truncates one while it is in use ends the process. Files that
+    `write_file` replaces stay as they were for those who have them.
 
     Raises:
         FileError: it cannot be read.
@@ -31,8 +38,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
-                raise FileError(f"cannot read {os.fspath(path)}: it is {what}")
+                what = "Is a directory" if stat.S_ISDIR(found.st_mode) else "it is no regular file"
+                raise FileError(f"cannot read {os.fspath(path)}: {what}")
+            if found.st_size >= _LARGE:
+                return memoryview(mmap.mmap(handle, found.st_size, access=mmap.ACCESS_READ))
             data = file.read(found.st_size)
     except OSError as error:
         raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
@@ -40,13 +49,13 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise FileError(f"cannot read {os.fspath(path)!r}: {error}") from error
     if len(data) != found.st_size:
         raise FileError(f"cannot read {os.fspath(path)}: it has changed while it was read")
-    return data
+    return memoryview(data)
 
 
 def write_file(
     path: str | os.PathLike[str],
     chunks: Iterable[bytes | memoryview],
-    verify: Callable[[bytes], None] | None = None,
+    verify: Callable[[memoryview], None] | None = None,
 ) -> None:
     """Replace a file atomically: at any moment the path holds the old content or the new, whole.
 
@@ -140,7 +149,7 @@ def _remove_orphans(target: Path) -> None:
                     os.close(handle)
 
 
-def _read_back(written: Path, verify: Callable[[bytes], None], target: Path) -> None:
+def _read_back(written: Path, verify: Callable[[memoryview], None], target: Path) -> None:
     try:
         verify(read_file(written))
     except IlwpError as error:

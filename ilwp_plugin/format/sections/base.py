@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.container import SectionBytes, TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
@@ -27,10 +28,12 @@ class Context:
 
     Attributes:
         directory: the tensors of the file.
+        budget: memory that may be taken besides the restored tensors.
         earlier: the sections before this one.
     """
 
     directory: Sequence[TensorInfo]
+    budget: Budget
     earlier: list[Section] = field(default_factory=list)
 
     def find(self, kind: type[S]) -> S | None:
@@ -70,6 +73,9 @@ class Section(ABC):
     the rest of the file but the names of tensors: it is copied into files that hold other values."""
     single: ClassVar[bool] = True
     """Whether a file has at most one of the kind."""
+    untouched: ClassVar[bool] = False
+    """Whether `decode` looks at none of its bytes, so that their checksum can wait until one of its tensors is asked
+    for."""
     part: ClassVar[str] = "other"
     """The part of the ledger that its entry in the header, and those of its tensors in the directory, belong to."""
 
@@ -85,7 +91,14 @@ class Section(ABC):
     @classmethod
     @abstractmethod
     def decode(cls: type[S], reader: ByteReader, context: Context) -> S:
-        """The inverse of `write`; reads everything. Raises FormatError."""
+        """The inverse of `write`. What is large is left in the reader's bytes until it is needed.
+
+        Raises:
+            FormatError: no encoder could have written these bytes.
+        """
+
+    def check(self) -> None:  # noqa: B027  many kinds leave nothing
+        """Decode what `decode` has left, and let it go again. Raises FormatError."""
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         """The section's bytes as the container takes them."""
@@ -100,8 +113,12 @@ class Section(ABC):
         """One of its tensors, new, in its own shape; carried as `dtypes` says."""
         raise KeyError(name)
 
+    def view(self, name: str) -> NDArray[Any]:
+        """The same, perhaps not new and not to be changed, where that saves a copy."""
+        return self.restore(name)
+
     def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """All its tensors, one after the other."""
+        """All its tensors, new, one after the other."""
         for name in self.names:
             yield name, self.restore(name)
 
@@ -126,12 +143,12 @@ class OpaqueSection(Section):
     single = False
     ancillary = True
 
-    def __init__(self, number: int, data: bytes) -> None:
+    def __init__(self, number: int, data: bytes | memoryview) -> None:
         self.number = number
         self.data = data
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
-        writer.raw(self.data)
+        writer.raw(bytes(self.data))
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> OpaqueSection:

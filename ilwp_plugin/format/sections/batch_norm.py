@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 from numpy.typing import NDArray
 
+from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import cast, is_finite, is_real
 from ilwp_plugin.format.norms import MANTISSA_BITS, OCTAVES, ROLES, MergedBatchNorm
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
-from ilwp_plugin.format.sections.codes import read_codes, write_codes
+from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
 
 __all__ = ["BatchNormSection"]
 
 _TRACKED, _SAME_EPS, _SCATTERED = 1, 2, 4
+
+_CHANNEL_BYTES = 64
+"""Memory that a channel takes while it is restored."""
 
 _NORM = register_part("batch_norm", "Batch norms that are stored as one scale and one shift a channel.")
 
@@ -40,8 +44,9 @@ class BatchNormSection(Section):
 
     def __init__(self, infos: Sequence[tuple[TensorInfo, ...]], values: Sequence[MergedBatchNorm], coder: str) -> None:
         self.infos = tuple(infos)
-        self.values = tuple(values)
+        self.values: Sequence[MergedBatchNorm] = values
         self.coder = coder
+        self._where = self.name
         self._places = {info.name: (i, role) for i, own in enumerate(self.infos) for role, info in enumerate(own)}
 
     @property
@@ -50,9 +55,25 @@ class BatchNormSection(Section):
 
     def restore(self, name: str) -> NDArray[Any]:
         norm, role = self._places[name]
-        info = self.infos[norm][role]
-        value = self.values[norm].restore()[ROLES[role]]
-        return value if role == len(ROLES) - 1 else cast(value, info.dtype).reshape(info.shape)
+        return self._restored(self.infos[norm][role], self.values[norm].restore(), ROLES[role])
+
+    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for infos, value in zip(self.infos, self.values, strict=True):
+            tensors = value.restore()
+            for role, info in zip(ROLES, infos, strict=False):
+                yield info.name, self._restored(info, tensors, role)
+
+    def check(self) -> None:
+        for _ in self.restore_all():
+            pass
+
+    def _restored(self, info: TensorInfo, tensors: Mapping[str, NDArray[Any]], role: str) -> NDArray[Any]:
+        if role == ROLES[-1]:
+            return tensors[role]
+        value = cast(tensors[role], info.dtype)
+        if not is_finite(value, info.dtype):
+            raise FormatError(f"{self._where}: {info.name}: restores to values that are not finite", "not-finite")
+        return value
 
     def summaries(self) -> list[Summary]:
         return [
@@ -129,23 +150,52 @@ class BatchNormSection(Section):
                         "range", f"{infos[-1][0].name}: eps {eps}, step {step} or exponent {exponent} out of range"
                     )
                 heads.append((exponent, step, eps))
-        accounts, segments = _accounts(infos), [Segment.flat(tensors[0].numel) for tensors in infos]
-        scales, coder = read_codes(reader, accounts, segments, _NORM)
-        shifts, _ = read_codes(reader, accounts, segments, _NORM)
-        reader.finish()
-        values = []
-        for tensors, (exponent, step, own_eps), scale, shift in zip(infos, heads, scales, shifts, strict=True):
-            if max(-int(scale.min()), int(scale.max())) > OCTAVES << mantissa:
-                raise reader.fail("code", f"{tensors[0].name}: a scale out of range")
-            values.append(MergedBatchNorm(scale, shift, exponent, mantissa, step, own_eps))
-        section = cls(infos, values, coder)
-        if len(section.names) != sum(map(len, infos)):
+        if len({info.name for tensors in infos for info in tensors}) != sum(map(len, infos)):
             raise reader.fail("ownership", "a tensor belongs to two batch norms")
-        dtypes = {info.name: info.dtype for tensors in infos for info in tensors[:4]}
-        for name, dtype in dtypes.items():
-            if not is_finite(section.restore(name), dtype):
-                raise reader.fail("not-finite", f"{name}: restores to values that are not finite")
+        accounts, segments = _accounts(infos), [Segment.flat(tensors[0].numel) for tensors in infos]
+        context.budget.hold(_CHANNEL_BYTES * sum(segment.count for segment in segments), "so many channels")
+        scales = StoredCodes(reader, accounts, segments, _NORM, context.budget)
+        shifts = StoredCodes(reader, accounts, segments, _NORM, context.budget)
+        reader.finish()
+        section = cls(infos, _StoredNorms(infos, heads, mantissa, scales, shifts, reader.where), scales.coder)
+        section._where = reader.where
         return section
+
+
+class _StoredNorms(Sequence[MergedBatchNorm]):
+    """The batch norms as they stand in a file; each is decoded when it is asked for."""
+
+    def __init__(
+        self,
+        infos: Sequence[tuple[TensorInfo, ...]],
+        heads: Sequence[tuple[int, float, float]],
+        mantissa: int,
+        scales: StoredCodes,
+        shifts: StoredCodes,
+        where: str,
+    ) -> None:
+        self._infos, self._heads, self._mantissa = infos, heads, mantissa
+        self._scales, self._shifts, self._where = scales, shifts, where
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @overload
+    def __getitem__(self, number: int) -> MergedBatchNorm: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[MergedBatchNorm]: ...
+
+    def __getitem__(self, number: int | slice) -> MergedBatchNorm | list[MergedBatchNorm]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        exponent, step, eps = self._heads[number]
+        scale = self._scales.layer(number)
+        if max(-int(scale.min()), int(scale.max())) > OCTAVES << self._mantissa:
+            name = self._infos[number][0].name
+            raise FormatError(f"{self._where}: {name}: a scale out of range", "code")
+        return MergedBatchNorm(scale, self._shifts.layer(number), exponent, self._mantissa, step, eps)
 
 
 def _accounts(infos: Sequence[tuple[TensorInfo, ...]]) -> list[Account]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.errors import TensorError
+from ilwp_plugin.errors import FormatError, TensorError
+from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.coding import Histogram, Run, Segment, read_indices, write_indices
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real, to_float32
@@ -24,9 +25,10 @@ from ilwp_plugin.format.kernels import (
     largest_code,
     reconstruct,
 )
-from ilwp_plugin.format.origins import Provenance, ancestral_references, chain_origins
+from ilwp_plugin.format.origins import Lineage, Provenance, chain_origins
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
-from ilwp_plugin.format.sections.codes import read_codes, write_codes
+from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.maps import count_ones, read_map, write_map
 from ilwp_plugin.format.sections.structure import StructureSection
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import register_part
@@ -54,6 +56,21 @@ _ANCHOR = register_part("anchor", "Kernels of anchor layers, however they are st
 
 _Head = tuple[Mode, int, float, bool]
 """Of a quantized layer: mode, bits, step, whether it has a map of zeros."""
+
+_Map = tuple[NDArray[np.uint8], int]
+"""A map of zeros, eight in a byte, and how many there are."""
+
+_References = Callable[[], NDArray[np.int64]]
+"""Gives the references of a layer; only what cannot be computed is held."""
+
+_LAYER_BYTES = 2048
+"""Memory that a layer takes however small it is, about."""
+
+_REFERENCE_BYTES = 48
+"""The same of a reference that is stored, while it is read."""
+
+_ANCESTOR_BYTES = 64
+"""The same of a kernel of a pruned chain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +140,10 @@ class ChainSection(Section):
         self.kernel_size = kernel_size
         self.anchor = anchor
         self.anchor_dtype = anchor_dtype
-        self.layers = tuple(layers)
+        self.layers: Sequence[CodedLayer] = layers
+        self.infos = tuple(layer.info for layer in layers)
         self.coder = coder
+        self._where = self.name
 
     @property
     def taps(self) -> int:
@@ -133,31 +152,38 @@ class ChainSection(Section):
 
     @property
     def names(self) -> list[str]:
-        return [layer.info.name for layer in self.layers]
+        return [info.name for info in self.infos]
 
     @cached_property
-    def kernels(self) -> list[NDArray[np.float32]]:
-        """(kernels, taps) of each layer, reconstructed."""
-        pool = KernelPool(sum(layer.kernels for layer in self.layers), self.taps)
-        for layer in self.layers:
+    def _positions(self) -> dict[str, int]:
+        return {info.name: number for number, info in enumerate(self.infos)}
+
+    @cached_property
+    def _pool(self) -> KernelPool:
+        return KernelPool(sum(info.numel for info in self.infos) // self.taps, self.taps)
+
+    def kernels(self, number: int) -> NDArray[np.float32]:
+        """(kernels, taps) of a layer, reconstructed, and with it all before it; not to be changed."""
+        while len(self._pool.layers) <= number:
+            layer = self.layers[len(self._pool.layers)]
             if layer.quantized is not None:
-                pool.append(reconstruct(layer.quantized, pool.filled))
+                self._pool.append(reconstruct(layer.quantized, self._pool.filled))
             else:
                 assert self.anchor is not None and self.anchor_dtype is not None
-                pool.append(to_float32(self.anchor, self.anchor_dtype))
-        return pool.layers
+                self._pool.append(to_float32(self.anchor, self.anchor_dtype))
+        return self._pool.layers[number]
 
     def restore(self, name: str) -> NDArray[Any]:
-        number = self.names.index(name)
-        return self._restored(number).copy()
+        number = self._positions[name]
+        info = self.infos[number]
+        restored = cast(self.kernels(number), info.dtype).reshape(info.shape)
+        if not is_finite(restored, info.dtype):
+            raise FormatError(f"{self._where}: {name}: restores to values that are not finite", "not-finite")
+        return restored.copy() if info.dtype == "float32" else restored
 
-    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        for number, layer in enumerate(self.layers):
-            yield layer.info.name, self._restored(number).copy()
-
-    def _restored(self, number: int) -> NDArray[Any]:
-        info = self.layers[number].info
-        return cast(self.kernels[number], info.dtype).reshape(info.shape)
+    def check(self) -> None:
+        for _ in self.restore_all():
+            pass
 
     def summaries(self) -> list[Summary]:
         found = []
@@ -194,27 +220,17 @@ class ChainSection(Section):
             with writer.charge(_ANCHOR, self.layers[0].info.name):
                 writer.raw(np.ascontiguousarray(self.anchor, DTYPES[self.anchor_dtype].carrier).tobytes())
         coded = [(layer, layer.quantized) for layer in self.layers if layer.quantized is not None]
-        accounts = self._accounts([layer.info for layer, _ in coded])
+        accounts = _accounts([layer.info for layer, _ in coded], self.infos[0])
         for account, (_, quantized) in zip(accounts, coded, strict=True):
             if quantized.zeros is not None:
                 with writer.charge(*account):
-                    write_indices(writer, np.packbits(quantized.zeros), 256)
+                    write_map(writer, quantized.zeros)
         write_codes(writer, accounts, [_run(quantized) for _, quantized in coded], self.coder, _TABLE)
-        earlier = [] if self.anchor is None else [self.layers[0].kernels]
-        for layer, quantized in coded:
+        counts = np.array([layer.kernels for layer in self.layers], np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        for number, (layer, quantized) in enumerate(coded, start=len(self.layers) - len(coded)):
             with writer.charge(_REFERENCES, layer.info.name):
-                _write_references(writer, layer.mode, quantized.references, earlier)
-            earlier.append(layer.kernels)
-
-    def _accounts(self, infos: Sequence[TensorInfo]) -> list[Account]:
-        return _accounts(infos, self.layers[0].info)
-
-    def check(self) -> None:
-        """Raises TensorError where a weight would be infinite or NaN."""
-        for name, restored in self.restore_all():
-            dtype = next(layer.info.dtype for layer in self.layers if layer.info.name == name)
-            if not is_finite(restored, dtype):
-                raise TensorError(f"layer {name!r}: its residuals overflow {dtype}; rescale it or leave it out")
+                _write_references(writer, layer.mode, quantized.references, number, counts, starts)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> ChainSection:
@@ -236,6 +252,8 @@ class ChainSection(Section):
                 heads.append((info, _read_head(reader, info, number == 0) if coded else None))
         taps = size[0] * size[1]
         first = heads[0][0]
+        weights = sum(info.numel for info, _ in heads)
+        context.budget.hold(4 * weights + _LAYER_BYTES * count, "a chain of so many weights")
         anchor = None
         if anchor_dtype is not None:
             carrier = DTYPES[anchor_dtype].carrier
@@ -247,43 +265,82 @@ class ChainSection(Section):
         todo = [(info, head) for info, head in heads if head is not None]
         accounts = _accounts([info for info, _ in todo], first)
         maps = []
-        for (info, head), account in zip(todo, accounts, strict=True):
+        for (info, (_, _, _, mapped)), account in zip(todo, accounts, strict=True):
             with reader.charge(*account):
-                maps.append(_read_map(reader, info) if head[3] else None)
+                maps.append(_read_map(reader, info, context.budget) if mapped else None)
         segments = [
-            Segment(info.numel, (info.numel // taps, taps))
-            if zeros is None
-            else Segment.flat(info.numel - int(zeros.sum()))
+            Segment(info.numel, (info.numel // taps, taps)) if zeros is None else Segment.flat(info.numel - zeros[1])
             for (info, _), zeros in zip(todo, maps, strict=True)
         ]
-        codes, coder = read_codes(reader, accounts, segments, _TABLE)
-        ancestral = _ancestral(reader, heads, context.find(StructureSection))
-        layers, earlier = [], []
-        if anchor is not None:
-            layers.append(CodedLayer(first, None, "none"))
-            earlier.append(layers[0].kernels)
-        for (info, (mode, bits, step, _)), own, zeros in zip(todo, codes, maps, strict=True):
-            _check_codes(reader, info, own, bits, step)
-            kernels = info.numel // taps
-            with reader.charge(_REFERENCES, info.name):
-                if mode == "ancestral":
-                    references = ancestral[len(layers)]
-                else:
-                    references = _read_references(reader, mode, kernels, earlier)
-            values = own.astype(np.int16, copy=False)
-            if zeros is not None:
-                values = np.zeros(info.numel, np.int16)
-                values[~zeros] = own
-                zeros = zeros.reshape(kernels, taps)
-            quantized = QuantizedLayer(values.reshape(kernels, taps), step, bits, references, zeros)
-            layers.append(CodedLayer(info, quantized, mode))
-            earlier.append(kernels)
+        codes = StoredCodes(reader, accounts, segments, _TABLE, context.budget)
+        ancestral = _ancestral(reader, heads, context.find(StructureSection), context.budget)
+        counts = np.array([info.numel // taps for info, _ in heads], np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        references: list[_References] = []
+        for number, (info, head) in enumerate(heads):
+            if head is not None:
+                if head[0] in ("local", "full"):
+                    context.budget.hold(_REFERENCE_BYTES * int(counts[number]), "references of so many kernels")
+                with reader.charge(_REFERENCES, info.name):
+                    if head[0] == "ancestral":
+                        references.append(ancestral[number])
+                    else:
+                        references.append(_read_references(reader, head[0], number, counts, starts))
         reader.finish()
-        section = cls(size, anchor, anchor_dtype, layers, coder)
-        for name, restored in section.restore_all():
-            if not is_finite(restored, next(layer.info.dtype for layer in layers if layer.info.name == name)):
-                raise reader.fail("not-finite", f"{name}: restores to values that are not finite")
+        section = cls.__new__(cls)
+        section.kernel_size, section.anchor, section.anchor_dtype = size, anchor, anchor_dtype
+        section.infos, section.coder, section._where = tuple(info for info, _ in heads), codes.coder, reader.where
+        section.layers = _StoredLayers(heads, taps, codes, references, maps, reader.where)
         return section
+
+
+class _StoredLayers(Sequence[CodedLayer]):
+    """The layers of a chain as they stand in a file; each is decoded when it is asked for."""
+
+    def __init__(
+        self,
+        heads: Sequence[tuple[TensorInfo, _Head | None]],
+        taps: int,
+        codes: StoredCodes,
+        references: Sequence[_References],
+        maps: Sequence[_Map | None],
+        where: str,
+    ) -> None:
+        self._heads, self._taps, self._codes = heads, taps, codes
+        self._references, self._maps, self._where = references, maps, where
+        self._first = int(heads[0][1] is None)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @overload
+    def __getitem__(self, number: int) -> CodedLayer: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[CodedLayer]: ...
+
+    def __getitem__(self, number: int | slice) -> CodedLayer | list[CodedLayer]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        info, head = self._heads[number]
+        if head is None:
+            return CodedLayer(info, None, "none")
+        mode, bits, step, _ = head
+        at = number - self._first
+        codes = self._codes.layer(at)
+        largest = max(-int(codes.min()), int(codes.max()))
+        if largest > (largest_code(bits) if step > 0 else 0):
+            raise FormatError(
+                f"{self._where}: {info.name}: a code of magnitude {largest} at {bits} bits, step {step}", "code"
+            )
+        values, zeros = codes.astype(np.int16, copy=False), None
+        if (packed := self._maps[at]) is not None:
+            zeros = np.unpackbits(packed[0], count=info.numel).astype(bool).reshape(-1, self._taps)
+            values = np.zeros(info.numel, np.int16)
+            values[~zeros.ravel()] = codes
+        quantized = QuantizedLayer(values.reshape(-1, self._taps), step, bits, self._references[at](), zeros)
+        return CodedLayer(info, quantized, mode)
 
 
 def _accounts(infos: Sequence[TensorInfo], first: TensorInfo) -> list[Account]:
@@ -296,36 +353,52 @@ def _run(layer: QuantizedLayer) -> Run:
     return Run.of(layer.codes.ravel(), Segment(layer.codes.size, layer.codes.shape))
 
 
-def _write_references(writer: ByteWriter, mode: Mode, references: NDArray[np.int64], earlier: Sequence[int]) -> None:
+def _write_references(
+    writer: ByteWriter,
+    mode: Mode,
+    references: NDArray[np.int64],
+    number: int,
+    counts: NDArray[np.int64],
+    starts: NDArray[np.int64],
+) -> None:
     if mode == "local":
-        write_indices(writer, references - sum(earlier[:-1]), earlier[-1])
+        write_indices(writer, references - starts[number - 1], int(counts[number - 1]))
     elif mode == "full":
-        starts = np.concatenate([[0], np.cumsum(earlier)])
-        u = np.searchsorted(starts, references, side="right")  # 0: none; n: the n-th layer of the chain
-        write_indices(writer, u, len(earlier) + 1)
-        write_indices(writer, np.where(u > 0, references - starts[u - 1], 0), max(earlier))
+        u = np.searchsorted(starts[: number + 1], references, side="right")  # 0: none; n: the n-th layer of the chain
+        write_indices(writer, u, number + 1)
+        write_indices(writer, np.where(u > 0, references - starts[u - 1], 0), int(counts[:number].max()))
 
 
-def _read_references(reader: ByteReader, mode: Mode, kernels: int, earlier: Sequence[int]) -> NDArray[np.int64]:
+def _read_references(
+    reader: ByteReader, mode: Mode, number: int, counts: NDArray[np.int64], starts: NDArray[np.int64]
+) -> _References:
+    """Of the layer of a number; `counts` are the kernels of all layers, `starts` the numbers of their first ones."""
+    kernels = int(counts[number])
     if mode == "none":
-        return np.full(kernels, -1, np.int64)
+        return partial(np.full, kernels, -1, np.int64)
+    before, start = int(counts[number - 1]), int(starts[number - 1])
     if mode == "collocated":
-        return collocated_references(kernels, earlier)
+        return partial(collocated_references, kernels, (start, before))
     if mode == "local":
-        return read_indices(reader, kernels, earlier[-1]) + sum(earlier[:-1])
-    u = read_indices(reader, kernels, len(earlier) + 1)
-    v = read_indices(reader, kernels, max(earlier))
-    sizes = np.array([1, *earlier])  # of a kernel without reference v is 0
-    if bool((v >= sizes[u]).any()):
+        if before == 1:  # as many references as one likes would take no bytes
+            raise reader.fail("form", "references into a layer of one kernel, which are collocated")
+        found = read_indices(reader, kernels, before) + start
+        return lambda: found
+    u = read_indices(reader, kernels, number + 1)
+    v = read_indices(reader, kernels, int(counts[:number].max()))
+    none = u == 0  # of a kernel without reference v is 0
+    if bool((v >= np.where(none, 1, counts[u - 1])).any()):
         raise reader.fail("reference", "a reference to a kernel that its layer does not have")
-    starts = np.concatenate([[-1], np.cumsum([0, *earlier[:-1]])])
-    result: NDArray[np.int64] = starts[u] + v
-    return result
+    stored: NDArray[np.int64] = np.where(none, -1, starts[u - 1] + v)
+    return lambda: stored
 
 
 def _ancestral(
-    reader: ByteReader, heads: Sequence[tuple[TensorInfo, _Head | None]], structure: StructureSection | None
-) -> list[NDArray[np.int64]]:
+    reader: ByteReader,
+    heads: Sequence[tuple[TensorInfo, _Head | None]],
+    structure: StructureSection | None,
+    budget: Budget,
+) -> list[_References]:
     """The references that follow from the provenance; empty where no layer needs them."""
     if not any(head is not None and head[0] == "ancestral" for _, head in heads):
         return []
@@ -338,7 +411,9 @@ def _ancestral(
         raise reader.fail("origin", str(error)) from None
     if origins is None:
         raise reader.fail("origin", f"{names[-1]}: references from a provenance that the file does not hold")
-    return ancestral_references(origins)
+    budget.hold(_ANCESTOR_BYTES * sum(counts), "a pruned chain of so many kernels")
+    lineage = Lineage(origins)
+    return [partial(lineage.references, number) for number in range(len(origins))]
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int, int]) -> TensorInfo:
@@ -350,19 +425,12 @@ def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int
     return info
 
 
-def _read_map(reader: ByteReader, info: TensorInfo) -> NDArray[np.bool_]:
-    """(weights,): which are exactly 0."""
-    length = (info.numel + 7) // 8
-    # Eight weights take at least a bit: what is allocated for the map is bounded by what is there.
-    if length > 8 * reader.remaining:
-        raise reader.fail("too-short", f"{info.name}: a map of {info.numel} weights in {reader.remaining} bytes")
-    bits = np.unpackbits(read_indices(reader, length, 256).astype(np.uint8))
-    zeros = bits[: info.numel].astype(bool)
-    if bits[info.numel :].any() or zeros.all() or not zeros.any():
-        raise reader.fail(
-            "zeros", f"{info.name}: a map with {int(zeros.sum())} of {info.numel} weights 0, or with padding"
-        )
-    return zeros
+def _read_map(reader: ByteReader, info: TensorInfo, budget: Budget) -> _Map:
+    packed = read_map(reader, info, budget)
+    zeros = count_ones(packed)
+    if zeros in (0, info.numel):
+        raise reader.fail("zeros", f"{info.name}: a map with {zeros} of {info.numel} weights 0")
+    return packed, zeros
 
 
 def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> _Head:
@@ -375,9 +443,3 @@ def _read_head(reader: ByteReader, info: TensorInfo, first: bool) -> _Head:
     if first and mode_number != 0:
         raise reader.fail("reference", f"{info.name}: the first layer of a chain has no reference")
     return _MODES[mode_number], bits, step, bool(code & _ZERO_MAP)
-
-
-def _check_codes(reader: ByteReader, info: TensorInfo, codes: NDArray[Any], bits: int, step: float) -> None:
-    largest = max(-int(codes.min()), int(codes.max()))
-    if largest > (largest_code(bits) if step > 0 else 0):
-        raise reader.fail("code", f"{info.name}: a code of magnitude {largest} at {bits} bits, step {step}")

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from ilwp_plugin.format.coding import AUTO, Coder, Run, Segment, Symbols, fit_coder
+from ilwp_plugin.format.budget import Budget
+from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Histogram, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.coding.base import coder_of_id
+from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
-__all__ = ["read_codes", "write_codes"]
+__all__ = ["StoredCodes", "write_codes"]
 
 
-def write_codes(
-    writer: ByteWriter,
-    accounts: Sequence[Account],
-    runs: Sequence[Run],
-    coder: str,
-    table: str,
-) -> None:
+def write_codes(writer: ByteWriter, accounts: Sequence[Account], runs: Sequence[Run], coder: str, table: str) -> None:
     """Write the codes of one or more layers.
 
     Args:
@@ -34,9 +30,9 @@ def write_codes(
         table: the part of the ledger that code tables belong to; a shared one is charged to the first of its layers.
     """
     start = 0
-    for count in _group(runs, coder):
+    for count in group_runs(runs, coder):
         layers = runs[start : start + count]
-        run = _joined(layers)
+        run = Run.join(layers)
         fit = fit_coder(run, coder)
         payload = fit.coder.encode(fit.model, run.joined, run.segments)
         with writer.charge(table, accounts[start][1]):
@@ -44,86 +40,167 @@ def write_codes(
             writer.u8(fit.coder.id)
             writer.raw(fit.table)
             writer.varint(len(payload))
-        bits = [fit.coder.bits(fit.model, layer) for layer in layers]
+        bits = [fit.coder.bits(fit.model, layer.histogram) for layer in layers]
         writer.shared(payload, accounts[start : start + count], split_bits(bits, len(payload)))
         start += count
 
 
-def read_codes(
-    reader: ByteReader, accounts: Sequence[Account], segments: Sequence[Segment], table: str
-) -> tuple[list[Symbols], str]:
-    """The inverse of `write_codes`.
+@dataclass(eq=False)
+class _Group:
+    """Layers that share a code table and a payload.
+
+    Attributes:
+        coder: the coder.
+        table: the stored form of its model, which is read again when it is needed.
+        payload: the codes.
+        segments: of each layer.
+        where: in words.
+        symbols: the codes decoded, where they are kept.
+    """
+
+    coder: Coder
+    table: memoryview
+    payload: memoryview
+    segments: Sequence[Segment]
+    where: str
+    symbols: Symbols | None = field(default=None)
+
+    @property
+    def count(self) -> int:
+        """Number of symbols."""
+        return sum(segment.count for segment in self.segments)
+
+    def _model(self) -> Any:
+        return self.coder.read_table(ByteReader(self.table, self.where))
+
+    def decode(self) -> Symbols:
+        """All symbols at once."""
+        return self.coder.decode(self._model(), self.payload, self.segments, ByteReader(self.payload, self.where))
+
+    def pieces(self) -> Iterator[Symbols]:
+        """All symbols, some at a time."""
+        if self.symbols is not None:
+            yield self.symbols
+        else:
+            yield from self.coder.pieces(
+                self._model(), self.payload, self.segments, ByteReader(self.payload, self.where)
+            )
+
+
+class StoredCodes:
+    """The codes of several layers as they stand in a file: found by reading the tables, decoded when they are needed.
 
     Args:
-        reader: where from.
+        reader: where from; stands behind the codes afterwards.
         accounts: as written.
         segments: how many codes each layer has, and how they lie.
         table: as written.
-
-    Returns:
-        The codes of each layer, and the name of their coder, or AUTO where there are several.
+        budget: for codes that are kept.
 
     Raises:
-        FormatError: no encoder could have written these bytes.
+        FormatError: no encoder could have written these bytes; payloads are decoded later, and may raise then.
     """
-    codes: list[Symbols] = []
-    names = set()
-    while len(codes) < len(segments):
-        start = len(codes)
-        with reader.charge(table, accounts[start][1]):
+
+    def __init__(
+        self, reader: ByteReader, accounts: Sequence[Account], segments: Sequence[Segment], table: str, budget: Budget
+    ) -> None:
+        self._segments, self._accounts, self._budget = segments, accounts, budget
+        self._groups: list[_Group] = []
+        self._home: list[tuple[int, int]] = []  # of each layer its group, and where it begins there
+        while len(self._home) < len(segments):
+            self._read_group(reader, table)
+        reader.ledger.defer(self._charges)
+
+    def _read_group(self, reader: ByteReader, table: str) -> None:
+        start = len(self._home)
+        with reader.charge(table, self._accounts[start][1]):
             count = reader.varint()
-            if not 1 <= count <= len(segments) - start:
-                raise reader.fail("count", f"a group of {count} layers where {len(segments) - start} are left")
-            name, coder = coder_of_id(reader.u8(), reader)
-            model = coder.read_table(reader)
+            if not 1 <= count <= len(self._segments) - start:
+                left = len(self._segments) - start
+                raise reader.fail("count", f"a group of {count} layers where {left} are left")
+            coder = coder_of_id(reader.u8(), reader)
+            rest = reader.peek(reader.remaining)
+            coder.read_table(reader)
+            own = rest[: len(rest) - reader.remaining]
             length = reader.varint()
-        group = slice(start, start + count)
-        symbols = coder.decode(model, reader.shared(length), segments[group], reader)
-        pieces = np.split(symbols, np.cumsum([segment.count for segment in segments[group]])[:-1])
-        reader.ledger.defer(partial(_charges, coder, model, pieces, segments[group], accounts[group], length))
-        codes += pieces
-        names.add(name)
-    return codes, names.pop() if len(names) == 1 else AUTO
+        where = f"{reader.where}, byte {reader.position}"
+        group = _Group(coder, own, reader.shared(length), self._segments[start : start + count], where)
+        coder.bound(group.payload, group.count, reader)
+        self._home += [(len(self._groups), at) for at in accumulate((s.count for s in group.segments[:-1]), initial=0)]
+        self._groups.append(group)
+
+    @property
+    def coder(self) -> str:
+        """The name of the coder, or AUTO where there are several."""
+        names = {name for name in CODERS if any(group.coder is CODERS[name] for group in self._groups)}
+        return names.pop() if len(names) == 1 else AUTO
+
+    def layer(self, number: int) -> Symbols:
+        """The codes of a layer: 1-D, not to be changed."""
+        group, at = self._home[number]
+        count = self._segments[number].count
+        symbols = self._symbols(self._groups[group])
+        if symbols is not None:
+            return symbols[at : at + count]
+        return np.concatenate(list(self.pieces(number)))
+
+    def pieces(self, number: int) -> Iterator[Symbols]:
+        """The codes of a layer, some at a time; those of earlier layers of its group are passed over."""
+        group, at = self._home[number]
+        self._symbols(self._groups[group])
+        yield from _cut(self._groups[group].pieces(), at, self._segments[number].count)
+
+    def each(self) -> Iterator[Iterator[Symbols]]:
+        """The pieces of each layer in turn; every group is decoded once. Each has to be used up before the next."""
+        for group in self._groups:
+            self._symbols(group)
+            source = _Source(group.pieces())
+            for segment in group.segments:
+                yield source.take(segment.count)
+            source.finish()
+
+    def _symbols(self, group: _Group) -> Symbols | None:
+        """All of a group, decoded, where there is room to keep them."""
+        if group.symbols is None and self._budget.keep(4 * group.count):  # at most: most codes take two bytes
+            group.symbols = group.decode()
+        return group.symbols
+
+    def _charges(self) -> Iterator[tuple[str, str | None, int]]:
+        """The share of each layer in the payloads, which takes a histogram of its codes."""
+        histograms = (Histogram.total([Histogram.of(piece) for piece in pieces]) for pieces in self.each())
+        number = 0
+        for group in self._groups:
+            model = group._model()
+            bits = [group.coder.bits(model, next(histograms)) for _ in group.segments]
+            for share in split_bits(bits, len(group.payload)):
+                part, layer = self._accounts[number]
+                yield part, layer, share
+                number += 1
 
 
-def _charges(
-    coder: Coder,
-    model: Any,
-    codes: Sequence[Symbols],
-    segments: Sequence[Segment],
-    accounts: Sequence[Account],
-    length: int,
-) -> Iterator[tuple[str, str | None, int]]:
-    """The share of each layer in a payload, which takes a histogram of its codes."""
-    bits = [coder.bits(model, Run.of(c, segment)) for c, segment in zip(codes, segments, strict=True)]
-    for (part, layer), share in zip(accounts, split_bits(bits, length), strict=True):
-        yield part, layer, share
+class _Source:
+    """Pieces, to be taken in other lengths."""
+
+    def __init__(self, pieces: Iterator[Symbols]) -> None:
+        self._pieces = pieces
+        self._left = np.empty(0, np.int16)
+
+    def take(self, count: int) -> Iterator[Symbols]:
+        while count:
+            if not len(self._left):
+                self._left = next(self._pieces)
+            piece, self._left = self._left[:count], self._left[count:]
+            count -= len(piece)
+            yield piece
+
+    def finish(self) -> None:
+        """Lets the coder see that its payload ends as it has to."""
+        for _ in self._pieces:
+            raise AssertionError("symbols are left")
 
 
-def _joined(runs: Sequence[Run]) -> Run:
-    total = runs[0]
-    for run in runs[1:]:
-        total = total + run
-    return total
-
-
-def _group(runs: Sequence[Run], coder: str) -> list[int]:
-    """Lengths of the runs of layers that share a code table: runs are merged greedily while that saves bytes.
-
-    A table costs some 60 bytes at 8 bits, which small layers cannot afford one each.
-    """
-
-    def cost(run: Run) -> int:
-        return fit_coder(run, coder).nbytes + 3
-
-    groups = [(1, run, cost(run)) for run in runs]
-    pairs = [cost(a[1] + b[1]) - a[2] - b[2] for a, b in itertools.pairwise(groups)]
-    while pairs and min(pairs) < 0:
-        at = pairs.index(min(pairs))
-        a, b = groups[at], groups[at + 1]
-        groups[at : at + 2] = [(a[0] + b[0], a[1] + b[1], a[2] + b[2] + pairs[at])]
-        del pairs[at]
-        for i in (at - 1, at):
-            if 0 <= i < len(pairs):
-                pairs[i] = cost(groups[i][1] + groups[i + 1][1]) - groups[i][2] - groups[i + 1][2]
-    return [length for length, _, _ in groups]
+def _cut(pieces: Iterator[Symbols], start: int, count: int) -> Iterator[Symbols]:
+    source = _Source(pieces)
+    for _ in source.take(start):
+        pass
+    yield from source.take(count)

@@ -6,17 +6,18 @@ knows the symbols; nothing else about them matters here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import read_codes, write_codes
+from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["FIELD_BITS", "FieldSection"]
@@ -26,6 +27,9 @@ FIELD_BITS = range(1, 9)
 
 _SAMPLE = 1 << 14
 """Integers of a tensor that are looked at to choose how many bits a field has."""
+
+_CHUNK = 1 << 16
+"""Fields that are put together at one time."""
 
 
 @SECTIONS.register("fields")
@@ -46,7 +50,7 @@ class FieldSection(Section):
         self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], bits: Mapping[str, int]
     ) -> None:
         self.infos = tuple(infos)
-        self.values = dict(values)
+        self.values: Mapping[str, NDArray[Any]] = values
         self.bits = dict(bits)
 
     @property
@@ -54,7 +58,11 @@ class FieldSection(Section):
         return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
-        return self.values[name].copy()
+        return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()
+
+    def check(self) -> None:
+        for name in self.names:
+            self.values[name]
 
     def summaries(self) -> list[Summary]:
         return [
@@ -114,13 +122,53 @@ class FieldSection(Section):
                     raise reader.fail("form", f"{info.name}: fields of {bits[info.name]} bits")
         lengths = [(info, info.numel * n) for info in infos.values() for n in _fields_of_one(info, bits[info.name])]
         accounts: list[Account] = [(cls.part, info.name) for info, _ in lengths]
-        runs, _ = read_codes(reader, accounts, [Segment.flat(length) for _, length in lengths], cls.part)
+        segments = [Segment.flat(length) for _, length in lengths]
+        codes = StoredCodes(reader, accounts, segments, cls.part, context.budget)
         reader.finish()
-        values, left = {}, iter(runs)
-        for info in infos.values():
-            own = [next(left) for _ in _fields_of_one(info, bits[info.name])]
-            values[info.name] = _joined(reader, own, info, bits[info.name])
-        return cls(list(infos.values()), values, bits)
+        return cls(list(infos.values()), _Stored(list(infos.values()), bits, codes, reader.where), bits)
+
+
+class _Stored(Mapping[str, NDArray[Any]]):
+    """The tensors as they stand in a file; each is made when it is asked for."""
+
+    def __init__(self, infos: Sequence[TensorInfo], bits: Mapping[str, int], codes: StoredCodes, where: str) -> None:
+        self._bits, self._codes, self._where = bits, codes, where
+        self._runs: dict[str, tuple[TensorInfo, int]] = {}
+        number = 0
+        for info in infos:
+            self._runs[info.name] = info, number
+            number += len(_fields_of_one(info, bits[info.name]))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        info, number = self._runs[name]
+        bits = self._bits[name]
+        words = np.zeros(info.numel, _word(info))
+        whole, left = divmod(8 * words.itemsize, bits)
+        self._fill(words, number, whole, bits, 0, info)
+        if left:
+            self._fill(words, number + 1, 1, left, whole * bits, info)
+        return words.view(DTYPES[info.dtype].carrier).reshape(info.shape)
+
+    def _fill(self, words: NDArray[Any], number: int, fields: int, width: int, lowest: int, info: TensorInfo) -> None:
+        """Put the fields of a run where they belong; a run has so many in each word, from a lowest bit on."""
+        shifts = (lowest + width * np.arange(fields)).astype(words.dtype)
+        at = 0  # fields that are done
+        for piece in self._codes.pieces(number):
+            for start in range(0, len(piece), _CHUNK):
+                part = piece[start : start + _CHUNK]
+                if int(part.min()) < 0 or int(part.max()) >> width:
+                    raise FormatError(f"{self._where}: {info.name}: a field of more than its {width} bits", "code")
+                places = np.arange(at, at + len(part))
+                own = part.astype(words.dtype) << shifts[places % fields]
+                begins = np.flatnonzero((places % fields == 0) | (places == at))
+                words[places[begins] // fields] |= np.bitwise_or.reduceat(own, begins)
+                at += len(part)
 
 
 def _stores(info: TensorInfo) -> bool:
@@ -133,9 +181,14 @@ def _fields_of_one(info: TensorInfo, bits: int) -> list[int]:
     return [whole, 1] if left else [whole]
 
 
+def _word(info: TensorInfo) -> np.dtype[Any]:
+    """An unsigned integer of as many bytes as a value."""
+    return np.dtype(f"<u{DTYPES[info.dtype].itemsize}")
+
+
 def _words(values: NDArray[Any], info: TensorInfo) -> NDArray[np.unsignedinteger[Any]]:
     """(values,) unsigned integers of the same bits."""
-    return np.frombuffer(value_bytes(values, info), f"<u{DTYPES[info.dtype].itemsize}")
+    return np.frombuffer(value_bytes(values, info), _word(info))
 
 
 def _split(words: NDArray[np.unsignedinteger[Any]], bits: int) -> list[Symbols]:
@@ -144,19 +197,6 @@ def _split(words: NDArray[np.unsignedinteger[Any]], bits: int) -> list[Symbols]:
     shifts = np.arange(whole, dtype=words.dtype) * words.dtype.type(bits)
     runs: list[Symbols] = [((words[:, None] >> shifts) & words.dtype.type((1 << bits) - 1)).astype(np.int16).ravel()]
     return [*runs, (words >> words.dtype.type(whole * bits)).astype(np.int16)] if left else runs
-
-
-def _joined(reader: ByteReader, runs: Sequence[Symbols], info: TensorInfo, bits: int) -> NDArray[Any]:
-    dtype = np.dtype(f"<u{DTYPES[info.dtype].itemsize}")
-    whole, left = divmod(8 * dtype.itemsize, bits)
-    for run, width in zip(runs, (bits, left), strict=False):
-        if int(run.min()) < 0 or int(run.max()) >> width:
-            raise reader.fail("code", f"{info.name}: a field of more than its {width} bits")
-    table = runs[0].reshape(-1, whole)
-    words = runs[1].astype(dtype) << dtype.type(whole * bits) if left else np.zeros(info.numel, dtype=dtype)
-    for position in range(whole):
-        words |= table[:, position].astype(dtype) << dtype.type(bits * position)
-    return words.view(DTYPES[info.dtype].carrier).reshape(info.shape)
 
 
 def _size(words: NDArray[np.unsignedinteger[Any]], bits: int, number: int | None = None) -> float:

@@ -6,26 +6,35 @@ kernel j mod c. The scale of a channel then acts as a gain that costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.errors import TensorError
-from ilwp_plugin.format.coding import Histogram, Run, Segment
+from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format.budget import Budget
+from ilwp_plugin.format.coding import Histogram, Run, Segment, Symbols
 from ilwp_plugin.format.container import TensorInfo
-from ilwp_plugin.format.dtypes import cast, is_real
+from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real, largest_value
 from ilwp_plugin.format.integers import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum, largest_magnitude
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
-from ilwp_plugin.format.sections.codes import read_codes, write_codes
+from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
 
 __all__ = ["GridSection"]
 
 _PER_AXIS, _ZERO_POINTS, _PREDICTED, _SAME_SCALE = 1, 2, 4, 8
+
+_PREDICTED_BYTES = 16
+"""Memory of a value of a tensor that is predicted or predicts, while it is decoded."""
+
+_CHUNK = 1 << 16
+"""Values that are computed at one time."""
 
 _GRID = register_part(
     "grid", "Tensors that are in no chain but codes on a grid: codes, code tables, scales, names and shapes."
@@ -49,7 +58,7 @@ class GridSection(Section):
 
     def __init__(self, infos: Sequence[TensorInfo], values: Sequence[IntegerTensor], coder: str) -> None:
         self.infos = tuple(infos)
-        self.values = tuple(values)
+        self.values: Sequence[IntegerTensor] = values
         self.coder = coder
 
     @cached_property
@@ -63,7 +72,19 @@ class GridSection(Section):
     def restore(self, name: str) -> NDArray[Any]:
         number = self._positions[name]
         info = self.infos[number]
+        if isinstance(self.values, _StoredValues):
+            return self.values.restore(number)
         return cast(self.values[number].restore(), info.dtype).reshape(info.shape)
+
+    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        if isinstance(self.values, _StoredValues):
+            yield from zip(self.names, self.values.restore_all(), strict=True)
+        else:
+            yield from super().restore_all()
+
+    def check(self) -> None:
+        if isinstance(self.values, _StoredValues):
+            self.values.check()
 
     def summaries(self) -> list[Summary]:
         found = []
@@ -119,37 +140,165 @@ class GridSection(Section):
         if not 1 <= count <= len(directory):
             raise reader.fail("count", f"a grid section of {count} tensors, the file has {len(directory)}")
         infos: list[TensorInfo] = []
-        heads: list[tuple[int, NDArray[np.float32], NDArray[np.int64] | None, int]] = []
+        heads: list[_Head] = []
         for _ in range(count):
             with reader.charge_later() as entry:
                 info = _tensor(reader, directory)
                 entry.account = (_GRID, info.name)
-                heads.append(_read_head(reader, info, heads[-1][1] if heads else None))
+                heads.append(_read_head(reader, info, heads[-1] if heads else None, context.budget))
             infos.append(info)
-        codes, coder = read_codes(reader, _accounts(infos), [_segment(info) for info in infos], _GRID)
+        for info, head, reference in zip(infos, heads, _references(infos), strict=True):
+            if head.predicted and reference is None:
+                raise reader.fail("reference", f"{info.name}: predicted, but no earlier layer has kernels of its size")
+        segments = [_segment(info) for info in infos]
+        codes = StoredCodes(reader, _accounts(infos), segments, _GRID, context.budget)
         reader.finish()
-        centred: list[NDArray[Any]] = []
-        values: list[IntegerTensor] = []
-        references = _references(infos)
-        for i, (info, (flags, scale, zero_point, axis)) in enumerate(zip(infos, heads, strict=True)):
-            own: NDArray[Any] = codes[i].reshape(info.shape)
-            if flags & _PREDICTED:
-                reference = references[i]
-                if reference is None:
-                    raise reader.fail(
-                        "reference", f"{info.name}: predicted, but no earlier layer has kernels of its size"
-                    )
-                own = kernel_sum(own, centred[reference])
-            if largest_magnitude(own) > LARGEST_CODE:
-                raise reader.fail("code", f"{info.name}: a code beyond {LARGEST_CODE} in magnitude")
-            centred.append(own)
-            try:
-                values.append(IntegerTensor.from_centred(own, scale, zero_point, axis))
-            except TensorError as error:
-                raise reader.fail("range", f"{info.name}: {error}") from None
-            if not values[-1].fits(info.dtype):
-                raise reader.fail("not-finite", f"{info.name}: restores to values that are not finite")
-        return cls(infos, values, coder)
+        values = _StoredValues(infos, heads, codes, context.budget, reader.where)
+        return cls(infos, values, codes.coder)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is stored of a tensor besides its codes: see IntegerTensor."""
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int64] | None
+    axis: int
+    predicted: bool
+
+
+class _StoredValues(Sequence[IntegerTensor]):
+    """The tensors as they stand in a file; each is decoded when it is asked for."""
+
+    def __init__(
+        self,
+        infos: Sequence[TensorInfo],
+        heads: Sequence[_Head],
+        codes: StoredCodes,
+        budget: Budget,
+        where: str,
+    ) -> None:
+        self._infos, self._heads, self._codes, self._budget, self._where = infos, heads, codes, budget, where
+        self._reference = _references(infos)
+        predicting = {self._reference[i] for i, head in enumerate(heads) if head.predicted}
+        self._predicting = [i in predicting for i in range(len(infos))]
+        self._kept: dict[int, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    @overload
+    def __getitem__(self, number: int) -> IntegerTensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[IntegerTensor]: ...
+
+    def __getitem__(self, number: int | slice) -> IntegerTensor | list[IntegerTensor]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        head, info = self._heads[number], self._infos[number]
+        own = np.concatenate(list(self._centred(number, self._codes.pieces(number)))).reshape(info.shape)
+        return IntegerTensor.from_centred(own, head.scale, head.zero_point, head.axis)
+
+    def restore(self, number: int) -> NDArray[Any]:
+        """The values of a tensor in its dtype."""
+        return self._restore(number, self._codes.pieces(number))
+
+    def restore_all(self) -> Iterator[NDArray[Any]]:
+        """Of every tensor in turn."""
+        for number, pieces in enumerate(self._codes.each()):
+            yield self._restore(number, pieces)
+
+    def check(self) -> None:
+        """Raises FormatError where a code or a value is out of range."""
+        for number, pieces in enumerate(self._codes.each()):
+            info, head = self._infos[number], self._heads[number]
+            safe = LARGEST_CODE * float(head.scale.max()) <= largest_value(info.dtype)
+            at = 0
+            for own in self._centred(number, pieces):
+                if not safe:
+                    self._values(number, own, at)
+                at += len(own)
+
+    def _restore(self, number: int, pieces: Iterator[Symbols]) -> NDArray[Any]:
+        info = self._infos[number]
+        restored = np.empty(info.numel, DTYPES[info.dtype].carrier)
+        at = 0
+        for own in self._centred(number, pieces):
+            restored[at : at + len(own)] = self._values(number, own, at)
+            at += len(own)
+        return restored.reshape(info.shape)
+
+    def _values(self, number: int, own: NDArray[Any], at: int) -> NDArray[Any]:
+        """Codes less zero points, from a position on, times their scale, in the tensor's dtype."""
+        info, head = self._infos[number], self._heads[number]
+        with np.errstate(over="ignore"):
+            values = cast(own.astype(np.float32) * self._along(number, head.scale, at, len(own)), info.dtype)
+        if not is_finite(values, info.dtype):
+            raise self._fail(number, "not-finite", "restores to values that are not finite")
+        return values
+
+    def _along(self, number: int, values: NDArray[Any], at: int, count: int) -> NDArray[Any]:
+        """What belongs to each of some elements, counted in row-major order: one number, or one for each."""
+        if values.ndim == 0:
+            return values
+        shape, axis = self._infos[number].shape, self._heads[number].axis
+        inner = math.prod(shape[axis + 1 :])
+        return values[np.arange(at, at + count) // inner % shape[axis]]
+
+    def _centred(self, number: int, pieces: Iterator[Symbols]) -> Iterator[NDArray[Any]]:
+        """Codes less zero points, prediction added, checked; in pieces."""
+        head, info = self._heads[number], self._infos[number]
+        whole: list[NDArray[Any]] = []
+        if head.predicted or self._predicting[number]:
+            self._budget.borrow(_PREDICTED_BYTES * info.numel, "a predicted tensor")
+        if head.predicted:
+            reference = self._centred_of(self._reference[number] or 0)
+            pieces = iter([kernel_sum(np.concatenate(list(pieces)).reshape(info.shape), reference).ravel()])
+        at = 0
+        for piece in pieces:
+            for start in range(0, len(piece), _CHUNK):
+                own = piece[start : start + _CHUNK]
+                self._check(number, own, at)
+                at += len(own)
+                if self._predicting[number]:
+                    whole.append(own.astype(np.int16))
+                yield own
+        if self._predicting[number]:
+            self._remember(number, np.concatenate(whole).reshape(info.shape))
+
+    def _check(self, number: int, own: NDArray[Any], at: int) -> None:
+        zero_point = self._heads[number].zero_point
+        if largest_magnitude(own) > LARGEST_CODE:
+            raise self._fail(number, "code", f"a code beyond {LARGEST_CODE} in magnitude")
+        if zero_point is not None:
+            codes = own.astype(np.int64) + self._along(number, zero_point, at, len(own))
+            if largest_magnitude(codes) > LARGEST_CODE:
+                raise self._fail(number, "code", f"a code beyond {LARGEST_CODE} in magnitude")
+
+    def _centred_of(self, number: int) -> NDArray[Any]:
+        """Of a tensor that predicts others."""
+        path = [number]
+        while path[-1] not in self._kept and self._heads[path[-1]].predicted:
+            path.append(self._reference[path[-1]] or 0)
+        for i in reversed(path):
+            if i not in self._kept:
+                for _ in self._centred(i, self._codes.pieces(i)):
+                    pass
+        return self._kept[number]
+
+    def _remember(self, number: int, centred: NDArray[Any]) -> None:
+        """Keep it as long as there is room; at least until the next of the same kernel size."""
+        if number in self._kept:
+            return
+        if not self._budget.keep(centred.nbytes):
+            size = centred.shape[2:]
+            self._kept = {i: other for i, other in self._kept.items() if other.shape[2:] != size}
+        self._kept[number] = centred
+
+    def _fail(self, number: int, code: str, what: str) -> FormatError:
+        return FormatError(f"{self._where}: {self._infos[number].name}: {what}", code)
 
 
 def _accounts(infos: Sequence[TensorInfo]) -> list[Account]:
@@ -185,10 +334,7 @@ def _tensor(reader: ByteReader, directory: Sequence[TensorInfo]) -> TensorInfo:
     return info
 
 
-def _read_head(
-    reader: ByteReader, info: TensorInfo, before: NDArray[np.float32] | None
-) -> tuple[int, NDArray[np.float32], NDArray[np.int64] | None, int]:
-    """Flags, scale, zero point and axis."""
+def _read_head(reader: ByteReader, info: TensorInfo, before: _Head | None, budget: Budget) -> _Head:
     flags = reader.u8()
     if flags & ~(_PER_AXIS | _ZERO_POINTS | _PREDICTED | _SAME_SCALE) or (flags & _PER_AXIS and flags & _SAME_SCALE):
         raise reader.fail("form", f"{info.name}: unknown form {flags:#x} of a grid")
@@ -199,9 +345,9 @@ def _read_head(
             raise reader.fail("form", f"{info.name}: scales along axis {axis} of shape {info.shape}")
         number = info.shape[axis]
     if flags & _SAME_SCALE:
-        if before is None or before.ndim:
+        if before is None or before.scale.ndim:
             raise reader.fail("form", f"{info.name}: shares its scale with nothing before it")
-        scale = before
+        scale = before.scale
     else:
         scale = np.frombuffer(reader.raw(4 * number), "<f4")
         if not flags & _PER_AXIS:
@@ -210,5 +356,11 @@ def _read_head(
             raise reader.fail("range", f"{info.name}: a scale that is not a finite number >= 0")
     zero_point = None
     if flags & _ZERO_POINTS:
-        zero_point = np.array([unzigzag(reader.varint()) for _ in range(number)], np.int64).reshape(scale.shape)
-    return flags, scale, zero_point, axis
+        if number > reader.remaining:
+            raise reader.fail("too-short", f"{info.name}: {number} zero points in {reader.remaining} bytes")
+        budget.hold(8 * number, "zero points")
+        found = [unzigzag(reader.varint()) for _ in range(number)]
+        if max(map(abs, found)) > LARGEST_CODE:
+            raise reader.fail("range", f"{info.name}: a zero point beyond {LARGEST_CODE} in magnitude")
+        zero_point = np.array(found, np.int64).reshape(scale.shape)
+    return _Head(scale, zero_point, axis, bool(flags & _PREDICTED))

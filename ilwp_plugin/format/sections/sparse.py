@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding import read_indices, write_indices
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
+from ilwp_plugin.format.sections.maps import count_ones, read_map, write_map
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["SparseSection"]
+
+_CHUNK = 1 << 13
+"""Bytes of a map that are looked at at one time."""
 
 
 @SECTIONS.register("sparse")
@@ -31,14 +34,14 @@ class SparseSection(Section):
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]]) -> None:
         self.infos = tuple(infos)
-        self.values = dict(values)
+        self.values: Mapping[str, NDArray[Any]] = values
 
     @property
     def names(self) -> list[str]:
         return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
-        return self.values[name].copy()
+        return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()
 
     def summaries(self) -> list[Summary]:
         return [
@@ -77,17 +80,54 @@ class SparseSection(Section):
         if not 1 <= count <= len(directory):
             raise reader.fail("count", f"a sparse section of {count} tensors, the file has {len(directory)}")
         infos: list[TensorInfo] = []
-        values: dict[str, NDArray[Any]] = {}
+        stored: dict[str, tuple[TensorInfo, NDArray[np.uint8], memoryview]] = {}
         for _ in range(count):
             with reader.charge_later() as entry:
                 info = _tensor(reader, directory)
                 entry.account = (cls.part, info.name)
-                if info.name in values:
+                if info.name in stored:
                     raise reader.fail("ownership", f"{info.name}: twice in a sparse section")
-                values[info.name] = _decode(reader, info)
+                packed = read_map(reader, info, context.budget)
+                zeros = count_ones(packed)
+                others = reader.raw((info.numel - zeros) * DTYPES[info.dtype].itemsize)
+                if not zeros or not np.frombuffer(others, _word(info)).all():
+                    raise reader.fail("zeros", f"{info.name}: the map of zeros does not tell the zeros from the others")
+                context.budget.hold(len(packed), "a map of zeros")
+                stored[info.name] = info, packed, others
                 infos.append(info)
         reader.finish()
-        return cls(infos, values)
+        return cls(infos, _Stored(stored))
+
+
+class _Stored(Mapping[str, NDArray[Any]]):
+    """The tensors as they stand in a file; each is made when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, tuple[TensorInfo, NDArray[np.uint8], memoryview]]) -> None:
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        info, packed, piece = self._stored[name]
+        others = np.frombuffer(piece, _word(info))
+        values = np.zeros(info.numel, others.dtype)
+        done = 0
+        for start in range(0, info.numel, 8 * _CHUNK):
+            part = values[start : start + 8 * _CHUNK]
+            bits = np.unpackbits(packed[start // 8 : start // 8 + _CHUNK], count=len(part))
+            count = len(part) - int(bits.sum(dtype=np.int64))
+            part[bits == 0] = others[done : done + count]
+            done += count
+        return values.view(DTYPES[info.dtype].carrier).reshape(info.shape)
+
+
+def _word(info: TensorInfo) -> np.dtype[Any]:
+    """An unsigned integer of as many bytes as a value."""
+    return np.dtype(f"<u{DTYPES[info.dtype].itemsize}")
 
 
 def _bytes_of(values: NDArray[Any], info: TensorInfo) -> NDArray[np.uint8]:
@@ -97,8 +137,7 @@ def _bytes_of(values: NDArray[Any], info: TensorInfo) -> NDArray[np.uint8]:
 
 def _zero_bits(values: NDArray[Any], info: TensorInfo) -> NDArray[np.bool_]:
     """(values,): whether no bit is set."""
-    flat = np.frombuffer(value_bytes(values, info), f"<u{DTYPES[info.dtype].itemsize}")
-    return np.asarray(flat == 0)
+    return np.asarray(np.frombuffer(value_bytes(values, info), _word(info)) == 0)
 
 
 def _zeros_of(values: NDArray[Any]) -> float:
@@ -108,26 +147,9 @@ def _zeros_of(values: NDArray[Any]) -> float:
 def _encode(values: NDArray[Any], info: TensorInfo) -> bytes:
     zeros = _zero_bits(values, info)
     writer = ByteWriter("other")
-    write_indices(writer, np.packbits(zeros), 256)
+    write_map(writer, zeros)
     writer.raw(_bytes_of(values, info)[~zeros].tobytes())
     return writer.getvalue()
-
-
-def _decode(reader: ByteReader, info: TensorInfo) -> NDArray[Any]:
-    length = (info.numel + 7) // 8
-    if length > 8 * reader.remaining:  # eight values take at least a bit: what is allocated is bounded by what is there
-        raise reader.fail("too-short", f"{info.name}: a map of {info.numel} values in {reader.remaining} bytes")
-    bits = np.unpackbits(read_indices(reader, length, 256).astype(np.uint8))
-    if bits[info.numel :].any():
-        raise reader.fail("padding", f"{info.name}: the padding of the map of zeros is not zero")
-    others = ~bits[: info.numel].astype(bool)
-    carrier = DTYPES[info.dtype].carrier
-    found = np.frombuffer(reader.raw(int(others.sum()) * carrier.itemsize), f"<u{carrier.itemsize}")
-    if others.all() or not (found != 0).all():
-        raise reader.fail("zeros", f"{info.name}: the map of zeros does not tell the zeros from the others")
-    values = np.zeros(info.numel, found.dtype)
-    values[others] = found
-    return values.view(carrier).reshape(info.shape)
 
 
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo]) -> TensorInfo:

@@ -1,0 +1,134 @@
+"""Which consecutive layers share a code table: runs are merged while that saves bytes.
+
+A table costs some 60 bytes at 8 bits, which small layers cannot afford one each. Merging the best pair again and again
+takes a fit for each layer and each merger; where there are many layers, bytes are estimated first, for all pairs at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilwp_plugin.format.coding import Histogram, Run, fit_coder
+
+__all__ = ["group_runs"]
+
+_HEAD = 3
+"""Bytes of a group besides its table and payload: number of layers, coder, length."""
+
+_FEW = 48
+"""So many runs are merged by fitting coders to them."""
+
+_CELLS = 1 << 20
+"""Counts that are looked at at one time."""
+
+
+def group_runs(runs: Sequence[Run], coder: str) -> list[int]:
+    """How many consecutive runs go into each group.
+
+    Args:
+        runs: the codes of each layer.
+        coder: a name of `CODERS`, or AUTO.
+    """
+    sizes = [1] * len(runs)
+    if len(runs) > _FEW:
+        sizes = _by_estimates([run.histogram for run in runs])
+    if len(sizes) <= _FEW:
+        ends = np.cumsum(sizes)
+        merged = [Run.join(runs[end - size : end]) for end, size in zip(ends.tolist(), sizes, strict=True)]
+        counts = _by_fits(merged, coder)
+        ends = np.cumsum(counts)
+        sizes = [sum(sizes[end - count : end]) for end, count in zip(ends.tolist(), counts, strict=True)]
+    return sizes
+
+
+def _by_fits(runs: list[Run], coder: str) -> list[int]:
+    """The pair that saves most is merged, until none saves anything."""
+
+    def cost(run: Run) -> int:
+        return fit_coder(run, coder).nbytes + _HEAD
+
+    sizes, costs = [1] * len(runs), [cost(run) for run in runs]
+    pairs = [Run.join(runs[i : i + 2]) for i in range(len(runs) - 1)]
+    joint = [cost(pair) for pair in pairs]
+    while joint:
+        gains = [joint[i] - costs[i] - costs[i + 1] for i in range(len(joint))]
+        at = gains.index(min(gains))
+        if gains[at] >= 0:
+            break
+        runs[at : at + 2], costs[at : at + 2] = [pairs[at]], [joint[at]]
+        sizes[at : at + 2] = [sizes[at] + sizes[at + 1]]
+        del pairs[at], joint[at]
+        for i in (at - 1, at):
+            if 0 <= i < len(pairs):
+                pairs[i] = Run.join(runs[i : i + 2])
+                joint[i] = cost(pairs[i])
+    return sizes
+
+
+def _by_estimates(histograms: list[Histogram]) -> list[int]:
+    """In rounds: of neighbouring pairs that save bytes, those that save more than the pairs beside them are merged."""
+    sizes, costs = [1] * len(histograms), _estimates(histograms)
+    pairs = [Histogram.total(histograms[i : i + 2]) for i in range(len(histograms) - 1)]
+    joint = _estimates(pairs)
+    while True:
+        gains = joint - costs[:-1] - costs[1:]
+        beside = np.concatenate([[np.inf], gains, [np.inf]])
+        merged = (gains < 0) & (gains < beside[:-2]) & (gains <= beside[2:])
+        if not merged.any():
+            return sizes
+        kept = np.append(True, ~merged)  # the second run of a pair goes into the first
+        numbers = np.flatnonzero(kept).tolist()
+        histograms = [pairs[i] if i < len(pairs) and merged[i] else histograms[i] for i in numbers]
+        costs = np.where(np.append(merged, False), np.append(joint, 0), costs)[kept]
+        sizes = np.add.reduceat(sizes, numbers).tolist()
+        # A pair of two runs that stayed as they were keeps its estimate.
+        new = np.append(merged, False)[kept]
+        stale = np.flatnonzero(new[:-1] | new[1:]).tolist()
+        pairs, joint = [pairs[i - 1] for i in numbers[1:]], joint[np.array(numbers[1:], np.int64) - 1]
+        for i in stale:
+            pairs[i] = Histogram.total(histograms[i : i + 2])
+        joint[stale] = _estimates([pairs[i] for i in stale])
+
+
+def _estimates(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
+    """About the bytes of a group with each histogram; as many as fit are looked at together."""
+    found: list[NDArray[np.float64]] = []
+    start = 0
+    while start < len(histograms):
+        stop, span = start, 0
+        while stop < len(histograms):
+            span = max(span, len(histograms[stop].counts))
+            if stop > start and (stop + 1 - start) * span > _CELLS:
+                break
+            stop += 1
+        span = max(len(histogram.counts) for histogram in histograms[start:stop])
+        counts = np.zeros((stop - start, span), np.float32)
+        for row, histogram in zip(counts, histograms[start:stop], strict=True):
+            row[: len(histogram.counts)] = histogram.counts
+        spans = np.array([len(histogram.counts) for histogram in histograms[start:stop]])
+        found.append(_estimate(counts, spans))
+        start = stop
+    return np.concatenate(found) if found else np.empty(0)
+
+
+def _estimate(counts: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The entropy, and what an ANS table takes whose weights are powers of the square root of 2."""
+    logs = np.log2(np.maximum(counts, 1))
+    total = counts.sum(axis=1, dtype=np.float64)
+    payload = total * np.log2(total) - (counts * logs).sum(axis=1, dtype=np.float64)
+    levels = np.where(counts > 0, 1 + np.rint(2 * logs), 0).astype(np.int8)
+    steps = np.abs(np.diff(levels, axis=1, prepend=np.int8(0)))
+    within = np.arange(counts.shape[1]) < spans[:, None]
+    table = (_STEP_BITS[steps] * within).sum(axis=1, dtype=np.int64)
+    return (payload + table) / 8 + _FIXED
+
+
+_STEP_BITS = np.array([2 * (step + 1).bit_length() for step in range(128)], np.uint8)
+"""Of a difference of two levels in an ANS table, about."""
+
+_FIXED = 9
+"""Bytes of a group that do not depend on its symbols: its head, the range of its table, the final state."""

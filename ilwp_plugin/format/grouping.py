@@ -124,7 +124,8 @@ def _estimate(counts: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[
     steps = np.abs(np.diff(levels, axis=1, prepend=np.int8(0)))
     within = np.arange(counts.shape[1]) < spans[:, None]
     table = (_STEP_BITS[steps] * within).sum(axis=1, dtype=np.int64)
-    return (payload + table) / 8 + _FIXED
+    estimates: NDArray[np.float64] = (payload + table) / 8 + _FIXED
+    return estimates
 
 
 _STEP_BITS = np.array([2 * (step + 1).bit_length() for step in range(128)], np.uint8)

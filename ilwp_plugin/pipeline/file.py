@@ -257,7 +257,7 @@ class CompressedModel:
             FileError: the file cannot be written; what was at the path before is untouched.
         """
 
-        def verify(data: bytes) -> None:
+        def verify(data: memoryview) -> None:
             written = loads(data, "the new file")
             for info in self.tensors:
                 if not same_bits(written.tensor(info.name), self.tensor(info.name)):
@@ -320,7 +320,7 @@ def lossless_sections(
         sections.append(FieldSection(infos(fields), fields, {name: bits[name] for name in fields}))
     if floats:
         sections.append(FloatSection(infos(floats), floats))
-    return list(own.values()), [*sections, RawSection(infos(left), left)]
+    return list(own.values()), [*sections, *RawSection.split(list(own.values()), left)]
 
 
 def assembled(
@@ -375,7 +375,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Compr
     return _of(ilwp_format.read(path, max_bytes=max_bytes))
 
 
-def loads(data: bytes, where: str = "data", *, max_bytes: int | None = None) -> CompressedModel:
+def loads(data: bytes | memoryview, where: str = "data", *, max_bytes: int | None = None) -> CompressedModel:
     """Like `load`, from the content of a file; `where` names it in messages."""
     return _of(ilwp_format.read(data, where=where, max_bytes=max_bytes))
 

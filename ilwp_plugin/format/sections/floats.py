@@ -7,17 +7,18 @@ where it does not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import read_codes, write_codes
+from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["FloatSection"]
@@ -27,6 +28,9 @@ _WORTH = 0.97
 
 _TABLE_BYTES = 24
 """About what a tensor's share of code tables takes."""
+
+_CHUNK = 1 << 16
+"""Values that are put together at one time."""
 
 
 @SECTIONS.register("floats")
@@ -44,7 +48,7 @@ class FloatSection(Section):
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], coder: str = AUTO) -> None:
         self.infos = tuple(infos)
-        self.values = dict(values)
+        self.values: Mapping[str, NDArray[Any]] = values
         self.coder = coder
 
     @property
@@ -52,7 +56,11 @@ class FloatSection(Section):
         return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
-        return self.values[name].copy()
+        return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()
+
+    def check(self) -> None:
+        for name in self.names:
+            self.values[name]
 
     def summaries(self) -> list[Summary]:
         return [Summary(info.name, self.name, info.shape, {"dtype": info.dtype}) for info in self.infos]
@@ -98,37 +106,87 @@ class FloatSection(Section):
             raise reader.fail("count", f"a floats section of {count} tensors, the file has {len(directory)}")
         infos: list[TensorInfo] = []
         stored: list[list[bool]] = []
+        names: set[str] = set()
         for _ in range(count):
             with reader.charge_later() as entry:
                 info = read_info(reader, directory, "a floats section")
                 entry.account = (cls.part, info.name)
                 if info.storage != "coded" or not is_real(info.dtype) or not info.numel:
                     raise reader.fail("unfit", f"{info.name}: in a floats section, and {info.storage}, {info.dtype}")
-                if any(info is other for other in infos):
+                if info.name in names:
                     raise reader.fail("ownership", f"{info.name}: twice in a floats section")
                 width, code = DTYPES[info.dtype].itemsize, reader.u8()
                 if code >> width:
                     raise reader.fail("form", f"{info.name}: plane flags {code:#x} of values of {width} bytes")
                 infos.append(info)
+                names.add(info.name)
                 stored.append([bool(code >> number & 1) for number in range(width)])
-        planes: list[list[NDArray[np.uint8] | None]] = [[None] * len(flags) for flags in stored]
+        planes: dict[tuple[int, int], memoryview] = {}
         for tensor, (info, flags) in enumerate(zip(infos, stored, strict=True)):
             with reader.charge(cls.part, info.name):
-                for number, flag in enumerate(flags):
-                    if flag:
-                        planes[tensor][number] = np.frombuffer(reader.raw(info.numel), np.uint8)
-        coded, coder = _order(stored), AUTO
-        if coded:
-            accounts = [(cls.part, infos[tensor].name) for _, tensor in coded]
-            segments = [Segment.flat(infos[tensor].numel) for _, tensor in coded]
-            runs, coder = read_codes(reader, accounts, segments, cls.part)
-            for (number, tensor), run in zip(coded, runs, strict=True):
-                if int(run.min()) < 0 or int(run.max()) > 255:
-                    raise reader.fail("code", f"{infos[tensor].name}: a byte out of range")
-                planes[tensor][number] = run.astype(np.uint8)
+                planes.update({(n, tensor): reader.raw(info.numel) for n, flag in enumerate(flags) if flag})
+        coded = _order(stored)
+        accounts = [(cls.part, infos[tensor].name) for _, tensor in coded]
+        segments = [Segment.flat(infos[tensor].numel) for _, tensor in coded]
+        codes = StoredCodes(reader, accounts, segments, cls.part, context.budget)
         reader.finish()
-        values = {info.name: _joined(own, info) for info, own in zip(infos, planes, strict=True)}
-        return cls(infos, values, coder)
+        runs = {place: number for number, place in enumerate(coded)}
+        return cls(infos, _Stored(infos, planes, runs, codes, reader.where), codes.coder if coded else AUTO)
+
+
+class _Stored(Mapping[str, NDArray[Any]]):
+    """The tensors as they stand in a file; each is made when it is asked for.
+
+    Args:
+        infos: of the tensors.
+        planes: by plane and tensor, those that are stored as they are.
+        runs: by plane and tensor, which codes the others are.
+        codes: of these.
+        where: in words.
+    """
+
+    def __init__(
+        self,
+        infos: Sequence[TensorInfo],
+        planes: Mapping[tuple[int, int], memoryview],
+        runs: Mapping[tuple[int, int], int],
+        codes: StoredCodes,
+        where: str,
+    ) -> None:
+        self._infos = {info.name: (info, tensor) for tensor, info in enumerate(infos)}
+        self._planes, self._runs, self._codes, self._where = planes, runs, codes, where
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        info, tensor = self._infos[name]
+        width = DTYPES[info.dtype].itemsize
+        words = np.zeros(info.numel, f"<u{width}")
+        for plane in range(width):
+            shift, at = words.dtype.type(8 * (width - 1 - plane)), 0
+            for piece in self._pieces(plane, tensor, info):
+                words[at : at + len(piece)] |= piece.astype(words.dtype) << shift
+                at += len(piece)
+        for start in range(0, info.numel, _CHUNK):
+            part = words[start : start + _CHUNK]
+            part[:] = (part >> 1) | (part << (8 * width - 1))
+        return words.view(DTYPES[info.dtype].carrier).reshape(info.shape)
+
+    def _pieces(self, plane: int, tensor: int, info: TensorInfo) -> Iterator[NDArray[Any]]:
+        if (plane, tensor) in self._planes:
+            whole = np.frombuffer(self._planes[plane, tensor], np.uint8)
+            yield from (whole[start : start + _CHUNK] for start in range(0, info.numel, _CHUNK))
+            return
+        for piece in self._codes.pieces(self._runs[plane, tensor]):
+            for start in range(0, len(piece), _CHUNK):
+                part = piece[start : start + _CHUNK]
+                if int(part.min()) < 0 or int(part.max()) > 255:
+                    raise FormatError(f"{self._where}: {info.name}: a byte out of range", "code")
+                yield part
 
 
 def _order(stored: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
@@ -143,14 +201,6 @@ def _planes(values: NDArray[Any], info: TensorInfo) -> NDArray[np.uint8]:
     words = np.frombuffer(value_bytes(values, info), f"<u{width}")
     turned = (words << 1) | (words >> (8 * width - 1))
     return turned.astype(f">u{width}").view(np.uint8).reshape(-1, width).T
-
-
-def _joined(planes: Sequence[NDArray[np.uint8] | None], info: TensorInfo) -> NDArray[Any]:
-    width = DTYPES[info.dtype].itemsize
-    turned = np.stack([plane for plane in planes if plane is not None], axis=1).view(f">u{width}").reshape(-1)
-    words = turned.astype(f"<u{width}")
-    restored = (words >> 1) | (words << (8 * width - 1))
-    return restored.view(DTYPES[info.dtype].carrier).reshape(info.shape)
 
 
 def _entropy_bytes(plane: NDArray[np.uint8]) -> float:

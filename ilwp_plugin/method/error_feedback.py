@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ilwp_plugin.method.rounding import Rounding
 
-__all__ = ["Feedback", "Layer", "Moments", "input_columns"]
+__all__ = ["Feedback", "Layer", "Moments", "at_least_single", "input_columns"]
 
 Layer = nn.Conv2d | nn.Linear
 """The modules whose inputs can be seen as columns of a matrix."""
@@ -89,12 +89,22 @@ class Moments:
         taps = layer.weight[0, 0].numel()
         held = max(1, _CHUNK_VALUES // max(1, quantized[0].numel() * taps))
         for start in range(0, len(quantized), held):
-            q, f = (input_columns(layer, x[start : start + held]) for x in (quantized, original))
-            self.gram = self.gram + (q @ q.transpose(1, 2)).double()
-            self.cross = self.cross + (f @ q.transpose(1, 2)).double()
-            self.quantized = self.quantized + q.sum(2).double()
-            self.original = self.original + f.sum(2).double()
+            q, f = (at_least_single(input_columns(layer, x[start : start + held])) for x in (quantized, original))
+            self.gram = self.gram + (q @ q.transpose(1, 2)).cpu().double()
+            self.cross = self.cross + (f @ q.transpose(1, 2)).cpu().double()
+            self.quantized = self.quantized + q.sum(2).cpu().double()
+            self.original = self.original + f.sum(2).cpu().double()
             self.count += q.shape[2]
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither NaN nor infinity was among them."""
+        return all(bool(total.isfinite().all()) for total in (self.gram, self.cross))
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """Values of half the precision as float32: sums over many do not fit into less."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 class Feedback:

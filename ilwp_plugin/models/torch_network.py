@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ __all__ = ["Model", "ModuleNetwork", "StateNetwork", "is_batch_norm", "network_o
 Model = nn.Module | Mapping[str, Tensor]
 
 _HOOKED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def network_of(model: Model | Network, *, eps: float | None = None) -> Network:
@@ -52,7 +52,7 @@ class ModuleNetwork(Network):
         hooked = {name for name, module in model.named_modules() if isinstance(module, _HOOKED)}
         layers = {
             layer.name: layer
-            for layer in _layers(state)
+            for layer in _layers(state, {name for name, _ in model.named_parameters(remove_duplicate=False)})
             for layer in [
                 Layer(layer.name, kinds.get(layer.name, "tensor"), layer.weight, layer.bias, layer.name in hooked)
             ]
@@ -71,7 +71,8 @@ class StateNetwork(Network):
     @classmethod
     def of(cls, state: Mapping[str, Tensor], eps: float | None) -> StateNetwork:
         """See `network_of`."""
-        layers = {layer.name: layer for layer in _layers(state)}
+        masks = {key for key in state if isinstance(key, str) and f"{key.removesuffix('_mask')}_orig" in state}
+        layers = {layer.name: layer for layer in _layers(state, state.keys() - masks)}
         means = [key for key in state if isinstance(key, str) and key.endswith(".running_mean")]
         names = [name for name in (key.removesuffix(".running_mean") for key in means) if f"{name}.weight" in state]
         return cls(state, layers, _norms(state, dict.fromkeys(names, eps)))
@@ -80,11 +81,11 @@ class StateNetwork(Network):
         return find_chains_by_name(self.state, others=list(self.layers), **options)
 
 
-def _layers(state: Mapping[str, Tensor]) -> Sequence[Layer]:
-    """By the names of a state dict."""
+def _layers(state: Mapping[str, Tensor], parameters: Collection[str]) -> Sequence[Layer]:
+    """By the names of a state dict, of which some are parameters: a table or a mask in a buffer is no weight."""
     found = []
     for key, tensor in state.items():
-        if not isinstance(key, str) or not is_weight(tensor):
+        if key not in parameters or not is_weight(tensor):
             continue
         name = key.removesuffix(".weight")
         bias = state.get(f"{name}.bias") if name != key else None

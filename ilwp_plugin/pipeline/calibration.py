@@ -8,20 +8,23 @@ each layer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
-from ilwp_plugin.errors import CalibrationError, IlwpError
-from ilwp_plugin.method.error_feedback import Feedback, Moments
-from ilwp_plugin.models.chains import call, unwrap
-from ilwp_plugin.pipeline.calibration_inputs import map_tensors, read_inputs
+from ilwp_plugin.errors import CalibrationError, TensorError
+from ilwp_plugin.method.error_feedback import Feedback, Moments, at_least_single
+from ilwp_plugin.models.borrowing import borrowed, holding, on_cpu, own_tensors, place_of
+from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.torch_network import is_batch_norm
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, device_of, map_tensors, read_inputs
+from ilwp_plugin.pipeline.probing import Probed, first_tensor, probe, twice
 
 __all__ = [
     "MEMORY_BYTES",
@@ -29,15 +32,12 @@ __all__ = [
     "Calibrated",
     "Visitor",
     "calibrate",
-    "is_batch_norm",
     "is_layer",
     "output_errors",
 ]
 
 MEMORY_BYTES = 2 << 30
 """Activations that may be held at one time."""
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
@@ -56,13 +56,18 @@ class BatchNormMoments:
         dims = [0, *range(2, quantized_input.dim())]
 
         def total(values: Tensor) -> Tensor:
-            return values.mean(dims).double() * (values.numel() // values.shape[1])
+            return values.mean(dims).cpu().double() * (values.numel() // values.shape[1])
 
-        x, y = quantized_input, original_output
+        x, y = at_least_single(quantized_input), at_least_single(original_output)
         self.count += x.numel() // x.shape[1]
         self.x, self.xx = self.x + total(x), self.xx + total(x * x)
         self.y, self.yy = self.y + total(y), self.yy + total(y * y)
         self.xy = self.xy + total(x * y)
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither NaN nor infinity was among them."""
+        return all(bool(torch.as_tensor(value).isfinite().all()) for value in (self.xx, self.yy))
 
     def fit(self, ordinary: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Mean and variance of x, mean and standard deviation of y, and the slope of y on x (NaN for a constant x).
@@ -102,56 +107,100 @@ class Visitor(Protocol):
         """The new parameters and buffers of a batch norm, by name."""
 
 
-class _Reached(Exception):
-    """Stops a forward pass at the layer whose inputs are being collected."""
+class _Reached(BaseException):
+    """Stops a forward pass at the layer whose inputs are being collected; no `except Exception` of a model keeps it."""
 
 
 class _Site:
-    """One layer of the working copy, with the original beside it."""
+    """A layer that runs in two halves: through what is quantized already, and as it is.
 
-    def __init__(self, name: str, module: nn.Module, visitor: Visitor, at_once: bool) -> None:
-        self.name, self.module, self.original = name, module, copy.deepcopy(module)
-        self.visitor, self.at_once, self.done = visitor, at_once, False
-        self.moments: Any = BatchNormMoments() if isinstance(module, _BATCH_NORMS) else Moments()
+    Args:
+        name: of the layer.
+        module: the layer.
+        dim: the dimension of its input that counts the examples.
+        values: new tensors of the model, by the place of the old ones; all sites share them.
+        visitor: quantizes the layer when it is reached; None for one that merely shares a tensor with such a layer.
+        at_once: whether one batch holds all examples.
+    """
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        half = len(inputs) // 2
-        quantized, original = inputs[:half], inputs[half:]
-        run = type(self.module).forward
-        expected = run(self.original, original)
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        dim: int,
+        values: dict[Any, Tensor],
+        visitor: Visitor | None = None,
+        at_once: bool = True,
+    ) -> None:
+        self.name, self.module, self.done = name, module, visitor is None
+        self._inner, self._dim, self._values = module.forward, dim, values
+        self._visitor, self._at_once = visitor, at_once
+        self._moments: Any = BatchNormMoments() if is_batch_norm(module) else Moments()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Both halves of a batch; arguments that do not count the examples go to both."""
+        given = first_tensor((args, kwargs))
+        assert given is not None
+        length = given.shape[self._dim]
+
+        def half(start: int) -> Any:
+            def take(leaf: Any) -> Any:
+                if isinstance(leaf, Tensor) and leaf.dim() > self._dim and leaf.shape[self._dim] == length:
+                    return leaf.narrow(self._dim, start, length // 2)
+                return leaf
+
+            return tree_map(take, (args, kwargs))
+
+        quantized, original = half(0), half(length // 2)
+        expected = self._inner(*original[0], **original[1])
         if not self.done:
-            if isinstance(self.moments, BatchNormMoments):
-                self.moments.add(quantized, expected)
+            x, y = first_tensor(quantized), first_tensor(original)
+            assert x is not None and y is not None
+            if isinstance(self._moments, BatchNormMoments):
+                self._moments.add(x, expected)
             else:
-                self.moments.add(self.original, quantized, original)
-            if not self.at_once:
+                self._moments.add(self.module, x, y)
+            if not self._at_once:
                 raise _Reached(self)
             self.finish()
-        return torch.cat([run(self.module, quantized), expected])
+        with holding(self.module, self._values):
+            found = self._inner(*quantized[0], **quantized[1])
+        return map_tensors(lambda a, b: torch.cat([a, b], self._dim), found, expected)
 
     def finish(self) -> None:
         """Quantize the layer from what was collected."""
-        if isinstance(self.moments, BatchNormMoments):
-            values = dict(self.visitor.batch_norm(self.name, self.original, self.moments))
+        assert self._visitor is not None
+        if not self._moments.finite:
+            raise _NotFinite(self.name)
+        layer = on_cpu(self.module)
+        if isinstance(self._moments, BatchNormMoments):
+            changed = dict(self._visitor.batch_norm(self.name, layer, self._moments))
         else:
-            assert isinstance(self.original.weight, Tensor)
-            feedback = Feedback(self.moments, self.original.weight)
-            weight, bias = self.visitor.layer(self.name, self.original, feedback)
-            values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        state = self.module.state_dict()
-        for key, value in values.items():
-            state[key].copy_(value)
-        self.done, self.moments = True, None
+            assert isinstance(layer.weight, Tensor)
+            weight, bias = self._visitor.layer(self.name, layer, Feedback(self._moments, layer.weight))
+            changed = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        for key, own in own_tensors(self.module).items():
+            if key in changed:
+                self._values[place_of(own)] = changed[key].reshape(own.shape).to(own)
+        self.done, self._moments = True, None
+
+
+class _NotFinite(CalibrationError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"NaN or infinity at {name!r} on the calibration inputs")
 
 
 @torch.no_grad()
 def calibrate(
     model: nn.Module, inputs: Any, visitor: Visitor, layers: Collection[str], memory_bytes: int = MEMORY_BYTES
 ) -> Calibrated:
-    """Quantize a model layer by layer on calibration inputs; the model itself is not changed.
+    """Quantize a model layer by layer on calibration inputs.
+
+    The model itself runs, on its own device and in eval mode, and is afterwards as it was; nobody else may run it
+    meanwhile.
 
     Args:
-        model: the model. It has to treat the examples of a batch independently in eval mode.
+        model: the model. Up to its last layer it has to treat the examples of a batch independently in eval mode.
         inputs: what the model is called with, see `calibration_inputs`.
         visitor: quantizes each layer.
         layers: names of the layers to quantize; all batch norms are visited.
@@ -161,45 +210,70 @@ def calibrate(
         What was reached, and what it did to the outputs.
 
     Raises:
-        CalibrationError: no inputs, the model does not run on them, or it mixes the examples of a batch.
+        CalibrationError: no inputs, the model does not run on them or mixes the examples of a batch, or NaN or infinity
+            reaches a layer.
+        TensorError: a layer or a batch norm holds NaN or infinity.
     """
-    model = copy.deepcopy(unwrap(model)).cpu().eval()
+    model = unwrap(model)
     examples = read_inputs(model, inputs)
-    size = examples.size
-    sites: dict[str, _Site] = {}
-    per_example = _activation_bytes(model, examples.part(0, 1))
-    held = max(1, min(size, memory_bytes // (4 * per_example)))
-    batches = [examples.part(start, start + held) for start in range(0, size, held)]
-    expected = _run(model, batches[-1])
-    for name, module in model.named_modules():
-        if (name in layers and is_layer(module)) or is_batch_norm(module):
-            sites[name] = _Site(name, module, visitor, len(batches) == 1)
-    with _patched(sites.values()):
-        while True:
-            waiting: _Site | None = None
-            for part in batches:
-                try:
-                    result = _run(model, _twice(part))
-                except _Reached as reached:
-                    site: _Site = reached.args[0]
-                    if waiting is not None and site is not waiting:
-                        raise CalibrationError(
-                            f"{type(model).__name__} runs its layers in an order that depends on the inputs: "
-                            f"{waiting.name!r}, then {site.name!r}"
-                        ) from None
-                    waiting = site
-            if waiting is None:
-                break
-            waiting.finish()
-    if isinstance(result, Tensor) and isinstance(expected, Tensor):
-        second = result[len(result) // 2 :]
-        if second.shape != expected.shape or not torch.allclose(second, expected, rtol=1e-3, atol=1e-4):
-            raise CalibrationError(
-                f"{type(model).__name__} mixes the examples of a batch, so that it cannot be calibrated; "
-                "leave out `calibration`"
-            )
-    found = map_tensors(lambda tensor: tensor[: len(tensor) // 2], result)
-    return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(found, expected))
+    modules = dict(model.named_modules())
+    visited = [n for n, module in modules.items() if (n in layers and is_layer(module)) or is_batch_norm(module)]
+    for name in visited:
+        _check_finite(name, modules[name])
+    with borrowed(model):
+        probed = probe(model, examples, visited)
+        held = max(1, min(examples.size, memory_bytes // (4 * probed.example_bytes)))
+        batches = [(start, start + held) for start in range(0, examples.size, held)]
+        values: dict[Any, Tensor] = {}
+        sites = {
+            name: _Site(name, modules[name], probed.dims[name], values, visitor, len(batches) == 1)
+            for name in visited
+            if name in probed.dims
+        }
+        sharing = [_Site(n, modules[n], probed.dims[n], values) for n in _sharing(modules, sites) if n in probed.dims]
+        with _patched([*sites.values(), *sharing]):
+            try:
+                outputs = _passes(model, examples, batches, probed)
+            except _NotFinite as error:
+                if probed.culprit is None:
+                    raise
+                raise CalibrationError(f"{error}: {probed.culprit} makes them of finite ones") from None
+    halves = [(output[: len(output) // 2], output[len(output) // 2 :]) for output in outputs]
+    return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(halves))
+
+
+def _passes(
+    model: nn.Module, examples: CalibrationInputs, batches: list[tuple[int, int]], probed: Probed
+) -> list[Tensor]:
+    """Run every example twice in one batch until no layer waits; the outputs of the last batch."""
+    device = device_of(model)
+    while True:
+        waiting: _Site | None = None
+        outputs: list[Tensor] = []
+        for start, stop in batches:
+            try:
+                outputs = probed.outputs.of(model, twice(examples.part(start, stop, device)))
+            except _Reached as reached:
+                site: _Site = reached.args[0]
+                if waiting is not None and site is not waiting:
+                    raise CalibrationError(
+                        f"{type(model).__name__} runs its layers in an order that depends on the inputs: "
+                        f"{waiting.name!r}, then {site.name!r}"
+                    ) from None
+                waiting = site
+        if waiting is None:
+            return outputs
+        waiting.finish()
+
+
+def _sharing(modules: Mapping[str, nn.Module], sites: Mapping[str, _Site]) -> list[str]:
+    """The other modules that own a tensor of a site."""
+    places = {place_of(tensor) for site in sites.values() for tensor in own_tensors(site.module).values()}
+    return [
+        name
+        for name, module in modules.items()
+        if name not in sites and any(place_of(tensor) in places for tensor in own_tensors(module).values())
+    ]
 
 
 _EXAMPLES, _FEW_EXAMPLES, _EXAMPLES_BYTES = 256, 32, 128 << 20
@@ -218,7 +292,7 @@ def output_errors(
     The mean output of each channel of the layer is kept, as batch norms and biases will keep it.
 
     Args:
-        model: the model, see `calibrate`; it is not changed.
+        model: the model, see `calibrate`.
         inputs: likewise; some are taken, evenly spaced.
         weights: other weights, by name of the layer.
         progress: is told each layer, how many were before it, and how many there are.
@@ -227,51 +301,72 @@ def output_errors(
         Squared errors relative to the variance of the outputs, by name of the layer.
 
     Raises:
-        CalibrationError: the model does not run on the inputs, or gives no tensor.
+        CalibrationError: the model does not run on the inputs, or gives nothing whose errors could be measured.
     """
-    model = copy.deepcopy(unwrap(model)).cpu().eval()
-    examples = read_inputs(model, inputs)
-    enough = min(_EXAMPLES, max(_FEW_EXAMPLES, _EXAMPLES_BYTES // _activation_bytes(model, examples.part(0, 1))))
-    every = max(1, examples.size // enough)
-    batch = map_tensors(lambda tensor: tensor[::every][:enough], examples.batch)
+    model = unwrap(model)
+    examples, device = read_inputs(model, inputs), device_of(model)
+    modules = dict(model.named_modules())
+    owners: dict[Any, list[nn.Module]] = {}
+    for module in modules.values():
+        for tensor in own_tensors(module).values():
+            owners.setdefault(place_of(tensor), []).append(module)
     means: dict[str, Tensor] = {}
-
-    def mean(output: Tensor) -> Tensor:
-        return output.mean([0, *range(2, output.dim())], keepdim=True)
-
-    def remember(name: str) -> Callable[..., None]:
-        return lambda module, _, output: means.update({name: mean(output)})
-
-    modules = {name: model.get_submodule(name) for name in weights}
-    hooks = [module.register_forward_hook(remember(name)) for name, module in modules.items()]
-    expected = _run(model, batch)
-    for hook in hooks:
-        hook.remove()
-    if not _tensors(expected):
-        raise CalibrationError(f"{type(model).__name__} gives no floating-point tensor whose errors could be measured")
-    errors = {}
-    for number, (name, module) in enumerate(modules.items()):
-        if progress is not None:
-            progress(name, number, len(modules))
-        own = getattr(module, "weight")  # noqa: B009
-        before = own.clone()
-        own.copy_(weights[name])
-        hook = module.register_forward_hook(lambda _, __, output, name=name: output - mean(output) + means[name])
-        found = _run(model, batch)
-        hook.remove()
-        own.copy_(before)
-        errors[name] = _relative_error(found, expected)
+    errors: dict[str, float] = {}
+    with borrowed(model):
+        probed = probe(model, examples, list(weights))
+        enough = min(_EXAMPLES, max(_FEW_EXAMPLES, _EXAMPLES_BYTES // probed.example_bytes))
+        every = max(1, examples.size // enough)
+        batch = map_tensors(lambda tensor: tensor[::every][:enough].to(device), examples.batch)
+        with ExitStack() as hooks:
+            for name in weights:
+                hooks.enter_context(_hook(modules[name], partial(_remember, means, name)))
+            expected = probed.outputs.of(model, batch)
+        if not expected:
+            raise CalibrationError(
+                f"{type(model).__name__} gives no floating-point tensor with a value for each example, whose errors "
+                "could be measured"
+            )
+        for number, (name, weight) in enumerate(weights.items()):
+            if progress is not None:
+                progress(name, number, len(weights))
+            module = modules[name]
+            place = place_of(own_tensors(module)["weight"])
+            with ExitStack() as held:
+                for owner in owners[place]:
+                    held.enter_context(holding(owner, {place: weight}))
+                held.enter_context(_hook(module, partial(_shift, means, name)))
+                found = probed.outputs.of(model, batch)
+            errors[name] = _relative_error(list(zip(found, expected, strict=True)))
     return errors
 
 
-def _relative_error(found: Any, expected: Any) -> float:
-    """Squared error relative to the variance of what is expected, summed over the floating-point tensors."""
-    pairs = zip(_tensors(found), _tensors(expected), strict=True)
+@contextmanager
+def _hook(module: nn.Module, change: Callable[[nn.Module, Tensor], Any]) -> Iterator[None]:
+    """What a module gives is changed, or only looked at where nothing is returned."""
+    hook = module.register_forward_hook(lambda own, _, output: change(own, output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _remember(means: dict[str, Tensor], name: str, module: nn.Module, output: Tensor) -> None:
+    means[name] = _mean(module, output)
+
+
+def _shift(means: dict[str, Tensor], name: str, module: nn.Module, output: Tensor) -> Tensor:
+    return output - _mean(module, output) + means[name]
+
+
+def _mean(module: nn.Module, output: Tensor) -> Tensor:
+    """Of each channel."""
+    channels = output.dim() - 1 if isinstance(module, nn.Linear) else 1
+    return output.mean([dim for dim in range(output.dim()) if dim != channels], keepdim=True)
+
+
+def _relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Squared error relative to the variance of what is expected, summed over pairs of what is found and expected."""
     return sum(float((a - b).square().sum() / (b - b.mean()).square().sum().clamp(min=1e-30)) for a, b in pairs)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -279,54 +374,26 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.Linear))
 
 
-def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm whose scale and shift are its own and fixed at inference."""
-    return isinstance(module, _BATCH_NORMS) and module.affine and module.track_running_stats
+def _check_finite(name: str, module: nn.Module) -> None:
+    for key, tensor in own_tensors(module).items():
+        if tensor.is_floating_point() and (bad := int((~tensor.isfinite()).sum())):
+            raise TensorError(
+                f"tensor '{name}.{key}': {bad} of its {tensor.numel()} values are NaN or infinite, so that nothing "
+                "after it can be calibrated; mend the model"
+            )
 
 
 @contextmanager
 def _patched(sites: Iterable[_Site]) -> Iterator[None]:
+    """The sites run instead of the layers; where a forward was patched before, that one is put back."""
     sites = list(sites)
+    before = [(site.module, vars(site.module).get("forward")) for site in sites]
     for site in sites:
         site.module.forward = site.forward
     try:
         yield
     finally:
-        for site in sites:
-            del site.module.forward
-
-
-def _run(model: nn.Module, inputs: Any) -> Any:
-    try:
-        return call(model, inputs)
-    except (_Reached, IlwpError):
-        raise
-    except Exception as error:  # the user's forward can fail in any way
-        raise CalibrationError(
-            f"{type(model).__name__} does not run on the calibration inputs ({type(error).__name__}: {error}); "
-            "give batches of inputs as the model takes them, without labels"
-        ) from error
-
-
-def _activation_bytes(model: nn.Module, example: Any) -> int:
-    """The largest output of a layer for one example."""
-    largest = 1
-    hooks = []
-
-    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel() * output.element_size())
-
-    for module in model.modules():
-        hooks.append(module.register_forward_hook(measure))
-    try:
-        _run(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest
-
-
-def _twice(batch: Any) -> Any:
-    return map_tensors(lambda tensor: torch.cat([tensor, tensor]), batch)
+        for module, own in before:
+            del module.forward
+            if own is not None:
+                module.forward = own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,11 @@ from ilwp_plugin.errors import ConfigError, IlwpWarning
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.provenance import Origin, Provenance
+from ilwp_plugin.models.borrowing import copied
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.torch_network import Model, network_of
-from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, read_inputs
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, device_of, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel, assembled, structure_section
 from ilwp_plugin.pipeline.plan import Plan, Progress, make_plan, plan_of_claims
 from ilwp_plugin.pipeline.quantize import few, quantize
@@ -60,7 +60,8 @@ def compress(
         model: a module, or a state dict, whose order then stands for the execution order.
         config: an IlwpConfig, its fields, or the name of a preset; IlwpConfig() if None.
         example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not; and for
-            alignment, which works on a copy: the file then holds other weights, which compute the same.
+            alignment, which works on a copy: the file then holds other weights, which compute the same. The first of
+            `calibration`, if there are none.
         references: by layer name, (kernels,) integers each: kernel of the layer before that predicts each kernel, or -1
             for none; instead of the configured mode, for these layers. Or, of a pruned model, the origins of its
             channels (`method.provenance`): they are stored, and under mode collocated each kernel keeps its reference.
@@ -90,11 +91,14 @@ def compress(
     config = IlwpConfig.of(config)
     own = config.ilwp()
     alignment = None
+    examples = _examples(model, calibration, inputs)
+    if example_inputs is None and isinstance(model, nn.Module) and examples is not None:
+        example_inputs = examples.part(0, TRACED_EXAMPLES, device_of(unwrap(model)))
     if own is not None and own.align:
         if references or quantized:
             raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
         model, alignment = _aligned(model, config, example_inputs)
-    job = _Job.of(model, config, example_inputs, references, quantized, _examples(model, calibration, inputs), progress)
+    job = _Job.of(model, config, example_inputs, references, quantized, examples, progress)
     recipes: list[Recipe] | None = None
     targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
     if any(target is not None for target in targets.values()):
@@ -206,6 +210,10 @@ def trained_file(
     return _Job(plan, None).run(None, metadata)
 
 
+TRACED_EXAMPLES = 2
+"""Of the calibration inputs, for one pass where there are no example inputs."""
+
+
 def _examples(model: Model | Network, calibration: Any, inputs: Pick | None) -> CalibrationInputs | None:
     if calibration is None:
         if inputs is not None:
@@ -223,6 +231,6 @@ def _aligned(model: Model | Network, config: IlwpConfig, example_inputs: Any) ->
             "align=True needs the module itself and example_inputs, to find what follows its channels and to verify "
             f"that its outputs stay; got a {type(model).__name__}" + (" without them" if example_inputs is None else "")
         )
-    model = copy.deepcopy(unwrap(model)).cpu()
+    model = copied(unwrap(model)).cpu()
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
     return model, toolkits.load("pruning").align(model, inputs, config)

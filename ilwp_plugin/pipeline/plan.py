@@ -211,7 +211,9 @@ def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) 
     for key in free:
         name = network.layer_of(key)
         if is_weight(network.state[key]):
-            left[name] = reasons.get(name, "no recipe of the configuration takes it")
+            known = name in network.layers
+            unclaimed = "no recipe of the configuration takes it" if known else "a buffer or a mask, no parameter"
+            left[name] = reasons.get(name, unclaimed)
     left.update({name: reason for name, reason in reasons.items() if name in network.norms})
     return left
 

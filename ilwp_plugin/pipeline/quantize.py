@@ -96,7 +96,7 @@ class _Pass:
 
     def batch_norm(self, name: str, module: nn.Module, moments: BatchNormMoments) -> Mapping[str, Tensor]:
         """See `calibration.Visitor`."""
-        assert isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         assert isinstance(module.running_var, Tensor)
         mean, variance, mean_output, spread, slope = moments.fit(module.running_var)
         if (owner := self._owner.get(f"{name}.weight")) is not None:
@@ -148,8 +148,9 @@ def quantize(
             )
     notes: dict[str, str] = {}
     sections: list[Section] = []
+    state = {name: tensor.detach().cpu() for name, tensor in plan.network.state.items()}
     for encoding in visitor.encodings:
-        encoding.finish(plan.network.state)
+        encoding.finish(state)
         sections += encoding.sections()
         notes.update(encoding.notes)
     return Quantized(sections, visitor.changed, notes, error)

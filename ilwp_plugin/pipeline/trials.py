@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ilwp_plugin.errors import ConfigError, IlwpWarning
+from ilwp_plugin.models.borrowing import copied
 from ilwp_plugin.models.tensors import array_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.file import CompressedModel
@@ -90,7 +90,7 @@ def meet_target(
     def score(compressed: CompressedModel | None) -> float | None:
         if evaluate is None or module is None:
             return None
-        restored = copy.deepcopy(module).eval()
+        restored = copied(module).eval()
         if compressed is not None:
             compressed.apply_to(restored)
         return float(evaluate(restored))

@@ -113,7 +113,7 @@ def test_read_once_also_where_files_are_searched() -> None:
     config = IlwpConfig.whole_model(0.05)
     size = compress(Net().eval(), config, calibration=(x for x in X.split(16))).ledger.file_bytes
     once = Once()
-    found = compress(Net().eval(), config.replace(weight_step=None), calibration=once, target_bytes=size)
+    found = compress(Net().eval(), IlwpConfig.whole_model(), calibration=once, target_bytes=size)
     assert found.ledger.file_bytes <= size and once.times == 1
 
 

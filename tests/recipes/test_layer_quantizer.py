@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
+from ilwp_plugin.layer_quantizer import quantize_layer
 from torch import Tensor
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import StepError
-from ilwp_plugin.layer_quantizer import quantize_layer
 from ilwp_plugin.method.prediction import collocated_references
 from ilwp_plugin.method.quantization import (
     STEP_RULES,

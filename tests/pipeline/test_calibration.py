@@ -316,9 +316,7 @@ def test_nan_and_infinity_are_named() -> None:
     model = Net()
     model.body.norm1.running_var.fill_(-1)
 
-    assert "NaN or infinity at 'body.norm1' on the calibration inputs: 'body.norm1' (BatchNorm2d) makes" in refused(
-        model
-    )
+    assert "NaN or infinity at 'body.norm1' on the calibration inputs: 'body.norm1'" in refused(model)
 
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

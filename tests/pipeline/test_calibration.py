@@ -205,7 +205,7 @@ def test_examples_may_be_counted_by_another_dimension_inside() -> None:
     for config in (EQUAL, MEASURED):
         with pytest.warns(IlwpWarning, match="^'rnn.weight_hh_l0', 'rnn.weight_ih_l0': rounded alone"):
             compressed = compress(Recurrent(), config, calibration=X)
-        assert error(compressed, Recurrent()) < 1e-3
+        assert error(compressed, Recurrent()) < 3e-3
 
 
 def test_layers_that_see_single_examples_are_rounded_alone() -> None:

@@ -29,7 +29,7 @@ many layers; in a search, how many trials."""
 MEASURED_SHARE = 1 / 8
 """Of a step, for measuring what errors of a layer cost: near the step itself they are not small, white noise."""
 
-OUTPUT_ERROR = 0.01
+OUTPUT_ERROR = 0.015
 """Where no step and no target is given: squared error of the outputs on the calibration inputs, relative to their
 variance, that steps are chosen for. It is an upper bound: error feedback and norms make up for much of it."""
 
@@ -77,35 +77,60 @@ def choose_steps(
     network: Network, recipes: Sequence[Recipe], claims: Sequence[Claims], costs: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """By key, the steps of all weights whose recipe has steps; see `Plan.steps`."""
+    groups = [
+        (group, {key: network.state[key] for key in group.keys})
+        for recipe, taken in zip(recipes, claims, strict=True)
+        for group in recipe.step_groups(network, taken)
+    ]
+    measured = [_Measured(group.share, weights, costs or {}) for group, weights in groups if _is_open(group)]
+    mean = _bearable_step(measured) if measured else 1.0
     chosen: dict[str, float] = {}
-    for recipe, taken in zip(recipes, claims, strict=True):
-        for group in recipe.step_groups(network, taken):
-            chosen.update(_steps_of(group, {key: network.state[key] for key in group.keys}, costs or {}))
+    for group, weights in groups:
+        if group.measured:
+            own = _Measured(group.share, weights, costs or {})
+            chosen.update(own.steps(mean) if group.mean == AUTO else own.steps(group.mean / group.share))
+        elif group.mean == AUTO:
+            chosen.update({key: safe_step(weight) or 1.0 for key, weight in weights.items()})
+        else:
+            chosen.update(dict.fromkeys(weights, group.mean))
     return chosen
 
 
-def _steps_of(group: StepGroup, weights: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, float]:
-    if group.measured:
-        errors = {key: costs.get(key, 0.0) for key in weights}
-        numbers = {key: weight.numel() for key, weight in weights.items()}
-        sizes = {key: float(weight.double().square().mean().sqrt()) for key, weight in weights.items()}
-        mean = _measured_mean(weights, errors, numbers, sizes) if group.mean == AUTO else group.mean
-        return allocate_steps(mean, errors, numbers, sizes)
-    if group.mean == AUTO:
-        return {key: safe_step(weight) or 1.0 for key, weight in weights.items()}
-    return dict.fromkeys(weights, group.mean)
+def _is_open(group: StepGroup) -> bool:
+    return group.measured and group.mean == AUTO
 
 
-def _measured_mean(
-    weights: Mapping[str, Tensor], errors: Mapping[str, float], numbers: Mapping[str, int], sizes: Mapping[str, float]
-) -> float:
-    """The mean step at which the errors of these weights add up to OUTPUT_ERROR."""
-    if not any(errors.values()):
-        safe = [safe_step(weight) or 1.0 for weight in weights.values()]
-        return math.exp(sum(map(math.log, safe)) / len(safe))
-    step = _spread(weights)
+class _Measured:
+    """Weights whose steps are chosen by what their errors cost.
+
+    Args:
+        share: their mean step in units of that which is given.
+        weights: by key.
+        costs: see `Plan.costs`.
+    """
+
+    def __init__(self, share: float, weights: Mapping[str, Tensor], costs: Mapping[str, float]) -> None:
+        self.share, self.weights = share, weights
+        self._costs = {key: costs.get(key, 0.0) for key in weights}
+        self._numbers = {key: weight.numel() for key, weight in weights.items()}
+        self._sizes = {key: float(weight.double().square().mean().sqrt()) for key, weight in weights.items()}
+
+    def steps(self, mean: float) -> dict[str, float]:
+        """By key."""
+        return allocate_steps(mean * self.share, self._costs, self._numbers, self._sizes)
+
+    def error(self, mean: float) -> float:
+        """Squared error of the outputs, relative to their variance, if errors add up."""
+        return sum(self._costs[key] * step * step for key, step in self.steps(mean).items())
+
+
+def _bearable_step(groups: Sequence[_Measured]) -> float:
+    """The mean step at which the errors of all groups add up to OUTPUT_ERROR."""
+    step = _spread({key: weight for group in groups for key, weight in group.weights.items()})
     for _ in range(3):  # limits of the allocation make the sum other than proportional to the square
-        total = sum(errors[key] * s * s for key, s in allocate_steps(step, errors, numbers, sizes).items())
+        total = sum(group.error(step) for group in groups)
+        if not total > 0:  # errors in these weights change nothing
+            return step
         step *= math.sqrt(OUTPUT_ERROR / total)
     return step
 

@@ -126,11 +126,13 @@ class StepGroup:
         mean: geometric mean of their steps; AUTO for one that is safe.
         keys: of the weights.
         measured: whether each gets a step of its own, by what its errors do to the outputs.
+        share: of a mean step that is chosen for several groups together.
     """
 
     mean: float | Literal["auto"]
     keys: tuple[str, ...]
     measured: bool
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

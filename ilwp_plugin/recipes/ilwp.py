@@ -311,7 +311,7 @@ class Ilwp(Recipe):
             return ()
         first = set() if self.options.anchor == "quantized" else {chain.keys[0] for chain in claims.chains}
         keys = tuple(key for key in claims.tensors if key not in first)
-        return (StepGroup(step, keys, self.options.step_allocation == "measured"),)
+        return (StepGroup(step, keys, self.options.step_allocation == "measured", RESIDUAL_SHARE),)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         assert isinstance(claims, IlwpClaims)

@@ -35,7 +35,7 @@ WeightStep = Annotated[float | None, typer.Option(help="Step of all other weight
 ResidualStep = Annotated[float | None, typer.Option(help="One step of all residuals, instead of bits and range.")]
 BatchNorm = Annotated[str | None, typer.Option(help="exact (default), or merged: one scale and shift a channel.")]
 BatchNormEps = Annotated[float | None, typer.Option(help="The eps of the batch norms, which merging needs.")]
-Key = Annotated[str | None, typer.Option(help="Where the state dict is in a checkpoint that holds more.")]
+Key = Annotated[str | None, typer.Option(help="Which state dict of a checkpoint with several (a.b: b inside a).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 

@@ -27,7 +27,10 @@ from ilwp_plugin.models.weights import read_state_dict, write_safetensors
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.pipeline.quantize import few
 
-Input = Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file, or a .pt / .pth state dict.")]
+Input = Annotated[
+    Path,
+    typer.Argument(metavar="IN", help="A .safetensors file, or one of torch.save (.pt, .ckpt, .bin)."),
+]
 IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]
 MaxBytes = Annotated[int | None, typer.Option(help="Refuse a file whose tensors take more memory than this.")]
 
@@ -73,7 +76,7 @@ def compress(
         batch_norm=batch_norm,
         batch_norm_eps=batch_norm_eps,
     )
-    state = read_state_dict(source, key)
+    state = read_state_dict(source, key, mapped=True)
     if out.exists() and out.samefile(source):
         raise FileError(f"cannot write {out}: it is the input")
     before = source.stat().st_size

@@ -44,7 +44,7 @@ def estimate(
         ignored_scopes=ignored_scopes,
         layers=layers,
     )
-    state = read_state_dict(source, key)
+    state = read_state_dict(source, key, mapped=True)
     grid = [(mode, bits) for mode in PREDICTORS for bits in BITS]
     sizes = []
     with ui.progress_bar() as report:
@@ -75,7 +75,7 @@ def analyze(
     chosen = ui.make_config(
         config, scope=scope, target_scopes=target_scopes, ignored_scopes=ignored_scopes, layers=layers
     )
-    result = figures.analyze({source.name: read_state_dict(source, key)}, out, chosen)
+    result = figures.analyze({source.name: read_state_dict(source, key, mapped=True)}, out, chosen)
     if as_json:
         ui.print_json(result)
         return

@@ -92,9 +92,9 @@ def test_safetensors_input(state: dict[str, Tensor], tmp_path: Path) -> None:
 
 
 def test_checkpoint_with_a_key(state: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "m.pth")
-    assert "choose one of its state dicts by key" in ilwp("estimate", tmp_path / "m.pth", code=1).stderr
-    ilwp("compress", tmp_path / "m.pth", "-o", tmp_path / "x.ilwp", "--key", "state_dict")
+    torch.save({"state_dict": state, "ema": state, "epoch": 3}, tmp_path / "m.ckpt")
+    assert "choose one by key (--key): 'state_dict'" in ilwp("estimate", tmp_path / "m.ckpt", code=1).stderr
+    ilwp("compress", tmp_path / "m.ckpt", "-o", tmp_path / "x.ilwp", "--key", "state_dict")
 
 
 def test_estimate_equals_the_files(state: dict[str, Tensor], model_file: Path) -> None:

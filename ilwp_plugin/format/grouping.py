@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding import Histogram, Run, fit_coder
+from ilwp_plugin.format.coding import Histogram, Run, estimated_bytes, fit_coder
 
 __all__ = ["group_runs"]
 
@@ -105,31 +105,6 @@ def _estimates(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
             if stop > start and (stop + 1 - start) * span > _CELLS:
                 break
             stop += 1
-        span = max(len(histogram.counts) for histogram in histograms[start:stop])
-        counts = np.zeros((stop - start, span), np.float32)
-        for row, histogram in zip(counts, histograms[start:stop], strict=True):
-            row[: len(histogram.counts)] = histogram.counts
-        spans = np.array([len(histogram.counts) for histogram in histograms[start:stop]])
-        found.append(_estimate(counts, spans))
+        found.append(estimated_bytes(histograms[start:stop]))
         start = stop
     return np.concatenate(found) if found else np.empty(0)
-
-
-def _estimate(counts: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The entropy, and what an ANS table takes whose weights are powers of the square root of 2."""
-    logs = np.log2(np.maximum(counts, 1))
-    total = counts.sum(axis=1, dtype=np.float64)
-    payload = total * np.log2(total) - (counts * logs).sum(axis=1, dtype=np.float64)
-    levels = np.where(counts > 0, 1 + np.rint(2 * logs), 0).astype(np.int8)
-    steps = np.abs(np.diff(levels, axis=1, prepend=np.int8(0)))
-    within = np.arange(counts.shape[1]) < spans[:, None]
-    table = (_STEP_BITS[steps] * within).sum(axis=1, dtype=np.int64)
-    estimates: NDArray[np.float64] = (payload + table) / 8 + _FIXED
-    return estimates
-
-
-_STEP_BITS = np.array([2 * (step + 1).bit_length() for step in range(128)], np.uint8)
-"""Of a difference of two levels in an ANS table, about."""
-
-_FIXED = 9
-"""Bytes of a group that do not depend on its symbols: its head, the range of its table, the final state."""

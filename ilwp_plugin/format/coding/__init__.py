@@ -1,7 +1,8 @@
 """Entropy coders: integer symbols to bytes and back. They know no model and no file."""
 
 from ilwp_plugin.format.coding.ans import AnsCoder, AnsModel
-from ilwp_plugin.format.coding.base import AUTO, CODERS, Coder, Fit, Histogram, Run, Segment, Symbols, fit_coder
+from ilwp_plugin.format.coding.base import AUTO, CODERS, Coder, Histogram, Run, Segment, Symbols
+from ilwp_plugin.format.coding.fitting import Fit, estimated_bytes, fit_coder
 from ilwp_plugin.format.coding.huffman import HuffmanCode, HuffmanCoder
 from ilwp_plugin.format.coding.indices import read_indices, write_indices
 
@@ -18,6 +19,7 @@ __all__ = [
     "Run",
     "Segment",
     "Symbols",
+    "estimated_bytes",
     "fit_coder",
     "read_indices",
     "write_indices",

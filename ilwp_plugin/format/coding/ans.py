@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilwp_plugin.format.coding import fast
-from ilwp_plugin.format.coding.base import CODERS, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
+from ilwp_plugin.format.coding.base import CODERS, WIDEST, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_bytes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
@@ -28,12 +28,11 @@ PRECISION = 24
 
 _TOTAL = 1 << PRECISION
 _MOST = _TOTAL - (1 << 17)
-"""The largest probability: so every symbol costs at least 0.0056 bits, and a count is bounded by its payload."""
+"""The largest probability: so every symbol costs at least 0.0113 bits, and a count is bounded by its payload."""
 
-SYMBOLS_PER_BYTE = 2048
+SYMBOLS_PER_BYTE = 1024
 """More symbols than this cannot be in one byte of payload."""
 
-_MAX_SPAN = 1 << 16
 _MAX_EXPONENT = 32
 _MANTISSAS = range(5)
 _MAX_GOLOMB = 7
@@ -145,7 +144,7 @@ class AnsCoder(Coder):
         span = reader.varint() + 1
         code = reader.u8()
         mantissa, k = code >> 4, code & 0x0F
-        if abs(low) > _MAX_SPAN or span > min(_MAX_SPAN, 8 * reader.remaining):
+        if abs(low) > WIDEST or span > min(WIDEST, 8 * reader.remaining):
             raise reader.fail("table", f"ANS table: {span} symbols from {low} up are more than it can hold")
         if mantissa not in _MANTISSAS or k > _MAX_GOLOMB:
             raise reader.fail("form", f"ANS table: unknown form {code:#x}")

@@ -17,18 +17,20 @@ from ilwp_plugin.registry import Registry
 __all__ = [
     "AUTO",
     "CODERS",
+    "WIDEST",
     "Coder",
-    "Fit",
     "Histogram",
     "Run",
     "Segment",
     "Symbols",
     "coder_of_id",
-    "fit_coder",
     "smallest_dtype",
 ]
 
 Symbols = NDArray[np.signedinteger[Any]]
+
+WIDEST = 1 << 16
+"""The most symbols that the span of a table has, and the largest magnitude of the first of them."""
 
 _CHUNK = 1 << 20
 """Symbols that are looked at at one time."""
@@ -74,6 +76,16 @@ class Histogram:
 
     def __add__(self, other: Histogram) -> Histogram:
         return self.total([self, other])
+
+    def without_low_bits(self, count: int) -> Histogram:
+        """Of the same symbols without so many of their lowest bits, that is divided by a power of two, rounded down."""
+        if not count:
+            return self
+        low = self.low >> count
+        places = (np.arange(self.low, self.low + len(self.counts)) >> count) - low
+        counts = np.zeros(int(places[-1]) + 1, np.int64)
+        np.add.at(counts, places, self.counts)
+        return Histogram(low, counts)
 
     @property
     def entropy(self) -> float:
@@ -132,6 +144,14 @@ class Run:
         both.__dict__["histogram"] = Histogram.total([run.histogram for run in runs])
         return both
 
+    def without_low_bits(self, count: int) -> Run:
+        """The same symbols without so many of their lowest bits."""
+        if not count:
+            return self
+        run = Run(tuple(symbols >> count for symbols in self.symbols), self.segments)
+        run.__dict__["histogram"] = self.histogram.without_low_bits(count)
+        return run
+
     @property
     def joined(self) -> Symbols:
         """All symbols, in one array."""
@@ -146,7 +166,7 @@ class Coder(ABC):
     """
 
     id: int
-    """Number in the file format; never reused. Numbers from 128 on are for private use."""
+    """Number in the file format, 1 to 31; never reused. Numbers from 24 on are for private use."""
     density: int
     """The most symbols that a byte of payload can hold; what claims more is refused before anything is decoded."""
 
@@ -203,38 +223,6 @@ CODERS: Registry[Coder] = Registry("coder")
 
 AUTO = "auto"
 """Instead of a coder's name: whichever takes the fewest bytes, tables counted, for each group of layers anew."""
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A coder fitted to symbols.
-
-    Attributes:
-        coder: the coder.
-        model: its model.
-        table: the stored form of the model.
-        payload_bytes: of all symbols, rounded up.
-    """
-
-    coder: Coder
-    model: Any
-    table: bytes
-    payload_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Table and payload together."""
-        return len(self.table) + self.payload_bytes
-
-
-def fit_coder(run: Run, name: str) -> Fit:
-    """A coder by name, or for AUTO the smallest one, fitted; of equally small ones the first registered."""
-    coders = list(CODERS.values()) if name == AUTO else [CODERS[name]]
-    fits = []
-    for coder in coders:
-        model = coder.fit(run)
-        fits.append(Fit(coder, model, coder.table(model), coder.payload_bytes(model, run)))
-    return min(fits, key=lambda fit: fit.nbytes)
 
 
 def coder_of_id(number: int, reader: ByteReader) -> Coder:

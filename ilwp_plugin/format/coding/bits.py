@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack_bytes", "pack_words", "read_fields"]
+__all__ = ["pack_bytes", "pack_low_bits", "pack_words", "read_fields", "read_low_bits"]
 
 _CHUNK = 1 << 18
 
@@ -37,6 +37,23 @@ def pack_bytes(words: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
         out += np.packbits(bits[:whole]).tobytes()
         left = bits[whole:]
     return bytes(out + np.packbits(left).tobytes())
+
+
+def pack_low_bits(symbols: NDArray[Any], width: int) -> bytes:
+    """The lowest `width` bits of each symbol, one after the other."""
+    out = bytearray()
+    for start in range(0, len(symbols), _CHUNK):  # a multiple of 8 symbols: each piece ends with a byte
+        part = symbols[start : start + _CHUNK].astype(np.int64)[:, None]
+        out += np.packbits(((part >> np.arange(width - 1, -1, -1)) & 1).astype(np.uint8)).tobytes()
+    return bytes(out)
+
+
+def read_low_bits(data: memoryview, start: int, count: int, width: int) -> NDArray[np.int64]:
+    """Numbers from such a string, from the one of a position on."""
+    first, last = start * width // 8, ((start + count) * width + 7) // 8
+    bits = np.unpackbits(np.frombuffer(data[first:last], np.uint8))
+    at = start * width - 8 * first
+    return read_fields(bits[at : at + count * width], width)
 
 
 def read_fields(bits: NDArray[np.uint8], width: int) -> NDArray[np.int64]:

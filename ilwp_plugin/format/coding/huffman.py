@@ -14,14 +14,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding.base import CODERS, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
+from ilwp_plugin.format.coding.base import CODERS, WIDEST, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_bytes, read_fields
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
 __all__ = ["HuffmanCode", "HuffmanCoder", "MAX_LENGTH", "canonical_codes", "code_lengths"]
 
 MAX_LENGTH = 16
-_MAX_SPAN = 1 << MAX_LENGTH
 _MAX_META_LENGTH = 7
 _META_BITS = 3
 _WORTH = 1 << 12
@@ -245,7 +244,7 @@ class HuffmanCoder(Coder):
     def read_table(self, reader: ByteReader) -> HuffmanCode:
         low = unzigzag(reader.varint())
         span = reader.varint() + 1
-        if abs(low) > _MAX_SPAN or span > min(_MAX_SPAN, 8 * reader.remaining):
+        if abs(low) > WIDEST or span > min(WIDEST, 8 * reader.remaining):
             raise reader.fail("table", f"code table: {span} symbols from {low} up are more than it can hold")
         meta_bits = (MAX_LENGTH + 1) * _META_BITS
         start = reader.peek(min(reader.remaining, (meta_bits + span * _MAX_META_LENGTH + 7) // 8))

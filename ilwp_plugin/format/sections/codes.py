@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Histogram, Run, Segment, Symbols, fit_coder
-from ilwp_plugin.format.coding.base import coder_of_id
+from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Fit, Histogram, Run, Segment, Symbols, fit_coder
+from ilwp_plugin.format.coding.base import coder_of_id, smallest_dtype
+from ilwp_plugin.format.coding.bits import pack_low_bits, read_low_bits
 from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
@@ -34,15 +35,25 @@ def write_codes(writer: ByteWriter, accounts: Sequence[Account], runs: Sequence[
         layers = runs[start : start + count]
         run = Run.join(layers)
         fit = fit_coder(run, coder)
-        payload = fit.coder.encode(fit.model, run.joined, run.segments)
+        symbols = run.joined
+        payload = fit.coder.encode(fit.model, symbols >> fit.low_bits, run.segments)
         with writer.charge(table, accounts[start][1]):
             writer.varint(count)
-            writer.u8(fit.coder.id)
+            writer.u8(fit.coder.id | fit.low_bits << _CODER_BITS)
             writer.raw(fit.table)
             writer.varint(len(payload))
-        bits = [fit.coder.bits(fit.model, layer.histogram) for layer in layers]
+        if fit.low_bits:
+            payload += pack_low_bits(symbols, fit.low_bits)
+        bits = [fit.bits(layer.histogram) for layer in layers]
         writer.shared(payload, accounts[start : start + count], split_bits(bits, len(payload)))
         start += count
+
+
+_CHUNK = 1 << 16
+"""Symbols that get their low bits at one time."""
+
+_CODER_BITS = 5
+"""Of the byte that names the coder; the others are the number of low bits."""
 
 
 @dataclass(eq=False)
@@ -52,7 +63,9 @@ class _Group:
     Attributes:
         coder: the coder.
         table: the stored form of its model, which is read again when it is needed.
-        payload: the codes.
+        payload: the codes, without their low bits.
+        low_bits: how many of these there are.
+        low: all of them, as they are.
         segments: of each layer.
         where: in words.
         symbols: the codes decoded, where they are kept.
@@ -61,6 +74,8 @@ class _Group:
     coder: Coder
     table: memoryview
     payload: memoryview
+    low_bits: int
+    low: memoryview
     segments: Sequence[Segment]
     where: str
     symbols: Symbols | None = field(default=None)
@@ -75,16 +90,27 @@ class _Group:
 
     def decode(self) -> Symbols:
         """All symbols at once."""
-        return self.coder.decode(self._model(), self.payload, self.segments, ByteReader(self.payload, self.where))
+        symbols = self.coder.decode(self._model(), self.payload, self.segments, ByteReader(self.payload, self.where))
+        if not self.low_bits:
+            return symbols
+        return np.concatenate([self._whole(symbols[i : i + _CHUNK], i) for i in range(0, len(symbols), _CHUNK)])
+
+    def _whole(self, symbols: Symbols, start: int) -> Symbols:
+        """Symbols, from a position on, with their low bits; in the smaller of int16 and int32 that holds them."""
+        low = read_low_bits(self.low, start, len(symbols), self.low_bits).astype(np.int32)
+        whole = (symbols.astype(np.int32) << self.low_bits) | low
+        return whole.astype(smallest_dtype(int(whole.min()), int(whole.max())))
 
     def pieces(self) -> Iterator[Symbols]:
         """All symbols, some at a time."""
         if self.symbols is not None:
             yield self.symbols
         else:
-            yield from self.coder.pieces(
-                self._model(), self.payload, self.segments, ByteReader(self.payload, self.where)
-            )
+            at = 0
+            reader = ByteReader(self.payload, self.where)
+            for piece in self.coder.pieces(self._model(), self.payload, self.segments, reader):
+                yield self._whole(piece, at) if self.low_bits else piece
+                at += len(piece)
 
 
 class StoredCodes:
@@ -118,14 +144,21 @@ class StoredCodes:
             if not 1 <= count <= len(self._segments) - start:
                 left = len(self._segments) - start
                 raise reader.fail("count", f"a group of {count} layers where {left} are left")
-            coder = coder_of_id(reader.u8(), reader)
+            code = reader.u8()
+            coder, low_bits = coder_of_id(code & (1 << _CODER_BITS) - 1, reader), code >> _CODER_BITS
             rest = reader.peek(reader.remaining)
             coder.read_table(reader)
             own = rest[: len(rest) - reader.remaining]
             length = reader.varint()
         where = f"{reader.where}, byte {reader.position}"
-        group = _Group(coder, own, reader.shared(length), self._segments[start : start + count], where)
-        coder.bound(group.payload, group.count, reader)
+        segments = self._segments[start : start + count]
+        total = sum(segment.count for segment in segments)
+        payload = reader.shared(length)
+        coder.bound(payload, total, reader)
+        low = reader.shared((total * low_bits + 7) // 8)
+        if total * low_bits % 8 and low[-1] & ((1 << -total * low_bits % 8) - 1):
+            raise reader.fail("padding", "the padding after the low bits is not zero")
+        group = _Group(coder, own, payload, low_bits, low, segments, where)
         self._home += [(len(self._groups), at) for at in accumulate((s.count for s in group.segments[:-1]), initial=0)]
         self._groups.append(group)
 
@@ -170,9 +203,9 @@ class StoredCodes:
         histograms = (Histogram.total([Histogram.of(piece) for piece in pieces]) for pieces in self.each())
         number = 0
         for group in self._groups:
-            model = group._model()
-            bits = [group.coder.bits(model, next(histograms)) for _ in group.segments]
-            for share in split_bits(bits, len(group.payload)):
+            fit = Fit(group.coder, group._model(), b"", group.low_bits, 0)
+            bits = [fit.bits(next(histograms)) for _ in group.segments]
+            for share in split_bits(bits, len(group.payload) + len(group.low)):
                 part, layer = self._accounts[number]
                 yield part, layer, share
                 number += 1

@@ -1,0 +1,121 @@
+"""The coder and the number of low bits that store symbols in the fewest bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilwp_plugin.format.coding.base import AUTO, CODERS, WIDEST, Coder, Histogram, Run
+
+__all__ = ["LOW_BITS", "Fit", "estimated_bytes", "fit_coder"]
+
+LOW_BITS = range(8)
+"""So many of the lowest bits of a symbol may be stored as they are, where they are all but random: tables get short."""
+
+_TRIED = 4
+"""Spans shorter than this are not cut further."""
+
+_STEP_BITS = np.array([2 * (step + 1).bit_length() for step in range(128)], np.uint8)
+"""Of a difference of two levels in an ANS table, about."""
+
+_FIXED = 9
+"""Bytes of a group that do not depend on its symbols: its head, the range of its table, the final state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A coder fitted to symbols.
+
+    Attributes:
+        coder: the coder.
+        model: its model.
+        table: the stored form of the model.
+        low_bits: so many bits of each symbol are stored as they are.
+        payload_bytes: of all symbols, low bits included, rounded up.
+    """
+
+    coder: Coder
+    model: Any
+    table: bytes
+    low_bits: int
+    payload_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Table and payload together."""
+        return len(self.table) + self.payload_bytes
+
+    def bits(self, histogram: Histogram) -> int:
+        """Of the payload, for symbols of this histogram."""
+        own = self.coder.bits(self.model, histogram.without_low_bits(self.low_bits))
+        return own + self.low_bits * int(histogram.counts.sum())
+
+
+def fit_coder(run: Run, name: str) -> Fit:
+    """A coder by name, with no more low bits than it needs; or for AUTO what is smallest.
+
+    Of equally small ones it is the first that was registered.
+    """
+    coders = list(CODERS.values()) if name == AUTO else [CODERS[name]]
+    needed = next(k for k in LOW_BITS if _fits(run.histogram, k))
+    low_bits = max(needed, _best_low_bits(run.histogram)) if name == AUTO else needed
+    rest = run.without_low_bits(low_bits)
+    extra = (low_bits * int(run.histogram.counts.sum()) + 7) // 8
+    fits = []
+    for coder in coders:
+        model = coder.fit(rest)
+        payload = coder.payload_bytes(model, rest) + extra
+        fits.append(Fit(coder, model, coder.table(model), low_bits, payload))
+    return min(fits, key=lambda fit: fit.nbytes)
+
+
+def _fits(histogram: Histogram, low_bits: int) -> bool:
+    """Whether a table can hold what is left of the symbols without so many low bits."""
+    low, high = histogram.low >> low_bits, (histogram.low + len(histogram.counts) - 1) >> low_bits
+    return abs(low) <= WIDEST and high - low < WIDEST
+
+
+def _best_low_bits(histogram: Histogram) -> int:
+    if len(histogram.counts) < 2 * _TRIED:
+        return 0
+    first = histogram.low % (1 << LOW_BITS[-1])  # so that halves are those of the symbols themselves
+    counts = np.concatenate([np.zeros(first, np.float32), histogram.counts.astype(np.float32)])[None]
+    return int(_estimates_by_low_bits(counts, np.array([counts.shape[1]]))[:, 0].argmin())
+
+
+def estimated_bytes(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
+    """About the bytes of a group with each histogram, (n,); all are looked at together."""
+    span = max(len(histogram.counts) for histogram in histograms)
+    counts = np.zeros((len(histograms), span), np.float32)
+    for row, histogram in zip(counts, histograms, strict=True):
+        row[: len(histogram.counts)] = histogram.counts
+    spans = np.array([len(histogram.counts) for histogram in histograms])
+    best: NDArray[np.float64] = _estimates_by_low_bits(counts, spans).min(axis=0) + _FIXED
+    return best
+
+
+def _estimates_by_low_bits(counts: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(low bits, n) bytes that depend on the symbols: their entropy, and what an ANS table takes.
+
+    The weights of the table are taken as powers of the square root of 2.
+    """
+    total = counts.sum(axis=1, dtype=np.float64)
+    found = []
+    for low_bits in LOW_BITS:
+        logs = np.log2(np.maximum(counts, 1))
+        payload = total * (low_bits + np.log2(total)) - (counts * logs).sum(axis=1, dtype=np.float64)
+        levels = np.where(counts > 0, 1 + np.rint(2 * logs), 0).astype(np.int8)
+        steps = np.abs(np.diff(levels, axis=1, prepend=np.int8(0)))
+        within = np.arange(counts.shape[1]) < spans[:, None]
+        table = (_STEP_BITS[steps] * within).sum(axis=1, dtype=np.int64)
+        found.append((payload + table) / 8)
+        if counts.shape[1] < 2 * _TRIED:
+            break
+        if counts.shape[1] % 2:
+            counts = np.pad(counts, ((0, 0), (0, 1)))
+        counts, spans = counts.reshape(len(counts), -1, 2).sum(axis=2), (spans + 1) // 2
+    return np.array(found)

@@ -122,10 +122,12 @@ class _Job:
     Attributes:
         plan: what is claimed.
         calibration: calibration inputs.
+        trained: whether the weights have been trained for their codes, which then stay.
     """
 
     plan: Plan
     calibration: CalibrationInputs | None
+    trained: bool = False
 
     @classmethod
     def of(
@@ -162,7 +164,7 @@ class _Job:
         self, recipes: list[Recipe] | None, metadata: Mapping[str, Any] | None, progress: Progress | None = None
     ) -> CompressedModel:
         """One file."""
-        quantized = quantize(self.plan, recipes, self.calibration, progress)
+        quantized = quantize(self.plan, recipes, self.calibration, progress, trained=self.trained)
         raw = dict(self.plan.raw)
         raw.update({name: value.to(raw[name].dtype) for name, value in quantized.changed.items() if name in raw})
         provenance = {name: value for name, value in self.plan.request.references.items() if isinstance(value, Origin)}
@@ -189,6 +191,7 @@ def trained_file(
     quantized: Mapping[str, IntegerTensor] | None,
     metadata: Mapping[str, Any] | None,
     left: Mapping[str, str],
+    calibration: CalibrationInputs | None = None,
 ) -> CompressedModel:
     """The file of a model after training, of what was claimed before it.
 
@@ -201,13 +204,14 @@ def trained_file(
         quantized: weights that a toolkit has quantized, which no recipe gets.
         metadata: a JSON object to store along.
         left: why weights are stored as they are, by layer.
+        calibration: inputs for norms and biases to follow what is rounded.
     """
     given = [Given(quantized)] if quantized else []
     taken = [recipe.claim(network, network.state, request) for recipe in given]
     own = {key for one in taken for key in one.tensors}
     rest = [replace(one, tensors=tuple(key for key in one.tensors if key not in own)) for one in claims]
     plan = plan_of_claims(network, [*given, *recipes], [*taken, *rest], request, left, steps)
-    return _Job(plan, None).run(None, metadata)
+    return _Job(plan, calibration, trained=True).run(None, metadata)
 
 
 TRACED_EXAMPLES = 2

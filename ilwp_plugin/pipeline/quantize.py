@@ -60,8 +60,8 @@ class _ProgressCounter:
 class _Pass:
     """Hands every tensor to the encoding of its owner; a `calibration.Visitor`."""
 
-    def __init__(self, plan: Plan, recipes: Sequence[Recipe], progress: Progress | None) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, recipes: Sequence[Recipe], progress: Progress | None, trained: bool) -> None:
+        self._plan, self._trained = plan, trained
         rows = sum(_rows(plan, key) for claims in plan.claims for key in claims.tensors)
         counter = _ProgressCounter(progress, rows)
         context = EncodingContext(
@@ -84,7 +84,8 @@ class _Pass:
         """See `calibration.Visitor`."""
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor)
-        restored = self._owner[f"{name}.weight"].quantize(f"{name}.weight", weight, feedback)
+        key = f"{name}.weight"
+        restored = self._owner[key].quantize(key, weight, None if self._trained else feedback)
         if not isinstance(bias, Tensor):
             return restored, None
         key = f"{name}.bias"
@@ -119,6 +120,8 @@ def quantize(
     recipes: Sequence[Recipe] | None = None,
     calibration: CalibrationInputs | None = None,
     progress: Progress | None = None,
+    *,
+    trained: bool = False,
 ) -> Quantized:
     """Encode all that is claimed, with error feedback where there are calibration inputs.
 
@@ -127,8 +130,9 @@ def quantize(
         recipes: the plan's own at other settings; None for the plan's own.
         calibration: calibration inputs.
         progress: is told the layer, how many rows or kernels are done, and of how many.
+        trained: whether weights keep the codes that they were trained for; only norms and biases follow the inputs.
     """
-    visitor = _Pass(plan, recipes or plan.recipes, progress)
+    visitor = _Pass(plan, recipes or plan.recipes, progress, trained)
     error = None
     if calibration is not None:
         assert plan.network.module is not None

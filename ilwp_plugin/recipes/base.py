@@ -41,6 +41,7 @@ __all__ = [
     "WeightEncoding",
     "WeightRecipe",
     "WeightSource",
+    "WeightTraining",
     "check_finite",
 ]
 
@@ -239,10 +240,11 @@ class TrainingPart(ABC):
 
     Attributes:
         enabled: False passes weights through.
+        loss_factor: of a schedule; multiplies what `loss` adds.
     """
 
     def __init__(self, sources: Mapping[str, WeightSource]) -> None:
-        self.sources, self.enabled = dict(sources), True
+        self.sources, self.enabled, self.loss_factor = dict(sources), True, 1.0
 
     @property
     def hooked(self) -> tuple[str, ...]:
@@ -347,8 +349,13 @@ class Recipe(ABC):
     def check(self, calibrated: bool) -> None:  # noqa: B027
         """Raises ConfigError where the options need calibration inputs and there are none."""
 
-    def resolved(self, calibrated: bool) -> Recipe:
-        """With its automatic settings chosen by whether there are calibration inputs."""
+    def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
+        """With its automatic settings chosen.
+
+        Args:
+            calibrated: whether there are calibration inputs.
+            trains: whether the model will train with them.
+        """
         return self
 
     def at(self, knobs: Knobs) -> Recipe | None:
@@ -402,7 +409,9 @@ class WeightEncoding(Encoding):
         return self._recipe.sections(entries) if entries else ()
 
 
-class _WeightTraining(TrainingPart):
+class WeightTraining(TrainingPart):
+    """Of a `WeightRecipe`: each weight is what the recipe restores it to."""
+
     def __init__(self, recipe: WeightRecipe, sources: Mapping[str, WeightSource], steps: Mapping[str, float]) -> None:
         super().__init__(sources)
         self._recipe, self._steps = recipe, dict(steps)
@@ -474,4 +483,4 @@ class WeightRecipe(Recipe):
         request: Request,
     ) -> TrainingPart | None:
         own = {key: sources[key] for key in claims.tensors if key in sources}
-        return _WeightTraining(self, own, {key: steps[key] for key in own if key in steps}) if own else None
+        return WeightTraining(self, own, {key: steps[key] for key in own if key in steps}) if own else None

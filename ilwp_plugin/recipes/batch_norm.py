@@ -87,7 +87,7 @@ class BatchNorm(Recipe):
     def quantizes(self) -> bool:
         return self.options.batch_norm != "exact"
 
-    def resolved(self, calibrated: bool) -> Recipe:
+    def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
         if self.options.batch_norm_bits != AUTO:
             return self
         return BatchNorm(self.options.changed(batch_norm_bits=CALIBRATED_BITS if calibrated else PLAIN_BITS))

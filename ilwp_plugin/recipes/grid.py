@@ -16,6 +16,7 @@ from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import GridSection, Section
+from ilwp_plugin.method.entropy_model import CodeModel
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import check_codes, grid_codes, restore_codes
 from ilwp_plugin.method.rounding import dead_zone_rounding, naming
@@ -32,14 +33,21 @@ from ilwp_plugin.recipes.base import (
     Request,
     Step,
     StepGroup,
+    TrainingPart,
+    Weight,
     WeightEncoding,
     WeightRecipe,
+    WeightSource,
+    WeightTraining,
 )
 
-__all__ = ["CALIBRATED_DEAD_ZONE", "Grid", "GridOptions", "StepOptions"]
+__all__ = ["CALIBRATED_DEAD_ZONE", "Grid", "GridOptions", "GridTraining", "StepOptions"]
 
 CALIBRATED_DEAD_ZONE = 0.66
 """Where error feedback and batch norms make up for what becomes 0; in steps."""
+
+REFIT_STEPS = 25
+"""Steps of training between two fits of the models that tell the rate."""
 
 BIAS_SHARE = 1 / 4
 """Step of a bias, in steps of its layer's weight."""
@@ -76,6 +84,11 @@ class GridOptions(StepOptions):
         description="Damping of the error feedback of these weights, as a share of the mean input energy. Small "
         "values, like .03, follow the calibration inputs more closely, at the price of larger codes.",
     )
+    rate: Weight = Field(
+        default=0.0,
+        description="Weight of the rate term in training: what the loss may rise by for one bit a weight less. 0 "
+        "leaves the rate to the steps; .5 to 1 is much.",
+    )
     biases: bool = Field(
         default=True,
         strict=True,
@@ -105,10 +118,10 @@ class Grid(WeightRecipe):
     def quantizes(self) -> bool:
         return self.options.weight_step is not None
 
-    def resolved(self, calibrated: bool) -> Recipe:
+    def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
         changes: dict[str, Any] = {}
-        if self.options.dead_zone == AUTO:
-            changes["dead_zone"] = CALIBRATED_DEAD_ZONE if calibrated else 0.5
+        if self.options.dead_zone == AUTO:  # in training a dead zone costs accuracy and gains nothing
+            changes["dead_zone"] = CALIBRATED_DEAD_ZONE if calibrated and not trains else 0.5
         if self.options.step_allocation == AUTO:
             changes["step_allocation"] = "measured" if calibrated else "equal"
         return Grid(self.options.changed(**changes))
@@ -153,6 +166,17 @@ class Grid(WeightRecipe):
                 "step_allocation: 'measured' needs calibration inputs, and a weight_step or a residual_step"
             )
 
+    def train(
+        self,
+        network: Network,
+        claims: Claims,
+        sources: Mapping[str, WeightSource],
+        steps: Mapping[str, float],
+        request: Request,
+    ) -> TrainingPart | None:
+        own = {key: sources[key] for key in claims.tensors if key in sources}
+        return GridTraining(self, own, {key: steps[key] for key in own}) if own else None
+
     def quantize(
         self, key: str, weight: Tensor, step: float | None, feedback: Feedback | None
     ) -> tuple[IntegerTensor, Tensor]:
@@ -177,6 +201,64 @@ class Grid(WeightRecipe):
     def sections(self, entries: Sequence[tuple[TensorInfo, Any]]) -> Sequence[Section]:
         infos, values = zip(*entries, strict=True)
         return [GridSection(tuple(infos), tuple(values), self.options.coder)]
+
+
+class GridTraining(WeightTraining):
+    """Weights on the grid while a model trains, with what their codes cost in the loss.
+
+    Args:
+        recipe: the recipe.
+        sources: by key.
+        steps: likewise.
+
+    Attributes:
+        rate: weight of the rate term.
+    """
+
+    def __init__(self, recipe: Grid, sources: Mapping[str, WeightSource], steps: Mapping[str, float]) -> None:
+        super().__init__(recipe, sources, steps)
+        self.rate, self._steps_done = recipe.options.rate, 0
+        self._total = sum(source.weight().numel() for source in self.sources.values())
+        self._models: dict[str, CodeModel] = {}
+        if self.rate:
+            self._refit()
+
+    @torch.no_grad()
+    def _refit(self) -> None:
+        for key, source in self.sources.items():
+            self._models[key] = CodeModel.fit(torch.round(source.weight() / self._steps[key]))
+
+    def bits_per_weight(self) -> Tensor:
+        """Bits that a weight of the grid takes under the models, with gradient to the weights; a float32 scalar."""
+        bits = [
+            self._models[key].bits(source.weight().float() / self._steps[key]) for key, source in self.sources.items()
+        ]
+        return torch.stack(bits).sum() / self._total
+
+    def loss(self) -> Tensor | None:
+        weight = self.rate * self.loss_factor
+        return weight * self.bits_per_weight() if weight else None
+
+    def after_step(self) -> None:
+        self._steps_done += 1
+        if self.rate and self._steps_done % REFIT_STEPS == 0:
+            self._refit()
+
+    def state(self) -> dict[str, Any]:
+        models = {key: [model.zeros, model.ratio] for key, model in self._models.items()}
+        return {**super().state(), "models": models, "steps_done": self._steps_done}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        self._models = {key: CodeModel(*values) for key, values in state["models"].items()}
+        self._steps_done = int(state["steps_done"])
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, float]:
+        if not self.rate:
+            return {}
+        self._refit()
+        return {"bits per weight on the grid": float(self.bits_per_weight())}
 
 
 class _GridEncoding(WeightEncoding):

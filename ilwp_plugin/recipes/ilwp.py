@@ -267,7 +267,7 @@ class Ilwp(Recipe):
     def quantizes(self) -> bool:
         return self.options.bits is not None
 
-    def resolved(self, calibrated: bool) -> Recipe:
+    def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
         if self.options.step_allocation != AUTO:
             return self
         return Ilwp(self.options.changed(step_allocation="measured" if calibrated else "equal"))
@@ -469,7 +469,6 @@ class IlwpTraining(TrainingPart):
         chains: the layers that take part.
         predicted_weights: Z, the number of weights that the loss is the mean of.
         loss_weight: may be changed at any time; 0 until `choose_loss_weight`, if it is automatic.
-        loss_factor: of a schedule; multiplies the weight.
     """
 
     def __init__(
@@ -495,7 +494,6 @@ class IlwpTraining(TrainingPart):
         self._restored: dict[str, Tensor] = {}
         self.predicted_weights = self._count_predicted()
         self.loss_weight = 0.0 if options.loss_weight == AUTO else float(options.loss_weight)
-        self.loss_factor = 1.0
 
     def _make_loops(self) -> None:
         self._loops = {

@@ -15,6 +15,7 @@ from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.torch_network import network_of
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import WeightSource
 from ilwp_plugin.training.parts import Parts
@@ -84,6 +85,7 @@ class FakeQuantizer:
         config: IlwpConfig() if None.
         example_inputs: see `compress`.
         references: index maps or origins by layer name, see `compress`.
+        calibration: inputs by which steps are chosen, see `pipeline.calibration_inputs.read_inputs`.
 
     Attributes:
         parts: of the recipes.
@@ -102,12 +104,18 @@ class FakeQuantizer:
         *,
         example_inputs: Any = None,
         references: Mapping[str, Tensor] | Provenance | None = None,
+        calibration: CalibrationInputs | None = None,
     ) -> None:
         self._model = unwrap(model)
         network = network_of(self._model)
         sources = self._sources = _sources(self._model, network)
         self.parts = Parts(
-            IlwpConfig.of(config), network, sources, example_inputs=example_inputs, references=references
+            IlwpConfig.of(config),
+            network,
+            sources,
+            example_inputs=example_inputs,
+            references=references,
+            calibration=calibration,
         )
         self.names = [network.layer_of(key) for key in self.parts.keys]
         self._modules = {name: self._model.get_submodule(name) for name in self.names}
@@ -124,6 +132,10 @@ class FakeQuantizer:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self.parts.enabled = value
+
+    def raw_weights(self) -> list[Tensor]:
+        """The parameters behind the restored weights."""
+        return [module.parametrizations.weight.original for module in self._modules.values()]  # type: ignore[union-attr,misc]
 
     def remove(self, bake: bool = False) -> None:
         """Take the parametrizations off.
@@ -146,7 +158,7 @@ class FakeQuantizer:
 
         Args:
             model: the model without its parametrizations; None for the one that was given, after `remove`.
-            options: `quantized`, `metadata`.
+            options: `quantized`, `calibration`, `metadata`.
         """
         if self._modules:
             raise TrainingError("the quantizer is still on; remove() it first")

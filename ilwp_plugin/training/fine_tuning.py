@@ -8,14 +8,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -26,8 +26,10 @@ from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
+from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
+from ilwp_plugin.recipes.grid import GridTraining
 from ilwp_plugin.recipes.ilwp import IlwpTraining
 from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
@@ -50,9 +52,14 @@ class FineTuning:
     Attributes:
         epochs: passes over the data.
         batch: samples of an optimizer step, over all processes together.
-        lr: learning rate at the start; it falls to 0 by half a cosine.
-        momentum: of SGD with Nesterov momentum.
-        weight_decay: likewise.
+        optimizer: "sgd", with Nesterov momentum, or "adamw". SGD runs away under a strong rate term: weights before a
+            norm are scale-invariant, the pull shrinks them, and each step then moves them further. None takes AdamW
+            where the configuration has a rate.
+        lr: learning rate at the start; it falls to 0 by half a cosine. None is 0.05 for SGD and 0.0007 for AdamW.
+        momentum: of SGD.
+        weight_decay: None is 0.0005 for SGD and 0 for AdamW.
+        ramp: share of the steps over which the weights of the recipes' losses rise, where there is a rate.
+        norms_last: share of the steps, the last ones, in which only norms and biases train, where there is a rate.
         quantize_from: share of the steps after which the model computes with quantized weights; 0 from the start, 1
             never (the weights are then quantized after training).
         norm_batches: batches for the batch-norm statistics at the end; 0 keeps the running ones.
@@ -64,9 +71,12 @@ class FineTuning:
 
     epochs: int = 3
     batch: int = 256
-    lr: float = 0.05
+    optimizer: Literal["sgd", "adamw"] | None = None
+    lr: float | None = None
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
+    ramp: float = 0.3
+    norms_last: float = 0.07
     quantize_from: float = 0.0
     norm_batches: int = 40
     checkpoint_steps: int | None = None
@@ -79,9 +89,12 @@ class FineTuning:
                 f"expected at least 1, got epochs={self.epochs}, batch={self.batch}, "
                 f"checkpoint_steps={self.checkpoint_steps}"
             )
-        if not 0 <= self.quantize_from <= 1:
-            raise TrainingError(f"quantize_from={self.quantize_from}: expected a share of the steps, from 0 to 1")
-        if min(self.norm_batches, self.workers, self.seed) < 0 or not self.lr > 0:
+        for name in ("quantize_from", "ramp", "norms_last"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name}={getattr(self, name)}: expected a share of the steps, from 0 to 1")
+        if self.optimizer not in (None, "sgd", "adamw"):
+            raise TrainingError(f"optimizer={self.optimizer!r}: expected 'sgd', 'adamw' or None")
+        if min(self.norm_batches, self.workers, self.seed) < 0 or not (self.lr is None or self.lr > 0):
             raise TrainingError(
                 f"expected lr > 0 and none of the others below 0, got lr={self.lr}, norm_batches={self.norm_batches}, "
                 f"workers={self.workers}, seed={self.seed}"
@@ -113,6 +126,8 @@ def fine_tune(
     plan: FineTuning | None = None,
     *,
     example_inputs: Any = None,
+    calibration: Any = None,
+    inputs: Pick | None = None,
     coupler: Callable[[nn.Module, Any], Coupler] | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     references: Mapping[str, Tensor] | Provenance | None = None,
@@ -139,6 +154,9 @@ def fine_tune(
         config: IlwpConfig() if None; "auto" weighs the inter-layer loss by the length of the run.
         plan: FineTuning() if None.
         example_inputs: for alignment, and see `compress`.
+        calibration: inputs without labels, see `compress`: steps are then chosen by what errors do to the outputs, and
+            norms and biases of the file follow what is rounded.
+        inputs: takes a batch of `calibration` and returns what the model gets.
         coupler: aligns with this; None aligns with torch-pruning's if `config.align`, else leaves the channels as they
             are.
         optimizer: makes another optimizer than SGD; its learning rate falls to 0 by half a cosine, too.
@@ -179,11 +197,13 @@ def fine_tune(
         if references:
             raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
         alignment = _align(model, example_inputs, coupler, config) if saved is None else saved["alignment"]
+    examples = None if calibration is None else read_inputs(model, calibration, inputs)
     model.train()
-    quantizer = FakeQuantizer(model, config, example_inputs=example_inputs, references=references)
+    quantizer = FakeQuantizer(model, config, example_inputs=example_inputs, references=references, calibration=examples)
     parts = quantizer.parts
     parts.enabled = False
-    moving = _sgd(model, parts, plan) if optimizer is None else optimizer(model)
+    with_rate = any(isinstance(part, GridTraining) and part.rate for part in parts.parts)
+    moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
     schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
     if own is not None and saved is None and config.loss_weight == AUTO:
@@ -205,16 +225,23 @@ def fine_tune(
         save(0)
     every = plan.checkpoint_steps or batches.per_epoch
     begin = round(plan.quantize_from * steps)
+    norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
+    frozen = quantizer.raw_weights()
     for step, batch in enumerate(batches.training(done), start=done):
         if step % batches.per_epoch == 0:
             parts.begin_epoch(step // batches.per_epoch)
         parts.enabled = step >= begin
+        if with_rate:
+            parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
         total = loss(parallel, batch) + parts.loss()
         value = total.item()
         if not math.isfinite(value):
             raise TrainingError(f"the loss is {value} at step {step + 1} of {steps}; lower the learning rate")
         moving.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        if step >= norms_only:
+            for weight in frozen:
+                weight.grad = None
         moving.step()
         schedule.step()
         parts.after_step()
@@ -227,7 +254,7 @@ def fine_tune(
     if plan.norm_batches:
         reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
     quantizer.remove()
-    compressed = quantizer.compressed()
+    compressed = quantizer.compressed(calibration=examples)
     compressed.apply_to(model)
     if out is not None and world.rank == 0:
         compressed.save(out)
@@ -235,14 +262,17 @@ def fine_tune(
     return FineTuned(compressed, alignment, 0.0 if own is None else own.loss_weight, steps)
 
 
-def _sgd(model: nn.Module, parts: Parts, plan: FineTuning) -> Optimizer:
+def _optimizer(model: nn.Module, parts: Parts, plan: FineTuning, with_rate: bool) -> Optimizer:
+    parameters = [*model.parameters(), *parts.parameters()]
+    if plan.optimizer == "adamw" or (plan.optimizer is None and with_rate):
+        return AdamW(parameters, plan.lr or _LR["adamw"], weight_decay=plan.weight_decay or 0.0)
+    decay = 5e-4 if plan.weight_decay is None else plan.weight_decay
     return SGD(
-        [*model.parameters(), *parts.parameters()],
-        plan.lr,
-        momentum=plan.momentum,
-        nesterov=plan.momentum > 0,
-        weight_decay=plan.weight_decay,
+        parameters, plan.lr or _LR["sgd"], momentum=plan.momentum, nesterov=plan.momentum > 0, weight_decay=decay
     )
+
+
+_LR = {"sgd": 0.05, "adamw": 7e-4}
 
 
 def _align(

@@ -13,10 +13,11 @@ from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.torch_network import Model, network_of
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.compress import trained_file
 from ilwp_plugin.pipeline.file import CompressedModel
-from ilwp_plugin.pipeline.plan import choose_steps, claim_all
-from ilwp_plugin.recipes.base import Claims, Recipe, Request, TrainingPart, WeightSource
+from ilwp_plugin.pipeline.plan import make_plan
+from ilwp_plugin.recipes.base import Recipe, Request, TrainingPart, WeightSource
 
 __all__ = ["Parts"]
 
@@ -32,6 +33,7 @@ class Parts:
         sources: by key, where the weights that can be hooked are found outside a forward pass.
         example_inputs: see `compress`.
         references: see `compress`.
+        calibration: inputs by which steps are chosen; without them steps are safe ones, or those of the configuration.
         required: whether it is an error if `ilwp` finds no chain.
 
     Attributes:
@@ -51,6 +53,7 @@ class Parts:
         *,
         example_inputs: Any = None,
         references: Mapping[str, Any] | None = None,
+        calibration: CalibrationInputs | None = None,
         required: bool = False,
     ) -> None:
         own = config.ilwp()
@@ -60,11 +63,12 @@ class Parts:
                 "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
             )
         self.config = config
-        self._recipes: list[Recipe] = [recipe.resolved(False) for recipe in config.recipe_list()]
-        self._request = Request(example_inputs, references or {}, required)
-        self._claims: list[Claims]
-        self._claims, self.left = claim_all(network, self._recipes, self._request)
-        steps = choose_steps(network, self._recipes, self._claims)
+        calibrated = calibration is not None
+        self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
+        self._request = Request(example_inputs, references or {}, required, calibrated)
+        plan = make_plan(network, self._recipes, self._request, calibration)
+        self._claims, self.left = plan.claims, plan.left
+        steps = plan.steps()
         self.parts: list[TrainingPart] = []
         self._owner: dict[str, TrainingPart] = {}
         self._steps = steps
@@ -88,6 +92,16 @@ class Parts:
     def enabled(self, value: bool) -> None:
         for part in self.parts:
             part.enabled = value
+
+    @property
+    def loss_factor(self) -> float:
+        """Of a schedule; multiplies the losses of all recipes."""
+        return self.parts[0].loss_factor if self.parts else 1.0
+
+    @loss_factor.setter
+    def loss_factor(self, value: float) -> None:
+        for part in self.parts:
+            part.loss_factor = value
 
     def weight(self, key: str, weight: Tensor) -> Tensor:
         """What the model computes with."""
@@ -135,6 +149,7 @@ class Parts:
         model: Model,
         *,
         quantized: Mapping[str, IntegerTensor] | None = None,
+        calibration: CalibrationInputs | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> CompressedModel:
         """The file that restores what the model computes with.
@@ -142,9 +157,18 @@ class Parts:
         Args:
             model: the trained model without hooks, or its state dict: raw weights, not what they are restored to.
             quantized: weights that a toolkit has quantized, see `compress`.
+            calibration: inputs for norms and biases to follow what is rounded; the codes stay as they were trained.
             metadata: see `compress`.
         """
         steps = {**self._steps, **{key: step for part in self.parts for key, step in part.encoding_steps().items()}}
         return trained_file(
-            network_of(model), self._recipes, self._claims, steps, self._request, quantized, metadata, self.left
+            network_of(model),
+            self._recipes,
+            self._claims,
+            steps,
+            self._request,
+            quantized,
+            metadata,
+            self.left,
+            calibration,
         )

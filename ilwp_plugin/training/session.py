@@ -123,8 +123,7 @@ class Session:
         """An epoch begins, counted from 0."""
         self.epoch = max(0, epoch)
         self.parts.enabled = self.quantizes
-        if self._ilwp is not None:
-            self._ilwp.loss_factor = self.schedule.loss_factor(self.epoch)
+        self.parts.loss_factor = self.schedule.loss_factor(self.epoch)
         self.parts.begin_epoch(self.epoch)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
-from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
+from ilwp_plugin.training.loop import Loop
 
 __all__ = ["Companion", "Plan", "prepared", "train_on"]
 
@@ -41,10 +40,10 @@ class Companion:
         """What is added to the loss of a step."""
         return 0.0
 
-    def state(self) -> Any:
+    def state_dict(self) -> Any:
         """What a checkpoint keeps, of what `torch.load` takes for weights."""
 
-    def load_state(self, state: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on from a checkpoint."""
 
 
@@ -116,39 +115,28 @@ def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | No
         weight_decay=WEIGHT_DECAY,
     )
     schedule = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     torch.manual_seed(seed)
-    first = _resume(path, parts, companion) if path.exists() else 0
+    loop = Loop(model, optimizer, schedule, {"companion": companion, "random": _RandomState()}, checkpoint=path)
+    first = loop.resume() * plan.epochs // steps
     model.train()
     for epoch in range(first, plan.epochs):
         companion.begin_epoch(epoch)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         for chosen in order[: steps // plan.epochs * batch].view(-1, batch):
             companion.begin_step()
-            loss = F.cross_entropy(model(images[chosen]), labels[chosen]) + companion.loss()
-            if not math.isfinite(loss.item()):
-                raise TrainingError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower the learning rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        _keep(path, epoch + 1, parts, companion)
+            loop.step(F.cross_entropy(model(images[chosen]), labels[chosen]) + companion.loss())
+        loop.save()
     model.eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + plan.epochs))
     chosen = order[: min(NORM_BATCHES, len(images) // batch) * batch].view(-1, batch)
     reestimate_batch_norms(model, (images[numbers] for numbers in chosen), lambda network, x: network(x))
 
 
-def _keep(path: Path, epochs: int, parts: dict[str, Any], companion: Companion) -> None:
-    states = {name: part.state_dict() for name, part in parts.items()}
-    write_checkpoint(path, (epochs, states, companion.state(), torch.get_rng_state()))
+class _RandomState:
+    """torch's generator in a checkpoint."""
 
+    def state_dict(self) -> Tensor:
+        return torch.get_rng_state()
 
-def _resume(path: Path, parts: dict[str, Any], companion: Companion) -> int:
-    """Returns the epochs that are done."""
-    with reading_checkpoint(path, "this training") as (epochs, states, state, random):
-        for name, part in parts.items():
-            part.load_state_dict(states[name])
-        companion.load_state(state)
-        torch.set_rng_state(random)
-        return int(epochs)
+    def load_state_dict(self, state: Tensor) -> None:
+        torch.set_rng_state(state)

@@ -24,17 +24,17 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.method.provenance import Provenance
-from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.chains import evaluating, unwrap
 from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.recipes.grid import GridTraining
 from ilwp_plugin.recipes.ilwp import IlwpTraining
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun, gradient_rms
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
-from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
 from ilwp_plugin.training.fake_quantization import FakeQuantizer
+from ilwp_plugin.training.loop import Loop, Resumable
 from ilwp_plugin.training.parts import Parts
 
 __all__ = ["FineTuned", "FineTuning", "fine_tune"]
@@ -190,13 +190,13 @@ def fine_tune(
         "processes": world.size,
         "aligned": coupler is not None,
     }
-    saved = None if checkpoint is None else _read_checkpoint(Path(checkpoint), identity)
-
-    alignment = None
+    resumes = checkpoint is not None and Path(checkpoint).exists()
+    alignment = _Alignment()
     if coupler is not None:
         if references:
             raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
-        alignment = _align(model, example_inputs, coupler, config) if saved is None else saved["alignment"]
+        if not resumes:
+            alignment.report = _align(model, example_inputs, coupler, config)
     examples = None if calibration is None else read_inputs(model, calibration, inputs)
     model.train()
     quantizer = FakeQuantizer(model, config, example_inputs=example_inputs, references=references, calibration=examples)
@@ -206,47 +206,33 @@ def fine_tune(
     moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
     schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
-    if own is not None and saved is None and config.loss_weight == AUTO:
-        length = replace(TrainingRun.of(moving, steps, schedule), pull=PULL_OF_FINE_TUNING)
+    if own is not None and not resumes and config.loss_weight == AUTO:
+        first = next(iter(batches.training(0)))
+        size = None if isinstance(moving, SGD) else _gradient_size(model, first, loss, own)
+        length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
         own.choose_loss_weight(length, model, "loss_weight: give a number")
-    run = _Run(model, moving, schedule)
-    done = 0
-    if saved is not None:
-        parts.load_state(saved["parts"])
-        done = run.restore(saved["state"], world)
+    others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
+    path = None if checkpoint is None else Path(checkpoint)
+    loop = Loop(model, moving, schedule, others, checkpoint=path, identity=identity, what="a fine-tuning")
+    done = loop.resume()
     parallel = DistributedDataParallel(model) if world.size > 1 else model
-
-    def save(step: int) -> None:
-        state = run.state(step, world)
-        if checkpoint is not None and world.rank == 0:
-            _write_checkpoint(Path(checkpoint), identity, state, parts.state(), alignment)
-
-    if saved is None and checkpoint is not None:
-        save(0)
+    writes = world.rank == 0
+    if checkpoint is not None and not resumes:
+        loop.save(write=writes)
     every = plan.checkpoint_steps or batches.per_epoch
     begin = round(plan.quantize_from * steps)
     norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
-    frozen = quantizer.raw_weights()
+    weights = tuple(quantizer.raw_weights())
     for step, batch in enumerate(batches.training(done), start=done):
         if step % batches.per_epoch == 0:
             parts.begin_epoch(step // batches.per_epoch)
         parts.enabled = step >= begin
         if with_rate:
             parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
-        total = loss(parallel, batch) + parts.loss()
-        value = total.item()
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step + 1} of {steps}; lower the learning rate")
-        moving.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if step >= norms_only:
-            for weight in frozen:
-                weight.grad = None
-        moving.step()
-        schedule.step()
+        value = loop.step(loss(parallel, batch) + parts.loss(), freeze=weights if step >= norms_only else ())
         parts.after_step()
         if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
-            save(step + 1)
+            loop.save(write=writes)
         if report is not None:
             report(step + 1, steps, value)
 
@@ -259,7 +245,17 @@ def fine_tune(
     if out is not None and world.rank == 0:
         compressed.save(out)
     world.wait()
-    return FineTuned(compressed, alignment, 0.0 if own is None else own.loss_weight, steps)
+    return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps)
+
+
+def _gradient_size(model: nn.Module, batch: Any, loss: TaskLoss, own: IlwpTraining) -> float:
+    """Root mean square of the task's gradient on the predicted weights, which an adaptive optimizer weighs against."""
+    with evaluating(model):
+        loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    weights = [source.weight() for source in own.sources.values()]
+    size = gradient_rms(weight for weight in weights if weight.is_leaf)
+    model.zero_grad(set_to_none=True)
+    return size
 
 
 def _optimizer(model: nn.Module, parts: Parts, plan: FineTuning, with_rate: bool) -> Optimizer:
@@ -363,31 +359,29 @@ class _Batches:
         return iter(DataLoader(self._data, batch_sampler=[b.tolist() for b in batches], **options))
 
 
-class _Run:
-    """All that a training changes, as one state."""
+class _Alignment:
+    """The report of an alignment, which a resumed run finds in the checkpoint."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
-        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+    report: AlignmentReport | None = None
 
-    def state(self, step: int, world: _World) -> dict[str, Any]:
-        return {
-            "step": step,
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "random": world.gather(_random_state()),
-        }
+    def state_dict(self) -> dict[str, Any] | None:
+        return None if self.report is None else asdict(self.report)
 
-    def restore(self, state: Mapping[str, Any], world: _World) -> int:
-        """Returns the steps that are done."""
-        try:
-            self._model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"the checkpoint does not fit {type(self._model).__name__}: {error}") from error
-        self._schedule.load_state_dict(state["schedule"])
-        _set_random_state(state["random"][world.rank])
-        return int(state["step"])
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        self.report = None if state is None else AlignmentReport(**state)
+
+
+class _RandomState:
+    """Generators of all processes: of data augmentation and of dropout."""
+
+    def __init__(self, world: _World) -> None:
+        self._world = world
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return self._world.gather(_random_state())
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        _set_random_state(state[self._world.rank])
 
 
 def _random_state() -> dict[str, Any]:
@@ -411,36 +405,3 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _write_checkpoint(
-    path: Path,
-    identity: Mapping[str, Any],
-    state: Mapping[str, Any],
-    parts: Mapping[str, Any],
-    alignment: AlignmentReport | None,
-) -> None:
-    content = {
-        "identity": identity,
-        "state": state,
-        "parts": parts,
-        "alignment": None if alignment is None else asdict(alignment),
-    }
-    write_checkpoint(path, content)
-
-
-def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint of this very run; None where there is none yet."""
-    if not path.exists():
-        return None
-    with reading_checkpoint(path, "a fine-tuning") as content:
-        theirs = {**content["identity"]}
-        if content["alignment"] is not None:
-            content["alignment"] = AlignmentReport(**content["alignment"])
-    for name, mine in identity.items():
-        if theirs.get(name) != mine:
-            raise TrainingError(
-                f"{path}: the checkpoint of another run; its {name}: {theirs.get(name)}, now: {mine}. "
-                "Repeat that run, or delete the checkpoint"
-            )
-    return dict(content)

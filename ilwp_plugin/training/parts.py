@@ -134,11 +134,11 @@ class Parts:
         """Numbers of all recipes."""
         return {name: value for part in self.parts for name, value in part.statistics().items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"parts": [part.state() for part in self.parts], "steps": dict(self._steps)}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._steps = dict(state["steps"])
         for part, own in zip(self.parts, state["parts"], strict=True):

@@ -171,11 +171,11 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"loss_weight": self.loss_weight, "epoch": self.epoch, "parts": self.parts.state()}
+        return {"loss_weight": self.loss_weight, "epoch": self.epoch, "parts": self.parts.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.parts.load_state(state["parts"])
+        self.parts.load_state_dict(state["parts"])
         if self._ilwp is not None:
             self._ilwp.loss_weight = float(state["loss_weight"])
         self.set_epoch(int(state["epoch"]))

@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
-from ilwp_plugin.training.checkpoints import reading_checkpoint, write_checkpoint
+from ilwp_plugin.training.loop import Loop
 from ilwp_plugin.zoo.data import Dataset
 
 __all__ = ["Recipe", "accuracy", "train"]
@@ -88,43 +86,33 @@ def train(
     images = data.train_images.contiguous(memory_format=torch.channels_last)
     order = torch.Generator().manual_seed(recipe.seed)
     model.train()
-    done = 0
-    if checkpoint is not None and checkpoint.exists():
-        done = _resume(checkpoint, model, optimizer, schedule, order)
+    loop = Loop(model, optimizer, schedule, {"order": _Generator(order)}, checkpoint=checkpoint)
+    done = loop.resume()
     for step in range(done, steps):
         if step % steps_per_epoch == 0:
-            if checkpoint is not None and step > done:
-                _keep(checkpoint, step, model, optimizer, schedule, order)
+            if step > done:
+                loop.save()
             shuffled = torch.randperm(len(data.train_images), generator=order)
         at = step % steps_per_epoch * recipe.batch
         chosen = shuffled[at : at + recipe.batch]
         loss = F.cross_entropy(model(images[chosen]), data.train_labels[chosen])
-        if regularizer is not None:
-            loss = loss + regularizer()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        value = loop.step(loss if regularizer is None else loss + regularizer())
         if report is not None:
-            report(step + 1, loss.item())
+            report(step + 1, value)
     return regularizer
 
 
-def _keep(
-    path: Path, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator
-) -> None:
-    parts = (model.state_dict(), optimizer.state_dict(), schedule.state_dict(), order.get_state())
-    write_checkpoint(path, (step, *parts))
+class _Generator:
+    """A generator of random numbers in a checkpoint."""
 
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
 
-def _resume(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, order: torch.Generator) -> int:
-    """Returns the steps that are done."""
-    with reading_checkpoint(path, "this training") as (step, weights, moving, rates, state):
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moving)
-        schedule.load_state_dict(rates)
-        order.set_state(state)
-        return int(step)
+    def state_dict(self) -> torch.Tensor:
+        return self._generator.get_state()
+
+    def load_state_dict(self, state: torch.Tensor) -> None:
+        self._generator.set_state(state)
 
 
 @torch.no_grad()

@@ -259,10 +259,10 @@ class _Controlled(Companion):
     def loss(self) -> Tensor:
         return self._controller.loss()  # type: ignore[no-any-return]
 
-    def state(self) -> Any:
+    def state_dict(self) -> Any:
         return self._controller.get_compression_state()[Controller.CONTROLLER_STATE]
 
-    def load_state(self, state: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         self._controller.load_state(state)
 
 

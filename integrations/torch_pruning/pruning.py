@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from ilwp_plugin.selection import chains_of
+from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
@@ -129,7 +129,7 @@ class IlwpImportance:
         strength: float = 0.0,
     ) -> None:
         self._importance, self._tracker, self._strength = importance, tracker, strength
-        self._chains = chains_of(tracker._model, IlwpConfig.of(config), example_inputs=example_inputs)
+        self._chains = chains_of(tracker._model, IlwpConfig.of(config).ilwp() or IlwpOptions(), example_inputs=example_inputs)
 
     def __call__(self, group: Any, **options: Any) -> Tensor | None:
         importance = self._importance(group, **options)

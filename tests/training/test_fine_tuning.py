@@ -82,7 +82,7 @@ def test_killed_process(tmp_path: Path, where: tuple[str, int]) -> None:
     process.run(whole, norms=True)
     first = start(broken, "--norms", "--kill-in", where[0], "--kill-at", where[1])
     assert first.returncode == -9, first.stderr
-    assert checkpoint(broken)["state"]["step"] in (0, 3)
+    assert checkpoint(broken)["step"] in (0, 3)
     assert not (broken / "model.ilwp").exists()
     second = start(broken, "--norms")
     assert second.returncode == 0, second.stderr
@@ -128,7 +128,7 @@ def test_two_processes_with_batch_norms(two_processes: Path) -> None:
 def test_killed_rank_leaves_the_last_checkpoint(tmp_path: Path, two_processes: Path, rank: int) -> None:
     """And the two go on from it to the same bits; only the first process writes."""
     assert start(tmp_path, "--norms", "--kill-at", 5, "--kill-rank", rank, processes=2).returncode != 0
-    assert checkpoint(tmp_path)["state"]["step"] == 3
+    assert checkpoint(tmp_path)["step"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     finished = start(tmp_path, "--norms", processes=2)
     assert finished.returncode == 0, finished.stderr

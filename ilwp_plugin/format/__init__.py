@@ -10,7 +10,7 @@ from ilwp_plugin.format.file import IlwpFile, measure, pack, read, write
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.kernels import QuantizedLayer
 from ilwp_plugin.format.norms import ROLES, MergedBatchNorm
-from ilwp_plugin.format.origins import Origin, Provenance
+from ilwp_plugin.format.origins import Origin, Provenance, ancestral_references
 from ilwp_plugin.format.sections import (
     SECTIONS,
     BatchNormSection,
@@ -18,6 +18,7 @@ from ilwp_plugin.format.sections import (
     CodedLayer,
     Context,
     FieldSection,
+    FloatSection,
     GridSection,
     MetadataSection,
     OpaqueSection,
@@ -38,6 +39,7 @@ __all__ = [
     "CodedLayer",
     "Context",
     "FieldSection",
+    "FloatSection",
     "GridSection",
     "IlwpFile",
     "IntegerTensor",
@@ -54,6 +56,7 @@ __all__ = [
     "StructureSection",
     "Summary",
     "TensorInfo",
+    "ancestral_references",
     "as_numpy",
     "cast",
     "check_name",

@@ -32,7 +32,6 @@ FAULTS: dict[str, str] = {
     "alias": "an alias that does not refer to an earlier tensor of the same dtype",
     "section-unknown": "a critical section of a kind that this reader does not know",
     "section-twice": "a second section of a kind of which there may be one",
-    "section-order": "a section that has to stand before another one stands behind it",
     "ownership": "a tensor is in no section or in several",
     # sections
     "position": "a reference to a tensor that the directory does not have",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.method.prediction import collocated_references, previous_layer_references
+from ilwp_plugin.format import origins as origins_of_files
+from ilwp_plugin.method.prediction import previous_layer_references
 
 __all__ = ["Origin", "Provenance", "ancestral_references", "family_scores", "given_references"]
 
@@ -65,11 +66,7 @@ Provenance = Mapping[str, Origin]
 
 
 def ancestral_references(origins: Sequence[Origin]) -> list[Tensor]:
-    """The references of a pruned chain.
-
-    The parent of a kernel is the original one of its collocated reference: original kernel o of a layer has parent
-    `o mod n` in the layer before, which had n. A kernel is predicted by its parent or, where that was pruned, by the
-    nearest ancestor that is left; where none is, by the collocated rule among the survivors.
+    """The references of a pruned chain, as a file has them: see `format.origins.Lineage`.
 
     Args:
         origins: of each layer of the chain.
@@ -77,22 +74,8 @@ def ancestral_references(origins: Sequence[Origin]) -> list[Tensor]:
     Returns:
         For each layer (kernels,) int64 kernel numbers in the chain; -1 throughout for the first one.
     """
-    references = [torch.full((len(origins[0].survivors),), -1)]
-    counts = [len(origin.survivors) for origin in origins]
-    starts = [sum(counts[:i]) for i in range(len(origins))]
-    for i in range(1, len(origins)):
-        ancestor = origins[i].survivors
-        chosen = torch.full((counts[i],), -1)
-        for before in range(i - 1, -1, -1):
-            ancestor = ancestor % origins[before].channels
-            present, order = origins[before].survivors.sort()
-            at = torch.searchsorted(present, ancestor).clamp(max=counts[before] - 1)
-            found = (chosen < 0) & (present[at] == ancestor)
-            chosen = torch.where(found, starts[before] + order[at], chosen)
-            if bool((chosen >= 0).all()):
-                break
-        references.append(torch.where(chosen < 0, collocated_references(counts[i], counts[:i]), chosen))
-    return references
+    stored = [origins_of_files.Origin(origin.survivors.numpy(), origin.channels) for origin in origins]
+    return [torch.from_numpy(references) for references in origins_of_files.ancestral_references(stored)]
 
 
 def family_scores(values: Sequence[Tensor], references: Sequence[Tensor]) -> list[Tensor]:

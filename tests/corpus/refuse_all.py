@@ -11,30 +11,30 @@ import json
 import sys
 from pathlib import Path
 
-import ilwp_plugin
 from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format import read
 
 FOLDER = Path(__file__).parent
-SMALL = FOLDER / "valid" / "v1_full_2bit.ilwp"
+SMALL = FOLDER / "valid" / "v1_full.ilwp"
 
 
-def refused(data: bytes, what: str, message: str = "") -> None:
+def refused(data: bytes, what: str, code: str = "") -> None:
     """Raises SystemExit unless the data is refused with the package's own error."""
     try:
-        ilwp_plugin.loads(data, what)
+        read(data, where=what)
     except FormatError as error:
-        if message not in str(error):
-            raise SystemExit(f"{what}: expected {message!r}, got {error}") from None
+        if code not in ("", error.code):
+            raise SystemExit(f"{what}: expected {code!r}, got {error.code!r}: {error}") from None
     else:
         raise SystemExit(f"{what}: accepted")
 
 
 def main() -> None:
     expected = json.loads((FOLDER / "malformed" / "expected.json").read_text())
-    for name, message in expected.items():
-        refused((FOLDER / "malformed" / f"{name}.ilwp").read_bytes(), name, message)
+    for name, code in expected.items():
+        refused((FOLDER / "malformed" / f"{name}.ilwp").read_bytes(), name, code)
     data = SMALL.read_bytes()
-    ilwp_plugin.loads(data)
+    read(data)
     for end in range(len(data)):
         refused(data[:end], f"the first {end} bytes")
     for bit in range(8 * len(data)):

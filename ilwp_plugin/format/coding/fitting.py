@@ -55,14 +55,15 @@ class Fit:
         return own + self.low_bits * int(histogram.counts.sum())
 
 
-def fit_coder(run: Run, name: str) -> Fit:
+def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
     """A coder by name, with no more low bits than it needs; or for AUTO what is smallest.
 
-    Of equally small ones it is the first that was registered.
+    Of equally small ones it is the first that was registered. With `low_bits` it has so many.
     """
     coders = list(CODERS.values()) if name == AUTO else [CODERS[name]]
-    needed = next(k for k in LOW_BITS if _fits(run.histogram, k))
-    low_bits = max(needed, _best_low_bits(run.histogram)) if name == AUTO else needed
+    if low_bits is None:
+        needed = next(k for k in LOW_BITS if _fits(run.histogram, k))
+        low_bits = max(needed, _best_low_bits(run.histogram)) if name == AUTO else needed
     rest = run.without_low_bits(low_bits)
     extra = (low_bits * int(run.histogram.counts.sum()) + 7) // 8
     fits = []

@@ -71,7 +71,7 @@ class Section(ABC):
     ancillary: bool = False
     """Whether readers that do not know the kind skip it. Such a section owns no tensors, and nothing in it depends on
     the rest of the file but the names of tensors: it is copied into files that hold other values."""
-    single: ClassVar[bool] = True
+    single: ClassVar[bool] = False
     """Whether a file has at most one of the kind."""
     untouched: ClassVar[bool] = False
     """Whether `decode` looks at none of its bytes, so that their checksum can wait until one of its tensors is asked
@@ -140,7 +140,6 @@ class OpaqueSection(Section):
     """An ancillary section of an unknown kind: kept as it is."""
 
     name = "unknown"
-    single = False
     ancillary = True
 
     def __init__(self, number: int, data: bytes | memoryview) -> None:

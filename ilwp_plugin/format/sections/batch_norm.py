@@ -14,7 +14,7 @@ from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import cast, is_finite, is_real
 from ilwp_plugin.format.norms import MANTISSA_BITS, OCTAVES, ROLES, MergedBatchNorm
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
-from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
 
@@ -35,17 +35,22 @@ class BatchNormSection(Section):
     Attributes:
         infos: of each, its tensors in the directory in the order of ROLES; the last one may be missing.
         values: of each, its codes. All have the same number of mantissa bits.
-        coder: name of the coder, or "auto".
+        codings: how the scales are coded, and how the shifts are; see `sections.codes`.
+
+    Args:
+        coding: of both.
     """
 
     number = 5
     name = "batch_norm"
     part = _NORM
 
-    def __init__(self, infos: Sequence[tuple[TensorInfo, ...]], values: Sequence[MergedBatchNorm], coder: str) -> None:
+    def __init__(
+        self, infos: Sequence[tuple[TensorInfo, ...]], values: Sequence[MergedBatchNorm], coding: Coding
+    ) -> None:
         self.infos = tuple(infos)
         self.values: Sequence[MergedBatchNorm] = values
-        self.coder = coder
+        self.codings = (coding, coding)
         self._where = self.name
         self._places = {info.name: (i, role) for i, own in enumerate(self.infos) for role, info in enumerate(own)}
 
@@ -97,7 +102,11 @@ class BatchNormSection(Section):
             for infos, value in zip(self.infos, self.values, strict=True)
             if not any(info.name in names for info in infos)
         ]
-        return BatchNormSection([i for i, _ in kept], [v for _, v in kept], self.coder) if kept else None
+        return (
+            BatchNormSection([i for i, _ in kept], [v for _, v in kept], chosen_coder(self.codings[0]))
+            if kept
+            else None
+        )
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}
@@ -119,8 +128,9 @@ class BatchNormSection(Section):
                 writer.f32(value.shift_step)
             eps = value.eps
         accounts = _accounts(self.infos)
-        for codes in ([v.scale_codes for v in self.values], [v.shift_codes for v in self.values]):
-            write_codes(writer, accounts, [Run.of(c) for c in codes], self.coder, _NORM)
+        codes = ([v.scale_codes for v in self.values], [v.shift_codes for v in self.values])
+        for own, coding in zip(codes, self.codings, strict=True):
+            write_codes(writer, accounts, [Run.of(c) for c in own], coding, _NORM)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> BatchNormSection:
@@ -153,11 +163,12 @@ class BatchNormSection(Section):
         if len({info.name for tensors in infos for info in tensors}) != sum(map(len, infos)):
             raise reader.fail("ownership", "a tensor belongs to two batch norms")
         accounts, segments = _accounts(infos), [Segment.flat(tensors[0].numel) for tensors in infos]
-        context.budget.hold(_CHANNEL_BYTES * sum(segment.count for segment in segments), "so many channels")
         scales = StoredCodes(reader, accounts, segments, _NORM, context.budget)
         shifts = StoredCodes(reader, accounts, segments, _NORM, context.budget)
+        context.budget.hold(_CHANNEL_BYTES * sum(segment.count for segment in segments), "so many channels")
         reader.finish()
-        section = cls(infos, _StoredNorms(infos, heads, mantissa, scales, shifts, reader.where), scales.coder)
+        section = cls(infos, _StoredNorms(infos, heads, mantissa, scales, shifts, reader.where), scales.coding)
+        section.codings = (scales.coding, shifts.coding)
         section._where = reader.where
         return section
 

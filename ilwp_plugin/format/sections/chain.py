@@ -27,7 +27,7 @@ from ilwp_plugin.format.kernels import (
 )
 from ilwp_plugin.format.origins import Lineage, Provenance, chain_origins
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
-from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, write_codes
 from ilwp_plugin.format.sections.maps import count_ones, read_map, write_map
 from ilwp_plugin.format.sections.structure import StructureSection
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
@@ -121,12 +121,11 @@ class ChainSection(Section):
         anchor: (kernels, taps), carried in `anchor_dtype`; None where the first layer is quantized too.
         anchor_dtype: one of ANCHOR_DTYPES.
         layers: all layers in order, the anchor first.
-        coder: name of the coder of the residuals, or "auto".
+        coding: how the residuals are coded; see `sections.codes`.
     """
 
     number = 2
     name = "chain"
-    single = False
     part = "header"
 
     def __init__(
@@ -135,14 +134,14 @@ class ChainSection(Section):
         anchor: NDArray[Any] | None,
         anchor_dtype: str | None,
         layers: Sequence[CodedLayer],
-        coder: str,
+        coding: Coding,
     ) -> None:
         self.kernel_size = kernel_size
         self.anchor = anchor
         self.anchor_dtype = anchor_dtype
         self.layers: Sequence[CodedLayer] = layers
         self.infos = tuple(layer.info for layer in layers)
-        self.coder = coder
+        self.coding = coding
         self._where = self.name
 
     @property
@@ -225,7 +224,7 @@ class ChainSection(Section):
             if quantized.zeros is not None:
                 with writer.charge(*account):
                     write_map(writer, quantized.zeros)
-        write_codes(writer, accounts, [_run(quantized) for _, quantized in coded], self.coder, _TABLE)
+        write_codes(writer, accounts, [_run(quantized) for _, quantized in coded], self.coding, _TABLE)
         counts = np.array([layer.kernels for layer in self.layers], np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         for number, (layer, quantized) in enumerate(coded, start=len(self.layers) - len(coded)):
@@ -252,8 +251,7 @@ class ChainSection(Section):
                 heads.append((info, _read_head(reader, info, number == 0) if coded else None))
         taps = size[0] * size[1]
         first = heads[0][0]
-        weights = sum(info.numel for info, _ in heads)
-        context.budget.hold(4 * weights + _LAYER_BYTES * count, "a chain of so many weights")
+        context.budget.hold(_LAYER_BYTES * count, "a chain of so many layers")
         anchor = None
         if anchor_dtype is not None:
             carrier = DTYPES[anchor_dtype].carrier
@@ -273,6 +271,7 @@ class ChainSection(Section):
             for (info, _), zeros in zip(todo, maps, strict=True)
         ]
         codes = StoredCodes(reader, accounts, segments, _TABLE, context.budget)
+        context.budget.hold(4 * sum(info.numel for info, _ in heads), "a chain of so many weights")
         ancestral = _ancestral(reader, heads, context.find(StructureSection), context.budget)
         counts = np.array([info.numel // taps for info, _ in heads], np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -289,7 +288,7 @@ class ChainSection(Section):
         reader.finish()
         section = cls.__new__(cls)
         section.kernel_size, section.anchor, section.anchor_dtype = size, anchor, anchor_dtype
-        section.infos, section.coder, section._where = tuple(info for info, _ in heads), codes.coder, reader.where
+        section.infos, section.coding, section._where = tuple(info for info, _ in heads), codes.coding, reader.where
         section.layers = _StoredLayers(heads, taps, codes, references, maps, reader.where)
         return section
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -17,24 +17,54 @@ from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
-__all__ = ["StoredCodes", "write_codes"]
+__all__ = ["Coding", "Group", "StoredCodes", "chosen_coder", "write_codes"]
 
 
-def write_codes(writer: ByteWriter, accounts: Sequence[Account], runs: Sequence[Run], coder: str, table: str) -> None:
+@dataclass(frozen=True)
+class Group:
+    """How consecutive layers are coded together.
+
+    Attributes:
+        layers: how many.
+        coder: name of the coder.
+        low_bits: how many low bits of each code are stored as they are.
+    """
+
+    layers: int
+    coder: str
+    low_bits: int
+
+
+Coding = str | tuple[Group, ...]
+"""How layers are coded: the name of a coder, AUTO, or the groups in which they stand in a file that was read."""
+
+
+def chosen_coder(coding: Coding) -> str:
+    """For layers that are to be coded anew: the coder's name, or AUTO."""
+    if isinstance(coding, str):
+        return coding
+    names = {group.coder for group in coding if not group.low_bits} | {AUTO for group in coding if group.low_bits}
+    return names.pop() if len(names) == 1 else AUTO
+
+
+def write_codes(
+    writer: ByteWriter, accounts: Sequence[Account], runs: Sequence[Run], coding: Coding, table: str
+) -> None:
     """Write the codes of one or more layers.
 
     Args:
         writer: where to.
         accounts: of each layer, for its share of the payload.
         runs: the codes of each layer.
-        coder: a name of `CODERS`, or AUTO.
+        coding: how; groups have to have as many layers as there are.
         table: the part of the ledger that code tables belong to; a shared one is charged to the first of its layers.
     """
     start = 0
-    for count in group_runs(runs, coder):
+    groups = [(n, coding, None) for n in group_runs(runs, coding)] if isinstance(coding, str) else map(astuple, coding)
+    for count, coder, low_bits in groups:
         layers = runs[start : start + count]
         run = Run.join(layers)
-        fit = fit_coder(run, coder)
+        fit = fit_coder(run, coder, low_bits)
         symbols = run.joined
         payload = fit.coder.encode(fit.model, symbols >> fit.low_bits, run.segments)
         with writer.charge(table, accounts[start][1]):
@@ -163,10 +193,10 @@ class StoredCodes:
         self._groups.append(group)
 
     @property
-    def coder(self) -> str:
-        """The name of the coder, or AUTO where there are several."""
-        names = {name for name in CODERS if any(group.coder is CODERS[name] for group in self._groups)}
-        return names.pop() if len(names) == 1 else AUTO
+    def coding(self) -> Coding:
+        """The groups."""
+        names = {CODERS[name].id: name for name in CODERS}
+        return tuple(Group(len(g.segments), names[g.coder.id], g.low_bits) for g in self._groups)
 
     def layer(self, number: int) -> Symbols:
         """The codes of a layer: 1-D, not to be changed."""

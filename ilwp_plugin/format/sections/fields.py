@@ -17,7 +17,7 @@ from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["FIELD_BITS", "FieldSection"]
@@ -41,17 +41,23 @@ class FieldSection(Section):
         values: by name; of any dtype with as many bytes as theirs.
         bits: by name, 1 to 8. The first field of an integer is its lowest bits; what is left above the last one, where
             the bits do not divide the integer, is coded apart: it is mostly nothing.
+        coding: how the fields are coded; see `sections.codes`.
     """
 
     number = 8
     name = "fields"
 
     def __init__(
-        self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], bits: Mapping[str, int]
+        self,
+        infos: Sequence[TensorInfo],
+        values: Mapping[str, NDArray[Any]],
+        bits: Mapping[str, int],
+        coding: Coding = AUTO,
     ) -> None:
         self.infos = tuple(infos)
         self.values: Mapping[str, NDArray[Any]] = values
         self.bits = dict(bits)
+        self.coding = coding
 
     @property
     def names(self) -> list[str]:
@@ -100,7 +106,7 @@ class FieldSection(Section):
             for run in _split(_words(self.values[info.name], info), self.bits[info.name])
         ]
         accounts: list[Account] = [(self.part, name) for name, _ in runs]
-        write_codes(writer, accounts, [Run.of(run) for _, run in runs], AUTO, self.part)
+        write_codes(writer, accounts, [Run.of(run) for _, run in runs], self.coding, self.part)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> FieldSection:
@@ -125,7 +131,7 @@ class FieldSection(Section):
         segments = [Segment.flat(length) for _, length in lengths]
         codes = StoredCodes(reader, accounts, segments, cls.part, context.budget)
         reader.finish()
-        return cls(list(infos.values()), _Stored(list(infos.values()), bits, codes, reader.where), bits)
+        return cls(list(infos.values()), _Stored(list(infos.values()), bits, codes, reader.where), bits, codes.coding)
 
 
 class _Stored(Mapping[str, NDArray[Any]]):

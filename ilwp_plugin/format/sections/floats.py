@@ -18,7 +18,7 @@ from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["FloatSection"]
@@ -40,16 +40,16 @@ class FloatSection(Section):
     Attributes:
         infos: their entries in the directory, in its order.
         values: by name; of any dtype with as many bytes as theirs.
-        coder: name of the coder, or "auto".
+        coding: how planes are coded; see `sections.codes`.
     """
 
     number = 9
     name = "floats"
 
-    def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], coder: str = AUTO) -> None:
+    def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], coding: Coding = AUTO) -> None:
         self.infos = tuple(infos)
         self.values: Mapping[str, NDArray[Any]] = values
-        self.coder = coder
+        self.coding = coding
 
     @property
     def names(self) -> list[str]:
@@ -68,7 +68,7 @@ class FloatSection(Section):
     def without(self, names: Collection[str]) -> FloatSection | None:
         infos = [info for info in self.infos if info.name not in names]
         values = {info.name: self.values[info.name] for info in infos}
-        return FloatSection(infos, values, self.coder) if infos else None
+        return FloatSection(infos, values, chosen_coder(self.coding)) if infos else None
 
     @staticmethod
     def size(info: TensorInfo, values: NDArray[Any]) -> float | None:
@@ -96,7 +96,7 @@ class FloatSection(Section):
         if coded:
             runs = [Run.of(planes[tensor][number].astype(np.int16)) for number, tensor in coded]
             accounts = [(self.part, self.infos[tensor].name) for _, tensor in coded]
-            write_codes(writer, accounts, runs, self.coder, self.part)
+            write_codes(writer, accounts, runs, self.coding, self.part)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> FloatSection:
@@ -131,7 +131,7 @@ class FloatSection(Section):
         codes = StoredCodes(reader, accounts, segments, cls.part, context.budget)
         reader.finish()
         runs = {place: number for number, place in enumerate(coded)}
-        return cls(infos, _Stored(infos, planes, runs, codes, reader.where), codes.coder if coded else AUTO)
+        return cls(infos, _Stored(infos, planes, runs, codes, reader.where), codes.coding)
 
 
 class _Stored(Mapping[str, NDArray[Any]]):

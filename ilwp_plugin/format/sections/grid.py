@@ -22,7 +22,7 @@ from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real, largest_value
 from ilwp_plugin.format.integers import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum, largest_magnitude
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
-from ilwp_plugin.format.sections.codes import StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
 
@@ -48,18 +48,17 @@ class GridSection(Section):
     Attributes:
         infos: their entries in the directory, in order of prediction.
         values: their codes and scales, likewise.
-        coder: name of the coder, or "auto".
+        coding: how they are coded; see `sections.codes`.
     """
 
     number = 4
     name = "grid"
-    single = False
     part = _GRID
 
-    def __init__(self, infos: Sequence[TensorInfo], values: Sequence[IntegerTensor], coder: str) -> None:
+    def __init__(self, infos: Sequence[TensorInfo], values: Sequence[IntegerTensor], coding: Coding) -> None:
         self.infos = tuple(infos)
         self.values: Sequence[IntegerTensor] = values
-        self.coder = coder
+        self.coding = coding
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -101,7 +100,7 @@ class GridSection(Section):
 
     def without(self, names: Collection[str]) -> GridSection | None:
         kept = [(i, v) for i, v in zip(self.infos, self.values, strict=True) if i.name not in names]
-        return GridSection([i for i, _ in kept], [v for _, v in kept], self.coder) if kept else None
+        return GridSection([i for i, _ in kept], [v for _, v in kept], chosen_coder(self.coding)) if kept else None
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}
@@ -131,7 +130,7 @@ class GridSection(Section):
                     for zero_point in value.zero_point.reshape(-1).tolist():
                         writer.varint(zigzag(zero_point))
             scale = value.scale
-        write_codes(writer, _accounts(self.infos), runs, self.coder, _GRID)
+        write_codes(writer, _accounts(self.infos), runs, self.coding, _GRID)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> GridSection:
@@ -154,7 +153,7 @@ class GridSection(Section):
         codes = StoredCodes(reader, _accounts(infos), segments, _GRID, context.budget)
         reader.finish()
         values = _StoredValues(infos, heads, codes, context.budget, reader.where)
-        return cls(infos, values, codes.coder)
+        return cls(infos, values, codes.coding)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class MetadataSection(Section):
 
     number = 3
     name = "metadata"
+    single = True
     ancillary = True
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:

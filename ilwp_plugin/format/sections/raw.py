@@ -36,7 +36,6 @@ class RawSection(Section):
 
     number = 1
     name = "raw"
-    single = False
     untouched = True
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]]) -> None:

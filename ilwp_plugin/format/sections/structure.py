@@ -31,6 +31,7 @@ class StructureSection(Section):
 
     number = 6
     name = "structure"
+    single = True
 
     def __init__(self, provenance: Provenance) -> None:
         self.provenance: Mapping[str, Origin] = dict(provenance)

@@ -124,12 +124,12 @@ def chain_origins(layers: Sequence[str], counts: Sequence[int], provenance: Prov
     Args:
         layers: names of its layers.
         counts: kernels of each.
-        provenance: by name of the layer or of its weight.
+        provenance: by the same names.
 
     Raises:
         TensorError: an origin does not fit its layer.
     """
-    found = [provenance.get(name, provenance.get(f"{name}.weight")) for name in layers]
+    found = [provenance.get(name) for name in layers]
     if not any(found):
         return None
     origins = []

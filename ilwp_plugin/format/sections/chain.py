@@ -401,7 +401,7 @@ def _ancestral(
     """The references that follow from the provenance; empty where no layer needs them."""
     if not any(head is not None and head[0] == "ancestral" for _, head in heads):
         return []
-    names = [info.name.removesuffix(".weight") for info, _ in heads]
+    names = [info.name for info, _ in heads]
     counts = [info.shape[0] * info.shape[1] for info, _ in heads]
     provenance: Provenance = {} if structure is None else structure.provenance
     try:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ilwp_plugin import format as ilwp_format
 from ilwp_plugin.errors import FormatError, TensorError
@@ -31,6 +32,7 @@ from ilwp_plugin.format.sections import (
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.loading import load_tensors
 from ilwp_plugin.models.names import translate
 from ilwp_plugin.models.network import is_weight
 from ilwp_plugin.models.resizing import resize_layers
@@ -165,10 +167,12 @@ class CompressedModel:
         """Load the restored tensors into a model.
 
         A file of a model in a wrapper (`module.`, `_orig_mod.` in its names) fits the model without it, and the other
-        way round; so does one whose names all have one prefix more or less.
+        way round; so does one whose names all have one prefix more or less. A model on the meta device gets the
+        tensors on the CPU.
 
         Raises:
-            TensorError: names, shapes or dtypes do not fit; the model is as it was.
+            TensorError: names, shapes or dtypes do not fit, or the model has no values where the file has none either;
+                the model is as it was.
         """
         model = unwrap(model)
         own, restored = model.state_dict(), self.state_dict()
@@ -183,13 +187,17 @@ class CompressedModel:
         restored = {name: restored[stored] for name, stored in names.items()}
         for name, tensor in restored.items():
             mine = own[name]
+            if is_lazy(mine):
+                raise TensorError(
+                    f"tensor {name!r} belongs to a lazy layer whose shape is not known; run the model once"
+                )
             if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
                 raise TensorError(
                     f"tensor {name!r} does not fit {type(model).__name__}: expected {tuple(mine.shape)} {mine.dtype}, "
                     f"got {tuple(tensor.shape)} {tensor.dtype}"
                 )
         own.update(restored)  # with the versions of its modules: torch resets values of older ones as it loads them
-        model.load_state_dict(own)
+        load_tensors(model, own)
 
     def restore(self, model: nn.Module) -> nn.Module:
         """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.

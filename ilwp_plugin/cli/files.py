@@ -227,7 +227,7 @@ def _print(model: CompressedModel, title: str) -> None:
         for layer_name, reason in model.left.items():
             reasons.setdefault(reason, []).append(layer_name)
         for reason, names in reasons.items():
-            output.print(f"stored as they are, {reason}: {few(names)}", soft_wrap=True)
+            output.print(f"stored as they are, {reason}: {few(names, 20)}", markup=False, soft_wrap=True)
     ui.table("bytes", ["", *LEDGER_COLUMNS], [[title, *ledger_row(model.ledger.whole.to_dict())]])
 
 

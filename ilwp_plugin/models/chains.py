@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,8 +131,8 @@ def find_chains(
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, _CONVOLUTIONS)}
     if layers is not None:
         order = _explicit(layers, convolutions)
-    elif not convolutions:
-        order = []
+    elif example_inputs is None and sum(_may_chain(module, scope) for module in convolutions.values()) < 2:
+        order = list(convolutions)  # in no chain, so that the order does not matter
     else:
         executed = (
             _trace_by_running(model, example_inputs) if example_inputs is not None else _trace_symbolically(model)
@@ -163,8 +164,7 @@ def find_chains(
         if refusal is None:
             owners[id(stored_weight(module))] = name
         shape = () if refusal and refusal.startswith("a lazy") else tuple(module.weight.shape)
-        depthwise = module.groups == module.in_channels and module.in_channels > 1
-        candidates.append(_Convolution(name, shape, depthwise, refusal))
+        candidates.append(_Convolution(name, shape, _is_depthwise(module), refusal))
     return _select(candidates, scope, target_scopes, ignored_scopes, required, others)
 
 
@@ -264,6 +264,16 @@ def stored_weight(module: nn.Module) -> Tensor | nn.Module:
 
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+def _is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
+    return module.groups == module.in_channels and module.in_channels > 1
+
+
+def _may_chain(module: nn.modules.conv._ConvNd, scope: Scope) -> bool:
+    """Whether a convolution could be in a chain by its kind alone."""
+    two = isinstance(module, nn.Conv2d) and math.prod(module.kernel_size) > 1
+    return two and (scope == "conv" or _is_depthwise(module))
 
 
 class _ConvolutionTracer(fx.Tracer):

@@ -23,10 +23,10 @@ from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.torch_network import Model, network_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, device_of, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel, assembled, structure_section
-from ilwp_plugin.pipeline.plan import Plan, Progress, make_plan, plan_of_claims
+from ilwp_plugin.pipeline.plan import Plan, Progress, make_plan, overlooked, plan_of_claims
 from ilwp_plugin.pipeline.quantize import few, quantize
 from ilwp_plugin.pipeline.trials import meet_target
-from ilwp_plugin.recipes.base import Claims, Recipe, Request
+from ilwp_plugin.recipes.base import Claims, Recipe, Request, WeightRecipe
 from ilwp_plugin.recipes.given import Given
 
 __all__ = ["compress", "estimate", "trained_file"]
@@ -174,6 +174,17 @@ class _Job:
 
     def say(self, compressed: CompressedModel) -> None:
         """What the user has to know of the result."""
+        left, sizes = overlooked(self.plan), compressed.ledger.layers
+        taken = {name: sizes[name].file_bytes for name in left if name in sizes}
+        whole = any(isinstance(recipe, WeightRecipe) and recipe.quantizes() for recipe in self.plan.recipes)
+        if whole and sum(taken.values()) > OVERLOOKED_SHARE * compressed.ledger.file_bytes:
+            largest = sorted(taken, key=lambda name: -taken[name])
+            warnings.warn(
+                f"{sum(taken.values()):,} of {compressed.ledger.file_bytes:,} bytes are tensors in full precision: "
+                f"{few(largest)} ({left[largest[0]]}); `left` has the reasons",
+                IlwpWarning,
+                stacklevel=3,
+            )
         reasons: dict[str, list[str]] = {}
         for layer, note in compressed.notes.items():
             reasons.setdefault(note, []).append(layer)
@@ -213,6 +224,9 @@ def trained_file(
     plan = plan_of_claims(network, [*given, *recipes], [*taken, *rest], request, left, steps)
     return _Job(plan, calibration, trained=True).run(None, metadata)
 
+
+OVERLOOKED_SHARE = 1 / 10
+"""Of the file; it is said where tensors that nobody asked to keep as they are take more."""
 
 TRACED_EXAMPLES = 2
 """Of the calibration inputs, for one pass where there are no example inputs."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -46,6 +48,7 @@ __all__ = ["CompressedModel", "assembled", "load", "loads", "lossless_sections",
 S = TypeVar("S", bound=Section)
 
 _AS_THEY_ARE = (RawSection, SparseSection, FieldSection, FloatSection)
+_INEXACT = re.compile("b?float|complex")
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WORTH_FIELDS = 64
 """Integers of fewer bytes are not worth a look."""
@@ -57,7 +60,8 @@ class CompressedModel:
     Attributes:
         tensors: the directory: name, dtype, shape and storage of every tensor of the state dict.
         sections: what holds them, in the order of the file.
-        left: why each weight that is stored as it is was left, by layer; known to `compress` only, it is not stored.
+        left: what is stored as it is: tensors of real or complex numbers, by the name of their layer or norm, or their
+            own, with the reason. A file does not tell the reason, and names tensors alone.
         notes: what has to be said of layers, by name; likewise.
         alignment: what `config.align` has done (`pipeline.alignment.AlignmentReport`); likewise.
     """
@@ -79,6 +83,11 @@ class CompressedModel:
 
     def _kind(self, kind: type[S]) -> list[S]:
         return [section for section in self.sections if isinstance(section, kind)]
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """What is stored as it is, with the reason: `left`."""
+        return self.left
 
     @property
     def chains(self) -> list[ChainSection]:
@@ -389,4 +398,11 @@ def loads(data: bytes | memoryview, where: str = "data", *, max_bytes: int | Non
 
 
 def _of(file: ilwp_format.IlwpFile) -> CompressedModel:
-    return CompressedModel(file.infos, file.sections, ledger=file.ledger)
+    compressed = CompressedModel(file.infos, file.sections, ledger=file.ledger)
+    names = untouched(compressed)
+    compressed.left = {
+        info.name: "in full precision"
+        for info in file.infos
+        if info.name in names and math.prod(info.shape) > 1 and _INEXACT.match(info.dtype)
+    }
+    return compressed

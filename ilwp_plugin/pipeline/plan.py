@@ -14,13 +14,14 @@ from torch.nn.parameter import is_lazy
 from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.format.container import TensorInfo, check_name, check_tensor
 from ilwp_plugin.method.allocation import allocate_steps, safe_step
+from ilwp_plugin.models.chains import is_real
 from ilwp_plugin.models.network import Network, is_weight
 from ilwp_plugin.models.tensors import dtype_name
 from ilwp_plugin.pipeline.calibration import output_errors
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.recipes.base import AUTO, Claims, Recipe, Request, StepGroup
 
-__all__ = ["Plan", "Progress", "choose_steps", "claim_all", "directory_of", "make_plan", "plan_of_claims"]
+__all__ = ["Plan", "Progress", "choose_steps", "claim_all", "directory_of", "make_plan", "overlooked", "plan_of_claims"]
 
 Progress = Any
 """(what, done, of how many): is told the layer, and how many kernels or rows are done; while errors are measured, how
@@ -46,7 +47,7 @@ class Plan:
         directory: of the file.
         raw: copies of the tensors that no recipe takes, by name.
         infos: by key of a claimed tensor, the entry that holds it.
-        left: why each weight that no recipe takes was left, by layer.
+        left: why tensors that no recipe takes were left, see `CompressedModel`.
         costs: by key of a weight whose step is to be measured, the squared error of the outputs, relative to their
             variance, for a squared error of 1 / 12 in each weight.
         given_steps: by key, steps that were chosen before, in a training for example.
@@ -228,19 +229,34 @@ def _once(claims: Claims, infos: Mapping[str, TensorInfo]) -> Claims:
 
 
 def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) -> dict[str, str]:
-    """Why weights stay as they are."""
+    """Why tensors of real or complex numbers stay as they are: those of layers and norms by name, others by key."""
     reasons: dict[str, str] = {}
     for taken in claims:
         reasons.update(taken.left)
-    left: dict[str, str] = {}
+    left = {name: reason for name, reason in reasons.items() if name in network.norms}
+    weights = {layer.weight: name for name, layer in network.layers.items()}
+    left.update({name: reasons.get(name, UNCLAIMED) for key, name in weights.items() if key in free})
+    known = {key for name in left if name in network.norms for key in network.norms[name].keys}
+    known.update(layer.bias for name, layer in network.layers.items() if name in left and layer.bias)
     for key in free:
-        name = network.layer_of(key)
-        if is_weight(network.state[key]):
-            known = name in network.layers
-            unclaimed = "no recipe of the configuration takes it" if known else "a buffer or a mask, no parameter"
-            left[name] = reasons.get(name, unclaimed)
-    left.update({name: reason for name, reason in reasons.items() if name in network.norms})
+        tensor = network.state[key]
+        inexact = tensor.is_floating_point() or tensor.is_complex()
+        if key in weights or key in known or tensor.numel() < 2 or not inexact:
+            continue
+        if not is_real(tensor):
+            left[key] = f"its dtype is {dtype_name(tensor.dtype)}"
+        else:
+            left[key] = "a buffer or a mask, no parameter" if is_weight(tensor) else "a vector, which no recipe takes"
     return left
+
+
+UNCLAIMED = "no recipe of the configuration takes it"
+
+
+def overlooked(plan: Plan) -> dict[str, str]:
+    """What stays as it is although nothing in the configuration says so, with the reason, by key."""
+    asked = {name for taken in plan.claims for name in taken.left}
+    return {name: reason for name, reason in plan.left.items() if name not in asked and reason != UNCLAIMED}
 
 
 def directory_of(

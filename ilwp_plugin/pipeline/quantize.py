@@ -160,6 +160,7 @@ def quantize(
     return Quantized(sections, visitor.changed, notes, error)
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], most: int = 3) -> str:
     """Some names, and how many more."""
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more or "nothing"

@@ -154,7 +154,7 @@ def test_masks_left_on() -> None:
     model.cache = model.stem.weight * 2  # type: ignore[assignment]
     compressed = compress(model, EQUAL, calibration=X)
     mask = {"body.pointwise1.weight_mask": "a buffer or a mask, no parameter"}
-    assert compressed.left == mask
+    assert mask.items() <= compressed.left.items() and "body.pointwise1.weight_orig" in compressed.quantized
     assert mask.items() <= compress(model.state_dict()).left.items()
     restored = copied(model)
     compressed.apply_to(restored)

@@ -25,7 +25,7 @@ from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, dev
 from ilwp_plugin.pipeline.file import CompressedModel, assembled, structure_section
 from ilwp_plugin.pipeline.plan import Plan, Progress, make_plan, overlooked, plan_of_claims
 from ilwp_plugin.pipeline.quantize import few, quantize
-from ilwp_plugin.pipeline.trials import meet_target
+from ilwp_plugin.pipeline.trials import Met, meet_target
 from ilwp_plugin.recipes.base import Claims, Recipe, Request, WeightRecipe
 from ilwp_plugin.recipes.given import Given
 
@@ -42,6 +42,7 @@ def compress(
     calibration: Any = None,
     inputs: Pick | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    evaluation: str | None = None,
     max_drop: float | None = None,
     target_bytes: int | None = None,
     target_bits_per_weight: float | None = None,
@@ -73,10 +74,13 @@ def compress(
         inputs: takes a batch of `calibration` and returns what the model gets: `lambda batch: batch[0]` for a loader of
             (x, y).
         evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        evaluation: a name of what `evaluate` measures, for `resume`: trials of another name are another search. Without
+            a name one of the trials is evaluated again, and has to score the same.
         max_drop: how much less than the model itself the restored one may score.
         target_bytes: the most that the whole file may take.
         target_bits_per_weight: the same, in bits of the whole file for each element of the model's parameters.
-        resume: a file that keeps the trials of the search, which goes on with them when it is started again.
+        resume: a file that keeps the trials of the search, which goes on with them when it is started again. It belongs
+            to one model, configuration, target, metadata and calibration inputs, and is locked by `resume` + ".lock".
         metadata: a JSON object to store along.
         progress: is told the progress.
 
@@ -100,11 +104,22 @@ def compress(
         model, alignment = _aligned(model, config, example_inputs)
     job = _Job.of(model, config, example_inputs, references, quantized, examples, progress)
     recipes: list[Recipe] | None = None
+    found: Met | None = None
     targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
     if any(target is not None for target in targets.values()):
-        found = meet_target(job, targets, evaluate=evaluate, resume=resume, metadata=metadata, progress=progress)
-        recipes = job.at(found)
+        found = meet_target(
+            job,
+            targets,
+            evaluate=evaluate,
+            evaluation=evaluation,
+            resume=resume,
+            metadata=metadata,
+            progress=progress,
+        )
+        recipes = job.at(found.knobs)
     compressed = job.run(recipes, metadata, progress)
+    if found is not None:
+        found.check(compressed)
     job.say(compressed)
     compressed.alignment = alignment
     return compressed

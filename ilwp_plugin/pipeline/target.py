@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
 
-from ilwp_plugin import strict_json
-from ilwp_plugin.errors import CalibrationError, ConfigError, FileError, StepError
+from ilwp_plugin.errors import CalibrationError, StepError
+from ilwp_plugin.pipeline.trial_log import Log, Trial
 from ilwp_plugin.recipes.base import Knobs
 
-__all__ = ["Knobs", "Log", "Trial", "best_within_size", "fitted_step", "largest_step", "smallest_within_drop"]
+__all__ = [
+    "Knobs",
+    "Log",
+    "NotMet",
+    "Trial",
+    "best_within_size",
+    "fitted_step",
+    "largest_step",
+    "smallest_within_drop",
+]
 
 COARSE, FINE = 1.6, 1.03
 """Factors between two steps: while a bracket is looked for, and when it is narrow enough."""
@@ -31,74 +36,8 @@ _NEAR = 4.0
 """Trials that drop more than this many times what is allowed do not count in a fit."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A file that was tried: its size in bytes, and what the model restored from it scores (None: not evaluated)."""
-
-    knobs: Knobs
-    nbytes: int
-    score: float | None = None
-
-
-class Log:
-    """The trials so far, kept in a file of JSON lines if there is a path, so that a search goes on after a kill.
-
-    Args:
-        path: the file; None keeps nothing.
-        fingerprint: of everything that a trial depends on.
-
-    Raises:
-        ConfigError: the file belongs to another search.
-        FileError: it cannot be read.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
-        self._path = None if path is None else Path(path)
-        self.trials: dict[Knobs, Trial] = {}
-        if self._path is None:
-            return
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"cannot read {self._path}: {error}") from error
-        if not lines:
-            self._append({"search": fingerprint})
-            return
-        try:
-            first, *rest = (strict_json.loads(line) for line in self._whole(lines))
-            if first["search"] != fingerprint:
-                raise ConfigError(
-                    f"{self._path}: the trials of another model, configuration or calibration; give a new path"
-                )
-            for values in rest:
-                trial = Trial(Knobs(**values["knobs"]), values["nbytes"], values["score"])
-                self.trials[trial.knobs] = trial
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._path}: not a record of trials ({error}); give a new path") from None
-
-    def _whole(self, lines: Sequence[str]) -> Sequence[str]:
-        """Without a last line that a kill left unfinished, which is also cut off the file."""
-        try:
-            strict_json.loads(lines[-1])
-        except ValueError:
-            assert self._path is not None
-            self._path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
-            return lines[:-1]
-        return lines
-
-    def add(self, trial: Trial) -> None:
-        """Keep a trial."""
-        self.trials[trial.knobs] = trial
-        if self._path is not None:
-            self._append(asdict(trial))
-
-    def _append(self, values: object) -> None:
-        assert self._path is not None
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise FileError(f"cannot write {self._path}: {error.strerror or error}") from error
+class NotMet(CalibrationError):
+    """No step meets the target."""
 
 
 def largest_step(holds: Callable[[float], bool], start: float) -> float:
@@ -109,7 +48,7 @@ def largest_step(holds: Callable[[float], bool], start: float) -> float:
         start: where to begin, larger than 0.
 
     Raises:
-        CalibrationError: no step does.
+        NotMet: no step does.
     """
     good, bad = None, None
     step = start
@@ -121,7 +60,7 @@ def largest_step(holds: Callable[[float], bool], start: float) -> float:
         if good is not None and bad is not None:
             break
     if good is None:
-        raise CalibrationError(f"the target cannot be met: not even a step of {bad:.3g} does")
+        raise NotMet(f"the target cannot be met: not even a step of {bad:.3g} does")
     while bad is not None and bad / good > FINE:
         middle = (good * bad) ** 0.5
         if holds(middle):
@@ -145,7 +84,7 @@ def fitted_step(drop: Callable[[float], float], allowed: float, start: float) ->
         start: where to begin, larger than 0.
 
     Raises:
-        CalibrationError: no step holds.
+        NotMet: no step holds.
     """
     tried: dict[float, float] = {}
 
@@ -163,7 +102,7 @@ def fitted_step(drop: Callable[[float], float], allowed: float, start: float) ->
             break
         step = step * COARSE if tried[step] <= allowed else step / COARSE
     if True not in verdicts:
-        raise CalibrationError(f"the target cannot be met: not even a step of {min(tried):.3g} does")
+        raise NotMet(f"the target cannot be met: not even a step of {min(tried):.3g} does")
     limit = _fit(tried, allowed)
     for _ in range(_MOST_FITS):
         if min(abs(math.log(limit / step)) for step in tried) < math.log(FINE):
@@ -221,7 +160,7 @@ def smallest_within_drop(
         max_drop: >= 0.
 
     Raises:
-        CalibrationError: the target cannot be met.
+        NotMet: the target cannot be met.
     """
     trial, found = _Tries(run, log), []
     for dead_zone in dead_zones:
@@ -250,7 +189,7 @@ def best_within_size(
         limit: in bytes.
 
     Raises:
-        CalibrationError: the target cannot be met.
+        NotMet: the target cannot be met.
     """
     trial, found = _Tries(run, log), []
     for dead_zone in dead_zones:

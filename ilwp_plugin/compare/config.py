@@ -169,7 +169,7 @@ class CompareConfig(_Model):
                         task = Task(network=network)
                         trainings[task.key] = task
                         for choice in entry.choices():
-                            options = accept(choice).model_dump(mode="json", exclude_defaults=True)
+                            options = accept(choice).changes
                             task = Task(network=network, method=entry.method, options=options)
                             methods[task.key] = task
             found = {**found, **trainings, **methods}

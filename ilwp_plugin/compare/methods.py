@@ -53,6 +53,11 @@ class Options(BaseModel):
             details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
             raise ConfigError(f"{'; '.join(details)}; {nearest('', cls.model_fields)}") from None
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -121,7 +126,7 @@ class Method(ABC):
 
     Attributes:
         group: whose method it is, for tables: baseline, ilwp, or the name of a toolkit.
-        options: what it can be told; a class with `from_dict`, like `Options`.
+        options: what it can be told; a class with `from_dict` and `changes`, like `Options`.
         packages: names of distributions whose versions matter.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -24,7 +25,22 @@ __all__ = ["FineTuned", "Ilwp", "describe", "integer_bytes", "raw_sizes"]
 
 
 class _WithConfig(IlwpConfig):
-    """Every field of the configuration, and what a method needs besides."""
+    """Every field of the configuration, and what a method needs besides.
+
+    Fields that are not given are those of the preset `paper`: what a comparison counts apart are the layers of chains.
+    Results name what differs from it, and keep their meaning when the package's own defaults change.
+    """
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IlwpConfig:
+        base = {} if values.get("recipes") is not None else {"preset": "paper"}
+        return super().from_dict({**base, **values})
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs where nothing is said, as JSON."""
+        plain = self.from_dict({}).model_dump(mode="json")
+        return {name: value for name, value in self.model_dump(mode="json").items() if value != plain[name]}
 
     @property
     def config(self) -> IlwpConfig:

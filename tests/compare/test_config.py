@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ilwp_plugin import toolkits
-from ilwp_plugin.compare import CompareConfig
+from ilwp_plugin import IlwpConfig, toolkits
+from ilwp_plugin.compare import CompareConfig, read_results
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.errors import ConfigError, FileError, MissingDependencyError, RegistryError
 
@@ -115,3 +115,19 @@ def test_files(tmp_path: Path) -> None:
 )
 def test_the_presets_are_valid(path: Path) -> None:
     assert CompareConfig.from_file(path).tasks()
+
+
+def test_what_is_not_said_is_as_in_the_paper() -> None:
+    """Whatever the package's own defaults are; and results name what differs."""
+    options = find_method("ilwp").options.from_dict({"bits": 4})
+    assert options.config == IlwpConfig.paper(bits=4) and options.changes == {"bits": 4}
+    small = find_method("ilwp").options.from_dict({"preset": "small"})
+    assert small.config == IlwpConfig.small() and small.changes["preset"] == "small"
+    assert find_method("ilwp").options.from_dict(small.changes) == small
+
+
+@pytest.mark.parametrize("name", ["conv", "digits", "figures"])
+def test_committed_results_are_of_their_preset(name: str) -> None:
+    root = Path(__file__).parents[2]
+    keys = {task.key for task in CompareConfig.from_file(root / f"examples/compare/{name}.json").tasks()}
+    assert {result.key for result in read_results(root / "docs/results" / name)} <= keys

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ilwp_plugin import compare as job
+from ilwp_plugin import strict_json
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import output
+from ilwp_plugin.errors import FileError
+from ilwp_plugin.paths import check_regular
+
+FILE = "results.jsonl"
 
 
 def compare(
@@ -26,6 +30,10 @@ def compare(
 
     Stopped or killed, and started again, it goes on where it was.
     """
+    check_regular(config)
+    strict_json.load(config)  # what is no JSON is refused at once
+    from ilwp_plugin import compare as job
+
     settings = job.CompareConfig.from_file(config)
     with ui.progress_bar() as report:
         results = job.compare(
@@ -37,7 +45,7 @@ def compare(
             threads=threads,
             report=report,
         )
-    output.print(f"{len(results)} results in {out / 'results.jsonl'}", soft_wrap=True)
+    output.print(f"{len(results)} results in {out / FILE}", soft_wrap=True)
     output.print(f"the report is {job.build_report(out)}", soft_wrap=True)
 
 
@@ -48,4 +56,8 @@ def report(
 
     Writes report.html, which needs nothing else, its pictures as PNG, and its tables as tables.md.
     """
-    output.print(f"the report is {job.build_report(folder)}", soft_wrap=True)
+    if not (folder / FILE).is_file():
+        raise FileError(f"{folder / FILE}: no results; make some with `ilwp compare CONFIG -o {folder}`")
+    from ilwp_plugin.compare.report import build_report
+
+    output.print(f"the report is {build_report(folder)}", soft_wrap=True)

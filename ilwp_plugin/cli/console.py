@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
 from rich.table import Table
 
-from ilwp_plugin import IlwpConfig
+if TYPE_CHECKING:
+    from ilwp_plugin.config import IlwpConfig
 
 __all__ = ["errors", "make_config", "output", "print_json", "progress_bar", "table"]
 
@@ -41,6 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 def make_config(file: Path | None, **options: Any) -> IlwpConfig:
     """The configuration of a file, or the default one, with the options that were given."""
+    from ilwp_plugin.config import IlwpConfig
+
     config = IlwpConfig.from_file(file) if file is not None else IlwpConfig()
     return config.replace(**{name: value for name, value in options.items() if value is not None})
 
@@ -51,32 +55,45 @@ def print_json(value: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; all columns but the first are numbers."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", overflow="fold")
+    """A table on stdout, as wide as that at most; all columns but the first are numbers.
+
+    Numbers and heads are never cut: long names go on over several lines, and columns that do not fit follow in a table
+    of their own.
+    """
+    heads = [column if number == 0 else column.replace(" ", "\n") for number, column in enumerate(columns)]
+    shown: list[int] = []
+    output.print(title, soft_wrap=True)
+    for number in range(1, len(columns)):
+        if shown and _width(heads, rows, [*shown, number]) > output.width:
+            output.print(_part(heads, rows, shown))
+            shown = []
+        shown.append(number)
+    output.print(_part(heads, rows, shown))
+
+
+_NAME = 24
+"""Columns that a name gets at least."""
+
+
+def _part(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], room: int = 0) -> Table:
+    """The first column, in the room that is left for it, and some of the others."""
+    part = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    part.add_column(heads[0], overflow="fold", max_width=room or None)
+    for number in numbers:
+        part.add_column(heads[number], justify="right", no_wrap=True, min_width=_cells(heads, rows, number))
     for row in rows:
-        shown.add_row(*row)
-    output.print(shown)
+        part.add_row(row[0], *(row[number] for number in numbers))
+    return part
 
 
-def ledger_row(ledger: Mapping[str, int]) -> list[str]:
-    """The sizes of a ledger, for a table with the columns LEDGER_COLUMNS."""
-    return [f"{ledger[column.replace('-', '_') + '_bytes']:,}" for column in LEDGER_COLUMNS]
+def _cells(heads: Sequence[str], rows: Sequence[Sequence[str]], number: int) -> int:
+    return max(cell_len(line) for text in (heads[number], *(row[number] for row in rows)) for line in text.split("\n"))
 
 
-LEDGER_COLUMNS = (
-    "texture",
-    "non-texture",
-    "table",
-    "anchor",
-    "header",
-    "total",
-    "grid",
-    "batch-norm",
-    "other",
-    "file",
-)
+def _width(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> int:
+    """Of a table in which names have no more room than they need."""
+    part = _part(heads, rows, numbers, room=min(_NAME, _cells(heads, rows, 0)))
+    return Measurement.get(output, output.options.update(max_width=1 << 16), part).maximum
 
 
 @contextmanager
@@ -85,6 +102,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     A bar that is full goes away.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         tasks: dict[str, Any] = {}

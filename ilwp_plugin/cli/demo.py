@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ilwp_plugin import demo as job
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import output
-from ilwp_plugin.zoo import MODELS
+
+MODELS = "mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20, vgg"
 
 
 def demo(
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10 or cifar-100.")] = "digits",
     data_folder: Annotated[Path | None, typer.Option(help="Folder with the data set's files.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{', '.join(MODELS)}.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{MODELS}.")] = None,
     width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     stem_stride: Annotated[int | None, typer.Option(help="Stride of the first convolution.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of each of the two trainings.")] = None,
@@ -30,6 +30,8 @@ def demo(
 
     What is not given is chosen for the data set.
     """
+    from ilwp_plugin import demo as job
+
     settings = job.preset(
         data, model=model, width=width, stem_stride=stem_stride, epochs=epochs, batch=batch, seed=seed, bits=bits
     )
@@ -53,7 +55,7 @@ def demo(
                 f"{row['accuracy_fp32']:.2f}",
             ]
         )
-    columns = ["method", "texture", "non-\ntexture", "total", "ratio", "file", "accuracy", "fp32"]
+    columns = ["method", "texture", "non- texture", "total", "ratio", "file", "accuracy", "fp32"]
     title = f"{settings.model} x{settings.width} on {data}, {settings.bits} bits; sizes in bytes, accuracy in %"
     ui.table(title, columns, rows)
     output.print(f"weight of the inter-layer loss: {results['loss_weight']:.3g} (automatic)")

@@ -12,7 +12,6 @@ import typer
 
 from ilwp_plugin.cli.console import errors
 from ilwp_plugin.errors import FileError, IlwpError
-from ilwp_plugin.toolkits import register_installed
 
 __all__ = ["run"]
 
@@ -32,6 +31,8 @@ def run(
     """
     if not module and not Path(script).exists():
         raise FileError(f"no script {script!r}; with -m it would be the name of a module")
+    from ilwp_plugin.toolkits import register_installed
+
     registered = register_installed(toolkits or ())
     if None not in registered.values():
         absent = "; ".join(f"{name}: {reason}" for name, reason in registered.items())

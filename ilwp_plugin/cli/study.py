@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-import ilwp_plugin
-from ilwp_plugin import IlwpConfig, toolkits
-from ilwp_plugin import analysis as figures
 from ilwp_plugin.cli import console as ui
-from ilwp_plugin.cli.console import LEDGER_COLUMNS, ledger_row, output
+from ilwp_plugin.cli.console import output
 from ilwp_plugin.cli.files import Input
-from ilwp_plugin.method.prediction import PREDICTORS
-from ilwp_plugin.method.quantization import BITS
-from ilwp_plugin.models.weights import read_state_dict
+from ilwp_plugin.errors import IlwpWarning
+from ilwp_plugin.paths import check_regular
 
 
 def estimate(
@@ -34,6 +31,7 @@ def estimate(
     as_json: ui.Json = False,
 ) -> None:
     """Exact sizes of the file in every mode at 2 to 8 bits, without writing it."""
+    check_regular(source)
     base = ui.make_config(
         config,
         scope=scope,
@@ -44,20 +42,29 @@ def estimate(
         ignored_scopes=ignored_scopes,
         layers=layers,
     )
+    from ilwp_plugin.method.prediction import PREDICTORS
+    from ilwp_plugin.method.quantization import BITS
+    from ilwp_plugin.models.weights import read_state_dict
+    from ilwp_plugin.pipeline.compress import estimate as estimate_model
+
     state = read_state_dict(source, key, mapped=True)
     grid = [(mode, bits) for mode in PREDICTORS for bits in BITS]
     sizes = []
-    with ui.progress_bar() as report:
+    with ui.progress_bar() as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", IlwpWarning)  # few bits are worse than zeros for some layers; none is chosen
         for done, (mode, bits) in enumerate(grid):
             report("estimates", done, len(grid))
-            ledger = ilwp_plugin.estimate(state, base.replace(mode=mode, bits=bits))
+            ledger = estimate_model(state, base.replace(mode=mode, bits=bits))
             sizes.append(ledger.whole.to_dict())
     if as_json:
         rows = zip(grid, sizes, strict=True)
         ui.print_json({"rows": [{"mode": mode, "bits": bits, **size} for (mode, bits), size in rows]})
         return
-    cells = [[f"{mode} {bits}", *ledger_row(size)] for (mode, bits), size in zip(grid, sizes, strict=True)]
-    ui.table(f"{source}: bytes by mode and bits", ["mode", *LEDGER_COLUMNS], cells)
+    parts = [part for part in sizes[0] if any(size[part] for size in sizes)]
+    heads = ["mode", *(part.removesuffix("_bytes").replace("_", " ") for part in parts)]
+    estimates = zip(grid, sizes, strict=True)
+    cells = [[f"{mode} {bits}", *(f"{size[part]:,}" for part in parts)] for (mode, bits), size in estimates]
+    ui.table(f"{source}: bytes by mode and bits", heads, cells)
 
 
 def analyze(
@@ -72,10 +79,14 @@ def analyze(
     as_json: ui.Json = False,
 ) -> None:
     """Draw where the best references are (Fig. 2, 3) and how weights and residuals are distributed (Fig. 7)."""
+    check_regular(source)
     chosen = ui.make_config(
         config, scope=scope, target_scopes=target_scopes, ignored_scopes=ignored_scopes, layers=layers
     )
-    result = figures.analyze({source.name: read_state_dict(source, key, mapped=True)}, out, chosen)
+    from ilwp_plugin import analysis
+    from ilwp_plugin.models.weights import read_state_dict
+
+    result = analysis.analyze({source.name: read_state_dict(source, key, mapped=True)}, out, chosen)
     if as_json:
         ui.print_json(result)
         return
@@ -99,6 +110,9 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of the configuration, for editors."""
+    from ilwp_plugin import toolkits
+    from ilwp_plugin.config import IlwpConfig
+
     with contextlib.redirect_stdout(sys.stderr):  # NNCF logs to stdout, into what may be a file
         found = IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit)
     ui.print_json(found)

@@ -48,8 +48,9 @@ def write_safetensors(path: str | os.PathLike[str], file: IlwpFile) -> int:
         FormatError: of a file that was read without verification: a section is damaged.
     """
     for info in file.infos:
-        if info.dtype not in _NAMES:
-            raise FileError(f"{os.fspath(path)}: a .safetensors file cannot hold {info.name!r}, which is {info.dtype}")
+        if info.dtype not in _NAMES or info.name == "__metadata__":
+            what = "a tensor of this name" if info.dtype in _NAMES else info.dtype
+            raise FileError(f"{os.fspath(path)}: a .safetensors file cannot hold {info.name!r}: {what}")
     write_file(path, _chunks(file))
     return len(file.infos)
 

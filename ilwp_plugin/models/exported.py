@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from ilwp_plugin.errors import FileError, TensorError
-from ilwp_plugin.models.tensor_files import check_regular
+from ilwp_plugin.paths import check_regular, untrusted
 
 __all__ = ["example_inputs_of", "layers_of_program", "load_into_program", "read_program", "write_program"]
 
@@ -34,10 +34,7 @@ def read_program(path: str | os.PathLike[str], *, trust: bool = False) -> Export
     """
     check_regular(path)
     if not trust:
-        raise FileError(
-            f"{os.fspath(path)}: reading a torch.export program can run code that its maker put into it, and torch has "
-            "no other way to read one; say --trust (in Python trust=True) if you know where it is from"
-        )
+        raise FileError(untrusted(path))
     try:
         return torch.export.load(path)
     except Exception as error:  # the reader raises what it meets

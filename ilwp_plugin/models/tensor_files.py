@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tarfile
 import warnings
 import zipfile
@@ -15,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ilwp_plugin.errors import FileError
+from ilwp_plugin.paths import check_regular
 
-__all__ = ["REMEDY", "StandIn", "check_regular", "load_tensors"]
+__all__ = ["REMEDY", "StandIn", "load_tensors"]
 
 REMEDY = "where the model can be made, torch.save(model.state_dict(), 'weights.pt') writes what can be read"
 
@@ -42,21 +41,6 @@ class StandIn:
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises FileError where a path is no regular file that can be read (a pipe would be waited for, for ever)."""
-    try:
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "it is a directory" if stat.S_ISDIR(mode) else "it is no regular file"
-            raise FileError(f"cannot read {os.fspath(path)}: {what}")
-        with Path(path).open("rb"):
-            pass
-    except OSError as error:
-        raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the path
-        raise FileError(f"cannot read {os.fspath(path)!r}: {error}") from error
 
 
 def load_tensors(path: str | os.PathLike[str], *, mapped: bool = False, stand_in: bool = False) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ilwp_plugin.errors import FileError, IlwpWarning, TensorError
 from ilwp_plugin.format.container import write_file
-from ilwp_plugin.models.tensor_files import REMEDY, StandIn, check_regular, load_tensors
+from ilwp_plugin.models.tensor_files import REMEDY, StandIn, load_tensors
+from ilwp_plugin.paths import check_regular
 
 __all__ = ["read_state_dict", "write_safetensors"]
 

@@ -12,7 +12,8 @@ import torch
 
 from ilwp_plugin.errors import FileError
 from ilwp_plugin.format.container import write_file
-from ilwp_plugin.models.tensor_files import check_regular, load_tensors
+from ilwp_plugin.models.tensor_files import load_tensors
+from ilwp_plugin.paths import check_regular
 
 __all__ = ["reading_checkpoint", "write_checkpoint"]
 

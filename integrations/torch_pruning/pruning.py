@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
@@ -16,6 +15,7 @@ from ilwp_plugin.errors import TensorError
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
 from ilwp_plugin.models.chains import Chain, unwrap
+from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of
 from ilwp_plugin.training import InterLayerLoss
 
 __all__ = ["IlwpImportance", "IlwpPruner", "ProvenanceTracker"]
@@ -129,7 +129,9 @@ class IlwpImportance:
         strength: float = 0.0,
     ) -> None:
         self._importance, self._tracker, self._strength = importance, tracker, strength
-        self._chains = chains_of(tracker._model, IlwpConfig.of(config).ilwp() or IlwpOptions(), example_inputs=example_inputs)
+        self._chains = chains_of(
+            tracker._model, IlwpConfig.of(config).ilwp() or IlwpOptions(), example_inputs=example_inputs
+        )
 
     def __call__(self, group: Any, **options: Any) -> Tensor | None:
         importance = self._importance(group, **options)

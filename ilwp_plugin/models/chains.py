@@ -19,6 +19,7 @@ from ilwp_plugin.errors import ChainError, nearest
 __all__ = [
     "Chain",
     "Chains",
+    "Convolution",
     "Scope",
     "call",
     "evaluating",
@@ -27,6 +28,7 @@ __all__ = [
     "is_real",
     "matcher",
     "scope_matches",
+    "select_chains",
     "stored_weight",
     "unwrap",
 ]
@@ -84,7 +86,7 @@ class Chains:
 
 
 @dataclass(frozen=True)
-class _Convolution:
+class Convolution:
     """A candidate. `refusal` says why it can be in no chain, whatever the configuration."""
 
     name: str
@@ -164,8 +166,8 @@ def find_chains(
         if refusal is None:
             owners[id(stored_weight(module))] = name
         shape = () if refusal and refusal.startswith("a lazy") else tuple(module.weight.shape)
-        candidates.append(_Convolution(name, shape, _is_depthwise(module), refusal))
-    return _select(candidates, scope, target_scopes, ignored_scopes, required, others)
+        candidates.append(Convolution(name, shape, _is_depthwise(module), refusal))
+    return select_chains(candidates, scope, target_scopes, ignored_scopes, required, others)
 
 
 def find_chains_by_name(
@@ -196,7 +198,7 @@ def find_chains_by_name(
     dense = [tensor.shape[2:].numel() for tensor in found.values() if tensor.shape[1] != 1]
     stem_is_missing = len(dense) > 0 and max(dense) == 1
     owners: dict[tuple[Any, ...], str] = {}
-    candidates: list[_Convolution] = []
+    candidates: list[Convolution] = []
     for name in [*order, *(name for name in found if name not in set(order))]:
         tensor = found[name]
         place = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape)
@@ -218,8 +220,8 @@ def find_chains_by_name(
             refusal = (taken or {})[name]
         if refusal is None:
             owners[place] = name
-        candidates.append(_Convolution(name, tuple(tensor.shape), tensor.shape[1] == 1, refusal))
-    return _select(candidates, scope, target_scopes, ignored_scopes, required, others)
+        candidates.append(Convolution(name, tuple(tensor.shape), tensor.shape[1] == 1, refusal))
+    return select_chains(candidates, scope, target_scopes, ignored_scopes, required, others)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -362,8 +364,8 @@ def matcher(
     return lambda name: any(scope_matches(pattern, name) for pattern in patterns)
 
 
-def _select(
-    candidates: Sequence[_Convolution],
+def select_chains(
+    candidates: Sequence[Convolution],
     scope: Scope,
     target_scopes: Sequence[str],
     ignored_scopes: Sequence[str],

@@ -260,6 +260,10 @@ class CompressedModel:
             ],
         )
 
+    def with_section(self, section: Section) -> CompressedModel:
+        """The same with one more section, which holds no tensors."""
+        return CompressedModel(self.tensors, [*self.sections, section], left=self.left, notes=self.notes)
+
     def to_bytes(self) -> bytes:
         """The content of the file."""
         return b"".join(self._pack())

@@ -5,6 +5,7 @@ from ilwp_plugin.format.sections.batch_norm import BatchNormSection
 from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
 from ilwp_plugin.format.sections.fields import FieldSection
 from ilwp_plugin.format.sections.floats import FloatSection
+from ilwp_plugin.format.sections.graph import GraphSection
 from ilwp_plugin.format.sections.grid import GridSection
 from ilwp_plugin.format.sections.metadata import MetadataSection
 from ilwp_plugin.format.sections.raw import RawSection
@@ -19,6 +20,7 @@ __all__ = [
     "Context",
     "FieldSection",
     "FloatSection",
+    "GraphSection",
     "GridSection",
     "MetadataSection",
     "OpaqueSection",

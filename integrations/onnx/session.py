@@ -1,0 +1,56 @@
+"""A session of ONNX Runtime straight from an `.ilwp` file, without torch and without a file in between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime
+
+from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format import IlwpFile, read
+from ilwp_plugin.format.sections.graph import GraphSection
+
+from .protobuf import placeholders
+
+__all__ = ["KIND", "graph_of", "load_session"]
+
+KIND = "onnx"
+"""Of the graph section."""
+
+
+def graph_of(file: IlwpFile) -> bytes:
+    """The serialized model without its tensors. Raises FormatError where the file has none of ONNX."""
+    for section in file.sections:
+        if isinstance(section, GraphSection) and section.kind == KIND:
+            return section.content
+    raise FormatError("the file holds no ONNX model, only tensors; `ilwp decompress` writes these", "form")
+
+
+def load_session(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    options: onnxruntime.SessionOptions | None = None,
+    max_bytes: int | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open an `.ilwp` file of an ONNX model.
+
+    Args:
+        source: the file, or its content.
+        providers: of ONNX Runtime.
+        options: of the session; the values of the tensors are added to them.
+        max_bytes: refuse a file whose reading takes more memory than this.
+
+    Raises:
+        FileError: the file cannot be read.
+        FormatError: it is no valid `.ilwp` file, or holds no ONNX model.
+    """
+    file = read(source, max_bytes=max_bytes)
+    graph = graph_of(file)
+    options = options or onnxruntime.SessionOptions()
+    values = {name: file.tensor(key) for name, key in placeholders(graph).items()}
+    held = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+    options.add_external_initializers(list(values), held)
+    return onnxruntime.InferenceSession(graph, options, providers=list(providers))

@@ -45,10 +45,12 @@ def allocate_steps(
 
 
 def safe_step(weight: Tensor) -> float:
-    """The step of a uniform grid whose squared error is no more than that of 8-bit integers with a scale an output.
+    """The step of a uniform grid that loses no more than 8-bit integers with a scale for each output.
 
-    Such integers put the largest magnitude of an output at 127. The grid takes fewer bits at the same error: its codes
-    are not limited to 8 bits, and what is entropy-coded costs little where it is rare.
+    Such integers put the largest magnitude of an output at 127. The grid has their squared error over all weights, and
+    takes fewer bits: its codes are not limited to 8 bits, and what is entropy-coded costs little where it is rare.
+    Where a few outputs have far larger weights than the others, the step follows the others: relative to the size of
+    each output's own weights, the mean squared error is at most RELATIVE of that of the integers.
 
     Args:
         weight: floating-point, outputs first.
@@ -57,22 +59,34 @@ def safe_step(weight: Tensor) -> float:
         The step, in units of weight; 0 where all is 0.
     """
     rows = weight.detach().reshape(len(weight), -1).float()
+    rows = rows[(rows != 0).any(dim=1)]
+    if not len(rows):
+        return 0.0
     scales = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    allowed = _error(rows, scales)
-    step = _MARGIN * math.sqrt(12 * allowed)
+    powers = rows.double().square().mean(dim=1)
+    powers = powers.clamp(min=_DEAD * float(powers.mean()))
+    errors = _errors(rows, scales)
+    allowed, relative = float(errors.mean()), float((errors / powers).mean())
+    step = _MARGIN * min(math.sqrt(12 * allowed), math.sqrt(12 * RELATIVE * relative / float((1 / powers).mean())))
     for _ in range(_REFINEMENTS):
-        found = _error(rows, torch.tensor(step)) if step else 0.0
+        found = float(_errors(rows, torch.tensor(step)).mean()) if step else 0.0
         if found <= allowed:
             break
         step *= _MARGIN * math.sqrt(allowed / found)
     return step
 
 
+RELATIVE = 6.0
+"""See `safe_step`. Batch norms even out the sizes of outputs, so that errors count relative to them."""
+
+_DEAD = 1e-3
+"""Of the mean square of a layer: outputs below it are next to nothing, and are not to set the step of the others."""
+
 _REFINEMENTS = 8
 _MARGIN = 0.99
 """Residuals of a chain are rounded in other places than the weights themselves."""
 
 
-def _error(rows: Tensor, scales: Tensor) -> float:
-    """Mean squared error of rounding."""
-    return float((rows - torch.round(rows / scales) * scales).double().square().mean())
+def _errors(rows: Tensor, scales: Tensor) -> Tensor:
+    """(outputs,): mean squared error of rounding."""
+    return (rows - torch.round(rows / scales) * scales).double().square().mean(dim=1)

@@ -85,7 +85,10 @@ class _Pass:
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor)
         key = f"{name}.weight"
-        restored = self._owner[key].quantize(key, weight, None if self._trained else feedback)
+        if self._trained:  # the module has what its weights are restored to, and the network what they come from
+            restored = self._owner[key].quantize(key, self._plan.network.state[key])
+        else:
+            restored = self._owner[key].quantize(key, weight, feedback)
         if not isinstance(bias, Tensor):
             return restored, None
         key = f"{name}.bias"

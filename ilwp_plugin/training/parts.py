@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,8 +163,16 @@ class Parts:
             metadata: see `compress`.
         """
         steps = {**self._steps, **{key: step for part in self.parts for key, step in part.encoding_steps().items()}}
+        network = network_of(model)
+        if calibration is not None and network.module is not None:
+            # Raw weights have been trained to be rounded: what they compute as they are means nothing.
+            baked = copy.deepcopy(network.module)
+            with torch.no_grad():
+                for key, value in self.reconstructed().items():
+                    baked.get_parameter(key).copy_(value)
+            network = replace(network, module=baked)
         return trained_file(
-            network_of(model),
+            network,
             self._recipes,
             self._claims,
             steps,

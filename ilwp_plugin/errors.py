@@ -6,6 +6,8 @@ A message says what is wrong, where, what was expected, what was found and how t
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "TensorError",
     "TrainingError",
     "nearest",
+    "warn",
 ]
 
 
@@ -110,3 +113,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 class IlwpWarning(UserWarning):
     """Something that works, but could work better."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside the package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "ilwp_plugin":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, IlwpWarning, stacklevel=level)

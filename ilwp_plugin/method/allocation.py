@@ -73,7 +73,8 @@ def safe_step(weight: Tensor) -> float:
         if found <= allowed:
             break
         step *= _MARGIN * math.sqrt(allowed / found)
-    return step
+    largest = float(rows.abs().max())
+    return max(step, largest / _LARGEST_CODE, _SMALLEST) if largest else 0.0
 
 
 RELATIVE = 6.0
@@ -83,6 +84,10 @@ _DEAD = 1e-3
 """Of the mean square of a layer: outputs below it are next to nothing, and are not to set the step of the others."""
 
 _REFINEMENTS = 8
+_LARGEST_CODE = 4096
+"""Weights that 8-bit integers happen to hold exactly, all alike for example, would ask for any finer step."""
+_SMALLEST = torch.finfo(torch.float32).smallest_normal
+"""A step is a float32."""
 _MARGIN = 0.99
 """Residuals of a chain are rounded in other places than the weights themselves."""
 

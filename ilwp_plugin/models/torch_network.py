@@ -85,7 +85,7 @@ def _layers(state: Mapping[str, Tensor], parameters: Collection[str]) -> Sequenc
     """By the names of a state dict, of which some are parameters: a table or a mask in a buffer is no weight."""
     found = []
     for key, tensor in state.items():
-        if key not in parameters or not is_weight(tensor):
+        if not isinstance(key, str) or key not in parameters or not is_weight(tensor):
             continue
         name = key.removesuffix(".weight")
         bias = state.get(f"{name}.bias") if name != key else None

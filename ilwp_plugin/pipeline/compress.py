@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ilwp_plugin import toolkits
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import ConfigError, IlwpWarning
+from ilwp_plugin.errors import ConfigError, warn
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.provenance import Origin, Provenance
@@ -194,18 +193,16 @@ class _Job:
         whole = any(isinstance(recipe, WeightRecipe) and recipe.quantizes() for recipe in self.plan.recipes)
         if whole and sum(taken.values()) > OVERLOOKED_SHARE * compressed.ledger.file_bytes:
             largest = sorted(taken, key=lambda name: -taken[name])
-            warnings.warn(
+            warn(
                 f"{sum(taken.values()):,} of {compressed.ledger.file_bytes:,} bytes are tensors in full precision: "
-                f"{few(largest)} ({left[largest[0]]}); `left` has the reasons",
-                IlwpWarning,
-                stacklevel=3,
+                f"{few(largest)} ({left[largest[0]]}); `left` has the reasons"
             )
         reasons: dict[str, list[str]] = {}
         for layer, note in compressed.notes.items():
             reasons.setdefault(note, []).append(layer)
         for note, layers in reasons.items():
             mend = "smaller steps, more `bits`, mode 'auto', or training with the inter-layer loss mend it"
-            warnings.warn(f"{few(layers)} {note}; {mend}", IlwpWarning, stacklevel=3)
+            warn(f"{few(layers)} {note}; {mend}")
 
 
 def trained_file(

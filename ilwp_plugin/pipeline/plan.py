@@ -180,7 +180,8 @@ def claim_all(network: Network, recipes: Sequence[Recipe], request: Request) -> 
                 )
             if key not in free:
                 raise ConfigError(f"recipe {recipe.name!r} takes {key!r}, which an earlier recipe has taken")
-            del free[key]
+        places = {_place(key, network.state[key]) for key in taken.tensors}  # with them go those that share memory
+        free = {key: None for key in free if _place(key, network.state[key]) not in places}
         claims.append(taken)
     return claims, _left(network, claims, free)
 
@@ -195,7 +196,7 @@ def plan_of_claims(
 ) -> Plan:
     """A plan whose claims are known."""
     directory, raw, infos = directory_of(network.state, [key for taken in claims for key in taken.tensors])
-    once = tuple(_once(taken, infos) for taken in claims)
+    once = _once(claims, infos)
     return Plan(network, tuple(recipes), once, request, directory, raw, infos, left, given_steps=given_steps or {})
 
 
@@ -220,12 +221,16 @@ def _costs(plan: Plan, calibration: CalibrationInputs, progress: Progress | None
     return costs
 
 
-def _once(claims: Claims, infos: Mapping[str, TensorInfo]) -> Claims:
+def _once(claims: Sequence[Claims], infos: Mapping[str, TensorInfo]) -> tuple[Claims, ...]:
     """Without the keys of tensors that share the memory of one before."""
     owners: dict[str, str] = {}
-    for key in claims.tensors:
-        owners.setdefault(infos[key].name, key)
-    return replace(claims, tensors=tuple(key for key in claims.tensors if owners[infos[key].name] == key))
+    for taken in claims:
+        for key in taken.tensors:
+            owners.setdefault(infos[key].name, key)
+    return tuple(
+        replace(taken, tensors=tuple(key for key in taken.tensors if owners[infos[key].name] == key))
+        for taken in claims
+    )
 
 
 def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) -> dict[str, str]:

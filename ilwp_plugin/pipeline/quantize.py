@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ilwp_plugin.errors import IlwpWarning
+from ilwp_plugin.errors import warn
 from ilwp_plugin.format.sections import Section
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.pipeline.calibration import BatchNormMoments, calibrate
@@ -142,17 +141,9 @@ def quantize(
         calibrated = calibrate(plan.network.module, calibration, visitor, visitor.layers)
         error = calibrated.error
         if error > LARGE_ERROR:
-            warnings.warn(
-                f"the outputs on the calibration inputs change by {error:.0%} of their variance; choose smaller steps",
-                IlwpWarning,
-                stacklevel=4,
-            )
+            warn(f"the outputs on the calibration inputs change by {error:.0%} of their variance; choose smaller steps")
         if missed := sorted(visitor.layers - calibrated.layers):
-            warnings.warn(
-                f"{few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls",
-                IlwpWarning,
-                stacklevel=4,
-            )
+            warn(f"{few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls")
     notes: dict[str, str] = {}
     sections: list[Section] = []
     state = {name: tensor.detach().cpu() for name, tensor in plan.network.state.items()}

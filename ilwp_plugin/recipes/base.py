@@ -23,6 +23,7 @@ from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.quantization import straight_through
 from ilwp_plugin.models.chains import matcher
 from ilwp_plugin.models.network import Network
+from ilwp_plugin.models.tensors import dtype_name
 from ilwp_plugin.registry import Registry
 
 __all__ = [
@@ -401,7 +402,13 @@ class WeightEncoding(Encoding):
         if bool((restored == 0).all()) and bool((value != 0).any()):
             self.notes[self.context.network.layer_of(key)] = "becomes 0 as a whole"
         self.context.progress(key, value.shape[0] if value.dim() else 1)
-        return restored.to(value.dtype).reshape(value.shape)
+        restored = restored.to(value.dtype).reshape(value.shape)
+        if not bool(restored.isfinite().all()):
+            raise TensorError(
+                f"tensor {info.name!r}: overflow: values up to {float(value.abs().max()):.3g} are rounded beyond the "
+                f"range of {dtype_name(value.dtype)}; leave the layer out with `ignored_scopes`"
+            )
+        return restored
 
     def sections(self) -> Sequence[Section]:
         order = dict.fromkeys(self.context.infos[key].name for key in self.claims.tensors)

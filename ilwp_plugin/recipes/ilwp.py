@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from ilwp_plugin.errors import ChainError, ConfigError, TensorError, TrainingError, nearest
+from ilwp_plugin.errors import ChainError, ConfigError, FormatError, TensorError, TrainingError, nearest
 from ilwp_plugin.format.kernels import QuantizedLayer as StoredLayer
 from ilwp_plugin.format.sections import ChainSection, CodedLayer, Section, storage_mode
 from ilwp_plugin.method.error_feedback import Feedback
@@ -410,7 +410,10 @@ class _ChainEncoding:
         anchor = None if self._anchor is None else array_of(self._anchor)
         dtype = None if self._anchor is None else dtype_name(self._anchor.dtype)
         section = ChainSection(self.chain.kernel_size, anchor, dtype, self._layers, self._options.coder)
-        section.check()
+        try:
+            section.check()
+        except FormatError as error:
+            raise TensorError(f"overflow: {error}; leave the layer out with `ignored_scopes`") from None
         return section
 
 

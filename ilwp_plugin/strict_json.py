@@ -1,13 +1,15 @@
-"""JSON as the standard has it: no duplicate keys, no NaN, no nesting that exhausts the stack."""
+"""JSON as the standard has it: no duplicate keys, no NaN, nothing infinite, no nesting that exhausts the stack."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from ilwp_plugin.errors import ConfigError, FileError
+from ilwp_plugin.paths import check_regular
 
 __all__ = ["load", "loads"]
 
@@ -19,6 +21,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileError: it cannot be read.
         ConfigError: it is not JSON.
     """
+    check_regular(path)
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -30,7 +33,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 def loads(text: str) -> Any:
     """Parse JSON text. Raises ValueError with a message of one line."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -44,6 +47,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"duplicate key {key!r}")
             seen.add(key)
     return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
 
 
 def _refuse_constant(constant: str) -> None:

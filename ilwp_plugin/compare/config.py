@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ilwp_plugin import strict_json
 from ilwp_plugin.compare.methods import find_method
@@ -18,8 +18,22 @@ from ilwp_plugin.errors import ConfigError, IlwpError, nearest
 
 __all__ = ["CompareConfig", "Entry", "Network", "Task"]
 
-LossWeight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | Literal["auto"]
-Positive = Annotated[int, Field(strict=True, ge=1)]
+LARGEST = 1e18
+"""More than any number of a comparison, and small enough to be computed with."""
+
+
+def _moderate(weight: float) -> float:
+    """Neither so small nor so large that a figure could not show it."""
+    if weight and not 1e-18 <= weight <= LARGEST:
+        raise ValueError(f"expected 0, or a number from 1e-18 to {LARGEST:g}")
+    return weight
+
+
+LossWeight = (
+    Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), AfterValidator(_moderate)] | Literal["auto"]
+)
+Positive = Annotated[int, Field(strict=True, ge=1, lt=1 << 63)]
+Width = Annotated[float, Field(strict=True, gt=0, le=LARGEST, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 
 
@@ -31,7 +45,7 @@ class Architecture(_Model):
     """A network and how it is trained; what is null is what the data set's preset says (see `ilwp demo`)."""
 
     model: str | None = None
-    width: Annotated[float, Field(strict=True, gt=0)] | None = None
+    width: Width | None = None
     stem_stride: Positive | None = None
     epochs: Positive | None = None
     batch: Positive | None = None
@@ -61,11 +75,11 @@ class Network(_Model):
 
     data: str
     model: str
-    width: float
-    stem_stride: int
-    epochs: int
-    batch: int
-    seed: int
+    width: Width
+    stem_stride: Positive
+    epochs: Positive
+    batch: Positive
+    seed: Seed
     loss_weight: LossWeight
 
     @property

@@ -134,7 +134,7 @@ class Queue:
         for trial in self._trials("COMPLETE"):
             key = trial.user_attrs["key"]
             if key in keys and key not in self._results:  # parsed once, since this is asked all the time
-                self._results[key] = parse_result(trial.user_attrs["result"])
+                self._results[key] = parse_result(trial.user_attrs["result"], f"task {key} in the storage")
         return [result for key, result in self._results.items() if key in keys]
 
     def errors(self, tasks: Sequence[Task]) -> dict[str, str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ilwp_plugin.compare.config import Network
+from ilwp_plugin import strict_json
+from ilwp_plugin.compare.config import LARGEST, Network
 from ilwp_plugin.errors import FileError, FormatError
+from ilwp_plugin.paths import check_regular
 
 __all__ = [
     "FILE",
@@ -32,6 +35,82 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, lt=1 << 63)]
+Real = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Signed = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6, allow_inf_nan=False)]
+
+
+class _References(_Record):
+    """What `analysis.ReferenceShares.to_dict` returns."""
+
+    kernel_size: tuple[Count, Count]
+    layers: Annotated[list[str], Field(min_length=2)]
+    shares: list[list[Share]]
+    previous_layer_share: Share | None = None
+
+    @model_validator(mode="after")
+    def _square(self) -> _References:
+        sizes = {len(self.shares), *map(len, self.shares)}
+        if sizes != {len(self.layers)}:
+            raise ValueError("shares: expected as many rows and columns as layers")
+        return self
+
+
+class _Distribution(_Record):
+    """What `analysis.Distribution.to_dict` returns."""
+
+    name: Literal["weights", "residuals"]
+    count: Count
+    edges: Annotated[list[Signed], Field(min_length=2)]
+    density: list[Real]
+    laplace_scale: Real
+    laplace_entropy_bits: Signed | None = None
+
+    @model_validator(mode="after")
+    def _histogram(self) -> _Distribution:
+        if len(self.edges) != len(self.density) + 1 or any(b <= a for a, b in itertools.pairwise(self.edges)):
+            raise ValueError("edges: expected one more than densities, in rising order")
+        if not max(self.density) > 0:
+            raise ValueError("density: nothing but 0")
+        return self
+
+
+class _Analysis(_Record):
+    references: _References | None = None
+    distributions: tuple[_Distribution, _Distribution] | None = None
+
+
+_ANALYSES: TypeAdapter[Any] = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}x[0-9]{1,4}$")], _Analysis])
+
+
+def _analyses(value: dict[str, Any]) -> dict[str, Any]:
+    """As they are, if they are what the figures can show."""
+    _ANALYSES.validate_python(value)
+    return value
+
+
+_DEEPEST = 16
+"""Levels of options within options."""
+
+
+def _plain(value: Any, level: int = 0) -> Any:
+    """JSON of moderate depth and numbers."""
+    if level > _DEEPEST:
+        raise ValueError(f"nested deeper than {_DEEPEST} levels")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _plain(item, level + 1)
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+        raise ValueError("a number that is too large")
+    return value
+
+
+Analyses = Annotated[dict[str, Any], AfterValidator(_analyses)]
+PlainOptions = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
 class Usage(_Record):
     """What a piece of work took.
 
@@ -40,8 +119,8 @@ class Usage(_Record):
         peak_bytes: by how much the memory of the process grew at most.
     """
 
-    seconds: float
-    peak_bytes: int
+    seconds: Real
+    peak_bytes: Count
 
 
 class Accuracy(_Record):
@@ -55,11 +134,17 @@ class Accuracy(_Record):
         better: the other way round.
     """
 
-    images: int
-    right: int
-    fp32: int
-    worse: int
-    better: int
+    images: Size
+    right: Count
+    fp32: Count
+    worse: Count
+    better: Count
+
+    @model_validator(mode="after")
+    def _of_the_images(self) -> Accuracy:
+        if max(self.right, self.fp32, self.worse + self.better) > self.images:
+            raise ValueError(f"more answers than the {self.images} images")
+        return self
 
     @property
     def percent(self) -> float:
@@ -89,12 +174,12 @@ class Sizes(_Record):
         texture_bytes, non_texture_bytes: of these the residuals and the indices (terms of the paper).
     """
 
-    raw_bytes: int
-    raw_depthwise_bytes: int
-    file_bytes: int
-    depthwise_bytes: int | None = None
-    texture_bytes: int | None = None
-    non_texture_bytes: int | None = None
+    raw_bytes: Count
+    raw_depthwise_bytes: Count
+    file_bytes: Size
+    depthwise_bytes: Count | None = None
+    texture_bytes: Count | None = None
+    non_texture_bytes: Count | None = None
 
 
 class TrainingResult(_Record):
@@ -110,13 +195,19 @@ class TrainingResult(_Record):
     kind: Literal["training"] = "training"
     key: str
     network: Network
-    loss_weight: float
-    parameters: int
-    depthwise_parameters: int
-    images: int
-    right: int
-    analysis: dict[str, Any]
+    loss_weight: Real
+    parameters: Count
+    depthwise_parameters: Count
+    images: Size
+    right: Count
+    analysis: Analyses
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _of_the_images(self) -> TrainingResult:
+        if self.right > self.images:
+            raise ValueError(f"more answers than the {self.images} images")
+        return self
 
     @property
     def percent(self) -> float:
@@ -141,8 +232,8 @@ class MethodResult(_Record):
     method: str
     group: str
     title: str
-    options: dict[str, Any]
-    loss_weight: float
+    options: PlainOptions
+    loss_weight: Real
     sizes: Sizes
     accuracy: Accuracy
     compression: Usage
@@ -195,15 +286,26 @@ def append_results(folder: str | os.PathLike[str], results: Iterable[TrainingRes
             raise FileError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def parse_result(text: str | bytes) -> TrainingResult | MethodResult:
-    """One line. Raises ValueError."""
-    return _RESULT.validate_json(text)
+def parse_result(text: str | bytes, where: str) -> TrainingResult | MethodResult:
+    """One line; `where` names it in messages. Raises FormatError."""
+    try:
+        strict_json.loads(text.decode() if isinstance(text, bytes) else text)  # no NaN, nothing twice
+        return _RESULT.validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise FormatError(f"{where}: no result ({place}: {fault['msg']}); remove the line") from None
+    except ValueError as error:
+        raise FormatError(f"{where}: no result ({error}); remove the line") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, TrainingResult | MethodResult]]:
     """Each result, with where its line ends."""
+    if not path.exists():
+        return
+    check_regular(path)
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = path.read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     end = 0
@@ -211,10 +313,4 @@ def _lines(path: Path) -> Iterator[tuple[int, TrainingResult | MethodResult]]:
         if not line.endswith(b"\n"):
             return
         end += len(line)
-        try:
-            result = parse_result(line)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
-            raise FormatError(f"{path}, line {number}: no result ({where}: {fault['msg']}); remove the line") from None
-        yield end, result
+        yield end, parse_result(line, f"{path}, line {number}")

@@ -177,7 +177,7 @@ def _in_process(
         mine.close()
     if failed:
         raise TaskError(text)
-    return parse_result(text)
+    return parse_result(text, "what the task's process has sent")
 
 
 def _child(pipe: Connection, asking: int, task: str, folder: Path, data_folder: str | None, threads: int) -> None:

@@ -491,7 +491,7 @@ def test_trade_off_of_whole_files(everything: Results) -> None:
 
 
 def test_trade_off_when_ilwp_is_beaten(everything: Results) -> None:
-    beaten = changed(everything, "INC bf16", file_bytes=10_000, worse=0, better=50, right=lambda a: a["fp32"] + 50)
+    beaten = changed(everything, "INC bf16", file_bytes=10_000, worse=0, better=20, right=lambda a: a["fp32"] + 20)
     sentence = figure(section(beaten), "figure_6_files").sentence
     assert "ilwp is beaten everywhere here" in sentence and "None is of fp32, ilwp, NNCF" in sentence
 

@@ -35,6 +35,9 @@ __all__ = [
 BITS = 8
 """Of the paper's Table 1, and of what sentences speak of where there is a choice."""
 
+_MOST_BITS = 32
+"""Of a code."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -304,7 +307,7 @@ def _references(section: Section) -> list[Figure | Missing]:
 
 
 def _mean_shares(maps: Sequence[ReferenceShares]) -> ReferenceShares:
-    mean = np.mean([m.shares for m in maps], axis=0)
+    mean = np.mean([m.shares for m in maps if m.layers == maps[0].layers], axis=0)  # one architecture has one chain
     return ReferenceShares(maps[0].kernel_size, maps[0].layers, tuple(tuple(row) for row in mean.tolist()))
 
 
@@ -387,7 +390,8 @@ def mode_of(method: Summary) -> str:
 def bits_of(method: Summary) -> int | None:
     """The bits of a method of ilwp; None where an absolute step takes their place, or nothing is quantized."""
     bits = method.options.get("bits", BITS)
-    return None if bits is None or method.options.get("residual_step") is not None else int(bits)
+    known = isinstance(bits, int) and 0 < bits <= _MOST_BITS
+    return bits if known and method.options.get("residual_step") is None else None
 
 
 def paper_methods(section: Section) -> list[Summary]:

@@ -21,6 +21,7 @@ from ilwp_plugin.compare.report.summary import TOLERANCE, Section, sections
 from ilwp_plugin.compare.report.tables import (
     Table,
     baselines_table,
+    escaped,
     markdown,
     methods_table,
     paper_table,
@@ -209,20 +210,22 @@ def _versions(results: Sequence[TrainingResult | MethodResult]) -> list[tuple[st
 
 def _markdown(context: dict[str, Any]) -> str:
     """The tables and sentences of the page."""
-    blocks = ["# Comparison", context["intro"]]
+    blocks = ["# Comparison", escaped(context["intro"])]
     for part in context["parts"]:
-        blocks.append(f"## {part.section.name}")
+        blocks.append(f"## {escaped(part.section.name)}")
         for item in (part.headline, part.all_methods, part.paper, *part.figures):
             if isinstance(item, Shown):
-                blocks += [f"### {item.figure.title}", f"{item.figure.sentence} {item.figure.more}".strip()]
-                blocks += [f"![{item.figure.title}]({picture.file})" for picture in item.pictures]
+                title = escaped(item.figure.title)
+                blocks += [f"### {title}", escaped(f"{item.figure.sentence} {item.figure.more}")]
+                blocks += [f"![{title}]({picture.file})" for picture in item.pictures]
             elif isinstance(item, Missing):
-                blocks += [f"### {item.title}", f"Not in these results; it needs {item.needs}."]
+                blocks += [f"### {escaped(item.title)}", escaped(f"Not in these results; it needs {item.needs}.")]
             else:
-                blocks += [f"### {item.title}", markdown(item)]
+                blocks += [f"### {escaped(item.title)}", markdown(item)]
     blocks += ["## How it was measured"]
     for table in (context["settings"], context["options"]):
-        blocks += [f"### {table.title}", markdown(table)]
-    blocks.append("Versions: " + ", ".join(f"{name} {version}" for name, version in context["versions"]) + ".")
+        blocks += [f"### {escaped(table.title)}", markdown(table)]
+    versions = ", ".join(f"{name} {version}" for name, version in context["versions"])
+    blocks.append(escaped(f"Versions: {versions}."))
     blocks.append(f"From {plural(context['count'], 'result')} (SHA-256 {context['digest']}), by `ilwp report DIR`.")
     return "\n\n".join(blocks) + "\n"

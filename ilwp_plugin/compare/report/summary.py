@@ -248,6 +248,8 @@ def _summary(title: str, results: list[MethodResult], plain: Mapping[int, float]
         values = [getattr(r.sizes, name) for r in results]
         return None if None in values else Estimate.of(values)
 
+    depthwise = size("depthwise_bytes")
+
     def usage(piece: str, name: str) -> Estimate:
         usages: list[Usage] = [getattr(r, piece) for r in results]
         return Estimate.of(getattr(u, name) for u in usages)
@@ -264,7 +266,7 @@ def _summary(title: str, results: list[MethodResult], plain: Mapping[int, float]
         raw=Estimate.of(r.sizes.raw_bytes for r in results),
         raw_depthwise=Estimate.of(r.sizes.raw_depthwise_bytes for r in results),
         file=Estimate.of(r.sizes.file_bytes for r in results),
-        depthwise=size("depthwise_bytes"),
+        depthwise=depthwise if depthwise and depthwise.mean else None,  # 0 bytes are nothing to compare with
         texture=size("texture_bytes"),
         non_texture=size("non_texture_bytes"),
         ratio=Estimate.of(ratios) if ratios else None,

@@ -11,7 +11,7 @@ from ilwp_plugin.compare.report.figures import BITS, Missing, bits_of, mode_of, 
 from ilwp_plugin.compare.report.summary import Section, Summary, pareto_front
 from ilwp_plugin.compare.report.text import bytes_and_deviation, percent
 
-__all__ = ["Row", "Table", "baselines_table", "markdown", "methods_table", "paper_table", "settings_table"]
+__all__ = ["Row", "Table", "baselines_table", "escaped", "markdown", "methods_table", "paper_table", "settings_table"]
 
 _FEW = 12
 """Methods of ilwp that are all shown at once."""
@@ -202,17 +202,18 @@ def methods_table(sections: Sequence[Section]) -> Table:
 def markdown(table: Table) -> str:
     """A table in Markdown, all rows, its notes beneath."""
     lines = [
-        f"| {' | '.join(_escaped(column) for column in table.columns)} |",
+        f"| {' | '.join(escaped(column) for column in table.columns)} |",
         f"| {' | '.join('---' if i < table.text else '---:' for i in range(len(table.columns)))} |",
     ]
     for row in (*table.rows, *table.more):
-        cells = [_escaped(cell) for cell in row.cells]
+        cells = [escaped(cell) for cell in row.cells]
         lines.append(
             f"| {' | '.join(f'**{c}**' if row.marked and i < table.text else c for i, c in enumerate(cells))} |"
         )
-    return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in table.notes)])
+    return "\n".join([*lines, *(f"\n{escaped(note)}" for note in table.notes)])
 
 
-def _escaped(text: str) -> str:
-    """So that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
+def escaped(text: str) -> str:
+    """So that Markdown shows it as it is, in one line: no markup, no HTML, no link made of an address."""
+    text = re.sub(r"([\\`*_\[\]<>|#&~$!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?i)(https?|ftp)(?=://)|(www)(?=\.)|(?<=\S)(?=@\S)", lambda m: f"{m[0]}\\", text)

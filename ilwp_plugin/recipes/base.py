@@ -298,6 +298,11 @@ class TrainingPart(ABC):
         """By key, the steps with which a file restores what the model computes with."""
         return {}
 
+    def encoder(self) -> Recipe | None:
+        """The recipe that encodes what the model computes with, where that is more than its options tell: one that has
+        learned codebooks. None for the recipe itself."""
+        return None
+
 
 class Recipe(ABC):
     """Options, and what to do with them.

@@ -72,10 +72,12 @@ class Parts:
         self._claims, self.left = plan.claims, plan.left
         steps = plan.steps()
         self.parts: list[TrainingPart] = []
+        self._by_recipe: list[TrainingPart | None] = []
         self._owner: dict[str, TrainingPart] = {}
         self._steps = steps
         for recipe, claims in zip(self._recipes, self._claims, strict=True):
             part = recipe.train(network, claims, sources, steps, self._request)
+            self._by_recipe.append(part)
             if part is not None:
                 self.parts.append(part)
                 self._owner.update(dict.fromkeys(part.hooked, part))
@@ -171,9 +173,13 @@ class Parts:
                 for key, value in self.reconstructed().items():
                     baked.get_parameter(key).copy_(value)
             network = replace(network, module=baked)
+        recipes = [
+            (None if part is None else part.encoder()) or recipe
+            for recipe, part in zip(self._recipes, self._by_recipe, strict=True)
+        ]
         return trained_file(
             network,
-            self._recipes,
+            recipes,
             self._claims,
             steps,
             self._request,

@@ -3,6 +3,7 @@
 from ilwp_plugin.format.sections.base import SECTIONS, Context, OpaqueSection, Section, Summary
 from ilwp_plugin.format.sections.batch_norm import BatchNormSection
 from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
+from ilwp_plugin.format.sections.codebook import CodebookSection, CodebookTensor
 from ilwp_plugin.format.sections.fields import FieldSection
 from ilwp_plugin.format.sections.floats import FloatSection
 from ilwp_plugin.format.sections.graph import GraphSection
@@ -16,6 +17,8 @@ __all__ = [
     "SECTIONS",
     "BatchNormSection",
     "ChainSection",
+    "CodebookSection",
+    "CodebookTensor",
     "CodedLayer",
     "Context",
     "FieldSection",

@@ -1,0 +1,181 @@
+"""The codebook section: tensors whose values, or groups of consecutive values, are entries of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilwp_plugin.errors import TensorError
+from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
+from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.dtypes import cast, is_finite, is_real
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
+from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.ledger import register_part
+
+__all__ = ["CodebookSection", "CodebookTensor"]
+
+_ENTRIES = register_part("codebook", "Entries of codebooks.")
+_INDICES = register_part(
+    "indices", "Tensors that are indices into codebooks: indices, their code tables, names and shapes."
+)
+
+_MAX_ENTRIES, _MAX_WIDTH = 1 << 15, 64
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTensor:
+    """A tensor as indices.
+
+    Attributes:
+        info: its entry in the directory.
+        book: number of its codebook.
+        indices: (values / width,) integers, in row-major order.
+    """
+
+    info: TensorInfo
+    book: int
+    indices: NDArray[Any]
+
+
+@SECTIONS.register("codebook")
+class CodebookSection(Section):
+    """Codebooks, and tensors that refer to them; several tensors may share one.
+
+    Attributes:
+        books: (entries, width) float32 each, finite; width values are coded by one index.
+        tensors: in the order of the file.
+        coding: how the indices are coded; a coder's name, or "auto".
+
+    Raises:
+        TensorError: a codebook that a file cannot hold, or an index that is in none.
+    """
+
+    number = 11
+    name = "codebook"
+    single = False
+    part = _INDICES
+
+    def __init__(
+        self, books: Sequence[NDArray[np.float32]], tensors: Sequence[CodebookTensor], coding: Coding = AUTO
+    ) -> None:
+        self.books = tuple(np.asarray(book, np.float32) + np.float32(0) for book in books)
+        self.tensors = tuple(tensors)
+        self.coding = coding
+        for book in self.books:
+            if book.ndim != 2 or not (1 <= len(book) <= _MAX_ENTRIES and 1 <= book.shape[1] <= _MAX_WIDTH):
+                raise TensorError(
+                    f"codebook of shape {book.shape}: expected 1 to {_MAX_ENTRIES:,} entries of 1 to {_MAX_WIDTH} "
+                    "values"
+                )
+            if not np.isfinite(book).all():
+                raise TensorError("codebook: an entry is NaN or infinite")
+        for tensor in self.tensors:
+            book = self.books[tensor.book]
+            if tensor.indices.size * book.shape[1] != tensor.info.numel:
+                raise TensorError(
+                    f"{tensor.info.name}: {tensor.indices.size} indices of {book.shape[1]} values for "
+                    f"{tensor.info.numel}"
+                )
+            if int(tensor.indices.min()) < 0 or int(tensor.indices.max()) >= len(book):
+                raise TensorError(f"{tensor.info.name}: an index beyond the {len(book)} entries of its codebook")
+            if not is_finite(self.restore(tensor.info.name), tensor.info.dtype):
+                raise TensorError(f"{tensor.info.name}: an entry is beyond the range of {tensor.info.dtype}")
+
+    @property
+    def names(self) -> list[str]:
+        return [tensor.info.name for tensor in self.tensors]
+
+    def restore(self, name: str) -> NDArray[Any]:
+        tensor = next(tensor for tensor in self.tensors if tensor.info.name == name)
+        values = self.books[tensor.book][tensor.indices.astype(np.int64)]
+        return cast(values.reshape(tensor.info.shape), tensor.info.dtype)
+
+    def summaries(self) -> list[Summary]:
+        found = []
+        for tensor in self.tensors:
+            book = self.books[tensor.book]
+            used = np.unique(tensor.indices)
+            zeros = np.flatnonzero(~book.any(axis=1))
+            details = {
+                "entries": len(book),
+                "width": book.shape[1],
+                "used": len(used),
+                "zeros": float(np.isin(tensor.indices, zeros).mean()),
+                "entropy": Histogram.of(tensor.indices).entropy / book.shape[1],
+            }
+            found.append(Summary(tensor.info.name, self.name, tensor.info.shape, details))
+        return found
+
+    def without(self, names: Collection[str]) -> CodebookSection | None:
+        kept = [tensor for tensor in self.tensors if tensor.info.name not in names]
+        return CodebookSection(self.books, kept, chosen_coder(self.coding)) if kept else None
+
+    def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
+        position = {info.name: i for i, info in enumerate(directory)}
+        with writer.charge(_ENTRIES, None):
+            writer.varint(len(self.books))
+            for book in self.books:
+                writer.varint(len(book))
+                writer.varint(book.shape[1])
+                writer.raw(np.ascontiguousarray(book, "<f4").tobytes())
+        writer.varint(len(self.tensors))
+        for tensor in self.tensors:
+            with writer.charge(_INDICES, tensor.info.name):
+                writer.varint(position[tensor.info.name])
+                writer.varint(tensor.book)
+        runs = [Run.of(tensor.indices.astype(np.int16).reshape(-1)) for tensor in self.tensors]
+        accounts = [(_INDICES, tensor.info.name) for tensor in self.tensors]
+        write_codes(writer, accounts, runs, self.coding, _INDICES)
+
+    @classmethod
+    def decode(cls, reader: ByteReader, context: Context) -> CodebookSection:
+        directory = context.directory
+        books = []
+        with reader.charge(_ENTRIES, None):
+            count = reader.varint()
+            if not 1 <= count <= len(directory):
+                raise reader.fail("count", f"{count} codebooks, the file has {len(directory)} tensors")
+            for _ in range(count):
+                entries, width = reader.varint(), reader.varint()
+                if not (1 <= entries <= _MAX_ENTRIES and 1 <= width <= _MAX_WIDTH):
+                    raise reader.fail("form", f"a codebook of {entries} entries of {width} values")
+                content = np.frombuffer(reader.raw(4 * entries * width), "<f4").reshape(entries, width)
+                if not np.isfinite(content).all() or (np.signbit(content) & (content == 0)).any():
+                    raise reader.fail("value", "an entry of a codebook is NaN, infinite or -0")
+                books.append(content.astype(np.float32))
+        count = reader.varint()
+        if not 1 <= count <= len(directory):
+            raise reader.fail("count", f"a codebook section of {count} tensors, the file has {len(directory)}")
+        heads: list[tuple[TensorInfo, int]] = []
+        for _ in range(count):
+            with reader.charge_later() as entry:
+                info = read_info(reader, directory, "a codebook section")
+                entry.account = (_INDICES, info.name)
+                book = reader.varint()
+                if info.storage != "coded" or not is_real(info.dtype) or not info.numel:
+                    raise reader.fail("unfit", f"{info.name}: in a codebook section, and {info.storage}, {info.dtype}")
+                if book >= len(books) or info.numel % books[book].shape[1]:
+                    raise reader.fail("position", f"{info.name}: codebook {book} does not fit its {info.numel} values")
+                if any(info is other for other, _ in heads):
+                    raise reader.fail("ownership", f"{info.name}: twice in a codebook section")
+                heads.append((info, book))
+        segments = [Segment.flat(info.numel // books[book].shape[1]) for info, book in heads]
+        accounts = [(_INDICES, info.name) for info, _ in heads]
+        codes = StoredCodes(reader, accounts, segments, _INDICES, context.budget)
+        reader.finish()
+        runs = [codes.layer(number) for number in range(len(heads))]
+        for (info, book), run in zip(heads, runs, strict=True):
+            if int(run.min()) < 0 or int(run.max()) >= len(books[book]):
+                raise reader.fail("code", f"{info.name}: an index beyond the {len(books[book])} entries")
+        try:
+            return cls(
+                books, [CodebookTensor(i, b, run) for (i, b), run in zip(heads, runs, strict=True)], codes.coding
+            )
+        except TensorError as error:
+            raise reader.fail("value", str(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import TensorError
@@ -21,11 +22,20 @@ def load_tensors(model: nn.Module, state: dict[str, Any]) -> None:
         state: as `state_dict()` of the model gives it, with the versions of its modules; is changed, too.
 
     Raises:
-        TensorError: the model has tensors on the meta device that no state dict holds; it is as it was.
+        TensorError: the model has tensors on the meta device that no state dict holds, or such as cannot be written to;
+            it is as it was.
     """
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if not empty:
+        if frozen := [name for name, tensor in tensors if tensor.is_inference() and name in state]:
+            raise TensorError(
+                f"{frozen[0]!r} of {type(model).__name__} was made under torch.inference_mode(), and cannot be written "
+                "to; make the model outside of it"
+            )
+        for _, tensor in tensors:
+            if _overlaps(tensor):
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         model.load_state_dict(state)
         return
     if lacking := [name for name in empty if name not in state]:
@@ -47,6 +57,12 @@ def load_tensors(model: nn.Module, state: dict[str, Any]) -> None:
             own, local = _holder(model, first)
             holder, other = _holder(model, name)
             holder[other] = own[local]
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether several elements are one in memory, as `expand` makes them: no value can be copied there."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > span
 
 
 def _holder(model: nn.Module, name: str) -> tuple[dict[str, Tensor | None], str]:

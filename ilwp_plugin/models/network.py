@@ -90,11 +90,17 @@ class Network(ABC):
         return name if role in ("weight", "bias") and name in self.layers else key
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's values are its own: not nested, and of no class that hands out others (fake, distributed)."""
+    return not tensor.is_nested and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
 def is_weight(tensor: object) -> bool:
     """Whether a tensor is a weight in the sense of recipes: real, and two or more dimensions of more than one index."""
     return (
         isinstance(tensor, Tensor)
         and not is_lazy(tensor)
+        and is_plain(tensor)
         and is_real(tensor)
         and sum(size > 1 for size in tensor.shape) >= 2
     )

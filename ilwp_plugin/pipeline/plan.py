@@ -15,7 +15,7 @@ from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.format.container import TensorInfo, check_name, check_tensor
 from ilwp_plugin.method.allocation import allocate_steps, safe_step
 from ilwp_plugin.models.chains import is_real
-from ilwp_plugin.models.network import Network, is_weight
+from ilwp_plugin.models.network import Network, is_plain, is_weight
 from ilwp_plugin.models.tensors import dtype_name
 from ilwp_plugin.pipeline.calibration import output_errors
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
@@ -174,16 +174,27 @@ def claim_all(network: Network, recipes: Sequence[Recipe], request: Request) -> 
         taken = recipe.claim(network, free, request)
         for key in taken.tensors:
             if key not in network.state:
-                raise TensorError(
-                    f"no tensor {key!r} in the state dict; a parametrization or mask on the layer has to be removed "
-                    "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations); zeros stay zeros"
-                )
+                raise TensorError(f"no tensor {key!r} in the state dict; {_removal(network, key)}")
             if key not in free:
                 raise ConfigError(f"recipe {recipe.name!r} takes {key!r}, which an earlier recipe has taken")
         places = {_place(key, network.state[key]) for key in taken.tensors}  # with them go those that share memory
         free = {key: None for key in free if _place(key, network.state[key]) not in places}
         claims.append(taken)
     return claims, _left(network, claims, free)
+
+
+def _removal(network: Network, key: str) -> str:
+    """How to get a weight back that is made anew at each call."""
+    layer, _, local = key.rpartition(".")
+    if network.module is not None:
+        made = dict(getattr(network.module.get_submodule(layer), "parametrizations", {})).get(local, ())
+        own = [part.how_to_remove for part in made if hasattr(part, "how_to_remove")]
+        if own:
+            return str(own[0])
+    return (
+        "a parametrization or mask on the layer has to be removed first (torch.nn.utils.prune.remove, "
+        "parametrize.remove_parametrizations); zeros stay zeros"
+    )
 
 
 def plan_of_claims(
@@ -302,6 +313,9 @@ def _check_tensor(name: object, tensor: object) -> None:
         raise TensorError(f"{name!r} is a {type(tensor).__name__}; a .ilwp file holds tensors only")
     if is_lazy(tensor):
         raise TensorError(f"tensor {name!r} belongs to a lazy layer that has not run yet; run the model once")
+    if not is_plain(tensor):
+        what = "nested" if tensor.is_nested else f"a {type(tensor).__name__}"
+        raise TensorError(f"tensor {name!r} is {what}; a .ilwp file holds dense tensors: take its full values first")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         what = "has no values (meta device)" if tensor.is_meta else "is sparse or quantized by torch"
         raise TensorError(f"tensor {name!r} {what}; a .ilwp file holds dense tensors")

@@ -30,6 +30,11 @@ class FakeQuantization(nn.Module):
     is the code 0; that costs both bytes and accuracy (docs/alignment.md).
     """
 
+    how_to_remove = (
+        "a FakeQuantizer is on the model: quantizer.remove() takes it off, and quantizer.compressed() is then the file "
+        "of what the model has computed with"
+    )
+
 
 class _RawWeight:
     """The weight behind a parametrization; weights that are 0 at the start, as pruning leaves them, stay 0."""

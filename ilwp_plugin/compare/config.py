@@ -15,6 +15,7 @@ from ilwp_plugin import strict_json
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.demo import DemoSettings, preset
 from ilwp_plugin.errors import ConfigError, IlwpError, nearest
+from ilwp_plugin.validation import config_error
 
 __all__ = ["CompareConfig", "Entry", "Network", "Task"]
 
@@ -143,8 +144,7 @@ class CompareConfig(_Model):
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-            raise ConfigError("; ".join(details)) from None
+            raise config_error(error, cls) from None
         asked = {preset(data, model=a.model).model for data in config.data for a in config.networks}
         for number, entry in enumerate(config.methods):
             for name in entry.models or ():

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ilwp_plugin import toolkits
 from ilwp_plugin.demo import DemoSettings, initial_model
-from ilwp_plugin.errors import ConfigError, RegistryError, nearest
+from ilwp_plugin.errors import RegistryError, nearest
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.pipeline.file import CompressedModel, load
 from ilwp_plugin.registry import Registry
+from ilwp_plugin.validation import config_error
 from ilwp_plugin.zoo import Dataset
 
 __all__ = [
@@ -50,8 +51,7 @@ class Options(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-            raise ConfigError(f"{'; '.join(details)}; {nearest('', cls.model_fields)}") from None
+            raise config_error(error, cls) from None
 
     @property
     def changes(self) -> dict[str, Any]:

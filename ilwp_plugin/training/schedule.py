@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ilwp_plugin.errors import ConfigError, nearest
+from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.recipes.loss_weight import TrainingRun
+from ilwp_plugin.validation import config_error
 
 __all__ = ["Schedule", "SgdRun"]
 
@@ -84,16 +85,8 @@ class Schedule(BaseModel):
         try:
             schedule = handler(data)
         except ValidationError as error:
-            raise ConfigError("; ".join(dict.fromkeys(_message(detail) for detail in error.errors()))) from None
+            raise config_error(error, cls) from None
         epochs = [epoch for epoch, _ in schedule.loss_weight_schedule]
         if any(after <= before for before, after in pairwise(epochs)):
             raise ConfigError(f"loss_weight_schedule: expected rising epochs, got {epochs}")
         return schedule
-
-
-def _message(detail: Any) -> str:
-    path = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        known = SgdRun.model_fields if len(detail["loc"]) > 1 else Schedule.model_fields
-        return f"unknown key {path!r}; {nearest(str(detail['loc'][-1]), known)}"
-    return f"{path}: {detail['msg']}, got {detail['input']!r}"

@@ -30,7 +30,9 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         compiled = [m for m in model.modules() if vars(m).get("_compiled_call_impl") or hasattr(m, "_orig_mod")]
         if compiled and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        saved = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+        scripted = torch.jit.ScriptModule  # has no dict of buffers that could be changed
+        modules = [module for module in model.modules() if module._buffers and not isinstance(module, scripted)]
+        saved = [(module._buffers, dict(module._buffers)) for module in modules]
         values = [(tensor, tensor.detach().clone()) for tensor in model.buffers()]
         try:
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ilwp_plugin.errors import ChainError, nearest
+from ilwp_plugin.models.surroundings import as_user
 
 __all__ = [
     "Chain",
@@ -237,16 +238,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
     """Call a model on a tensor, or on a tuple or dict of arguments."""
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
+    with as_user():
+        if isinstance(example_inputs, Mapping):
+            return model(**example_inputs)
+        return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the `with` block, so that batch norm statistics and dropout do not notice a probe."""
     training = {module: module.training for module in model.modules()}
-    model.train(False)
+    with suppress(NotImplementedError):  # an exported program has one mode
+        model.train(False)
     try:
         yield
     finally:
@@ -287,7 +290,8 @@ class _ConvolutionTracer(fx.Tracer):
 
 def _trace_symbolically(model: nn.Module) -> list[nn.Module]:
     try:
-        graph = _ConvolutionTracer().trace(model)
+        with as_user():
+            graph = _ConvolutionTracer().trace(model)
     except Exception as error:  # a symbolic trace runs the user's forward and can fail in any way
         raise ChainError(
             f"the execution order of {type(model).__name__} cannot be traced without inputs "

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ilwp_plugin.errors import CalibrationError, TensorError
+from ilwp_plugin.errors import CalibrationError, IlwpError, TensorError
 from ilwp_plugin.method.error_feedback import Feedback, Moments, at_least_single
 from ilwp_plugin.models.borrowing import borrowed, holding, on_cpu, own_tensors, place_of
 from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.surroundings import exact
 from ilwp_plugin.models.torch_network import is_batch_norm
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, device_of, map_tensors, read_inputs
-from ilwp_plugin.pipeline.probing import Probed, first_tensor, probe, twice
+from ilwp_plugin.pipeline.probing import Layout, Probed, first_tensor, floating, probe, twice
 
 __all__ = [
     "MEMORY_BYTES",
@@ -42,46 +43,63 @@ MEMORY_BYTES = 2 << 30
 
 @dataclass
 class BatchNormMoments:
-    """Sums over a batch norm's inputs x in the quantized model and outputs y in the original; (channels,) float64."""
+    """Sums over a batch norm's inputs x in the quantized model, inputs o and outputs y in the original; (channels,).
+
+    All but the mean are of differences from the mean of the first batch, since they may vary little around it.
+    """
 
     count: int = 0
+    first: tuple[Tensor, ...] = ()
     x: Tensor | float = 0.0
     xx: Tensor | float = 0.0
     y: Tensor | float = 0.0
     yy: Tensor | float = 0.0
     xy: Tensor | float = 0.0
+    o: Tensor | float = 0.0
+    oo: Tensor | float = 0.0
 
-    def add(self, quantized_input: Tensor, original_output: Tensor) -> None:
+    def add(self, quantized_input: Tensor, original_input: Tensor, original_output: Tensor) -> None:
         """Add examples."""
         dims = [0, *range(2, quantized_input.dim())]
 
         def total(values: Tensor) -> Tensor:
             return values.mean(dims).cpu().double() * (values.numel() // values.shape[1])
 
-        x, y = at_least_single(quantized_input), at_least_single(original_output)
+        given = [at_least_single(values) for values in (quantized_input, original_input, original_output)]
+        if not self.first:
+            self.first = tuple(values.mean(dims, keepdim=True) for values in given)
+        x, o, y = (values - mean for values, mean in zip(given, self.first, strict=True))
         self.count += x.numel() // x.shape[1]
         self.x, self.xx = self.x + total(x), self.xx + total(x * x)
+        self.o, self.oo = self.o + total(o), self.oo + total(o * o)
         self.y, self.yy = self.y + total(y), self.yy + total(y * y)
         self.xy = self.xy + total(x * y)
 
     @property
     def finite(self) -> bool:
         """Whether neither NaN nor infinity was among them."""
-        return all(bool(torch.as_tensor(value).isfinite().all()) for value in (self.xx, self.yy))
+        return all(bool(torch.as_tensor(value).isfinite().all()) for value in (self.xx, self.oo, self.yy))
 
-    def fit(self, ordinary: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def fit(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Mean and variance of x, mean and standard deviation of y, and the slope of y on x (NaN for a constant x).
 
-        Args:
-            ordinary: (channels,) variance of x in the original model. A thousandth of it damps the slope: a channel
-                that quantization has left with next to no variance would be amplified without bound.
+        A thousandth of the variance of o damps the slope: a channel that quantization has left with next to no variance
+        would be amplified without bound.
         """
-        mean_x, mean_y = torch.as_tensor(self.x) / self.count, torch.as_tensor(self.y) / self.count
-        variance = (torch.as_tensor(self.xx) / self.count - mean_x * mean_x).clamp(min=0)
-        spread = (torch.as_tensor(self.yy) / self.count - mean_y * mean_y).clamp(min=0).sqrt()
+        mean_x, mean_o, mean_y = (torch.as_tensor(total) / self.count for total in (self.x, self.o, self.y))
+        variance, ordinary, square = (
+            (torch.as_tensor(squares) / self.count - mean * mean).clamp(min=0)
+            for squares, mean in ((self.xx, mean_x), (self.oo, mean_o), (self.yy, mean_y))
+        )
         covariance = torch.as_tensor(self.xy) / self.count - mean_x * mean_y
-        slope = torch.where(variance > 1e-12, covariance / (variance + 1e-3 * ordinary.double()), torch.nan)
-        return mean_x, variance, mean_y, spread, slope
+        damped = variance + DAMPING * ordinary
+        slope = torch.where(damped > 0, covariance / damped, torch.nan)
+        first_x, _, first_y = (mean.flatten().cpu().double() for mean in self.first)
+        return first_x + mean_x, variance, first_y + mean_y, square.sqrt(), slope
+
+
+DAMPING = 1e-3
+"""See `BatchNormMoments.fit`."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +129,17 @@ class _Reached(BaseException):
     """Stops a forward pass at the layer whose inputs are being collected; no `except Exception` of a model keeps it."""
 
 
+class _Failed(BaseException):
+    """Takes an error of ours past the model, whose fault it is not."""
+
+
 class _Site:
     """A layer that runs in two halves: through what is quantized already, and as it is.
 
     Args:
         name: of the layer.
         module: the layer.
-        dim: the dimension of its input that counts the examples.
+        layout: where its inputs and outputs keep the examples.
         values: new tensors of the model, by the place of the old ones; all sites share them.
         visitor: quantizes the layer when it is reached; None for one that merely shares a tensor with such a layer.
         at_once: whether one batch holds all examples.
@@ -127,13 +149,13 @@ class _Site:
         self,
         name: str,
         module: nn.Module,
-        dim: int,
+        layout: Layout,
         values: dict[Any, Tensor],
         visitor: Visitor | None = None,
         at_once: bool = True,
     ) -> None:
         self.name, self.module, self.done = name, module, visitor is None
-        self._inner, self._dim, self._values = module.forward, dim, values
+        self._inner, self._layout, self._values = module.forward, layout, values
         self._visitor, self._at_once = visitor, at_once
         self._moments: Any = BatchNormMoments() if is_batch_norm(module) else Moments()
 
@@ -141,31 +163,39 @@ class _Site:
         """Both halves of a batch; arguments that do not count the examples go to both."""
         given = first_tensor((args, kwargs))
         assert given is not None
-        length = given.shape[self._dim]
+        dim, length = self._layout.dim, given.shape[self._layout.dim]
 
-        def half(start: int) -> Any:
+        def half(number: int) -> Any:
             def take(leaf: Any) -> Any:
-                if isinstance(leaf, Tensor) and leaf.dim() > self._dim and leaf.shape[self._dim] == length:
-                    return leaf.narrow(self._dim, start, length // 2)
-                return leaf
+                counts = isinstance(leaf, Tensor) and leaf.dim() > dim and leaf.shape[dim] == length
+                return self._layout.halves(leaf)[number] if counts else leaf
 
             return tree_map(take, (args, kwargs))
 
-        quantized, original = half(0), half(length // 2)
+        quantized, original = half(0), half(1)
         expected = self._inner(*original[0], **original[1])
         if not self.done:
-            x, y = first_tensor(quantized), first_tensor(original)
-            assert x is not None and y is not None
-            if isinstance(self._moments, BatchNormMoments):
-                self._moments.add(x, expected)
-            else:
-                self._moments.add(self.module, x, y)
-            if not self._at_once:
-                raise _Reached(self)
-            self.finish()
+            self._reach(first_tensor(quantized), first_tensor(original), expected)
         with holding(self.module, self._values):
             found = self._inner(*quantized[0], **quantized[1])
-        return map_tensors(lambda a, b: torch.cat([a, b], self._dim), found, expected)
+        return map_tensors(self._layout.joined, found, expected)
+
+    @exact()
+    @torch.no_grad()
+    def _reach(self, quantized: Tensor | None, original: Tensor | None, expected: Any) -> None:
+        """Collect what the layer gets; quantize it, where that is all."""
+        assert quantized is not None and original is not None
+        try:
+            if isinstance(self._moments, BatchNormMoments):
+                self._moments.add(quantized, original, expected)
+            else:
+                self._moments.add(self.module, quantized, original)
+            if self._at_once:
+                self.finish()
+        except Exception as error:
+            raise _Failed(error) from error
+        if not self.done:
+            raise _Reached(self)
 
     def finish(self) -> None:
         """Quantize the layer from what was collected."""
@@ -181,13 +211,12 @@ class _Site:
             changed = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         for key, own in own_tensors(self.module).items():
             if key in changed:
-                self._values[place_of(own)] = changed[key].reshape(own.shape).to(own)
+                self._values[place_of(own)] = changed[key].reshape(own.shape).to(own, copy=True)
         self.done, self._moments = True, None
 
 
-class _NotFinite(CalibrationError):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"NaN or infinity at {name!r} on the calibration inputs")
+class _NotFinite(IlwpError):
+    """NaN or infinity at a layer, whose name this holds."""
 
 
 @torch.no_grad()
@@ -226,20 +255,26 @@ def calibrate(
         batches = [(start, start + held) for start in range(0, examples.size, held)]
         values: dict[Any, Tensor] = {}
         sites = {
-            name: _Site(name, modules[name], probed.dims[name], values, visitor, len(batches) == 1)
+            name: _Site(name, modules[name], probed.layouts[name], values, visitor, len(batches) == 1)
             for name in visited
-            if name in probed.dims
+            if name in probed.layouts
         }
-        sharing = [_Site(n, modules[n], probed.dims[n], values) for n in _sharing(modules, sites) if n in probed.dims]
+        sharing = [
+            _Site(n, modules[n], probed.layouts[n], values) for n in _sharing(modules, sites) if n in probed.layouts
+        ]
         with _patched([*sites.values(), *sharing]):
             try:
                 outputs = _passes(model, examples, batches, probed)
             except _NotFinite as error:
-                if probed.culprit is None:
-                    raise
-                raise CalibrationError(f"{error}: {probed.culprit} makes them of finite ones") from None
-    halves = [(output[: len(output) // 2], output[len(output) // 2 :]) for output in outputs]
-    return Calibrated({name for name, site in sites.items() if site.done}, _relative_error(halves))
+                reason = f": {probed.culprit} makes them of finite ones" if probed.culprit else ""
+                if not all(bool(tensor.isfinite().all()) for tensor in floating(examples.batch)):
+                    reason = ", which hold infinity themselves"
+                raise CalibrationError(
+                    f"NaN or infinity at {error.args[0]!r} on the calibration inputs{reason}"
+                ) from None
+    halves = [probed.outputs.layout.halves(output) for output in outputs]
+    reached = {name for name, site in sites.items() if site.done}
+    return Calibrated(reached, _relative_error(halves, probed.outputs.layout.dim))
 
 
 def _passes(
@@ -261,6 +296,8 @@ def _passes(
                         f"{waiting.name!r}, then {site.name!r}"
                     ) from None
                 waiting = site
+            except _Failed as failed:
+                raise failed.args[0] from None
         if waiting is None:
             return outputs
         waiting.finish()
@@ -336,7 +373,7 @@ def output_errors(
                     held.enter_context(holding(owner, {place: weight}))
                 held.enter_context(_hook(module, partial(_shift, means, name)))
                 found = probed.outputs.of(model, batch)
-            errors[name] = _relative_error(list(zip(found, expected, strict=True)))
+            errors[name] = _relative_error(zip(found, expected, strict=True), probed.outputs.layout.dim)
     return errors
 
 
@@ -364,9 +401,23 @@ def _mean(module: nn.Module, output: Tensor) -> Tensor:
     return output.mean([dim for dim in range(output.dim()) if dim != channels], keepdim=True)
 
 
-def _relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+def _relative_error(pairs: Iterable[tuple[Tensor, Tensor]], dim: int) -> float:
     """Squared error relative to the variance of what is expected, summed over pairs of what is found and expected."""
-    return sum(float((a - b).square().sum() / (b - b.mean()).square().sum().clamp(min=1e-30)) for a, b in pairs)
+    return sum(float((a - b).square().sum() / _variance(b, dim)) for a, b in pairs)
+
+
+def _variance(outputs: Tensor, dim: int) -> Tensor:
+    """How much outputs differ along the dimension of the examples, as a sum of squares.
+
+    What is the same for all examples (an offset of each output) says nothing, unless there is nothing else.
+    """
+    mean = outputs.mean(dim, keepdim=True) if outputs.shape[dim] > 1 else outputs.mean()
+    variance, squares = (outputs - mean).square().sum(), outputs.square().sum()
+    return torch.where(variance > ROUNDING * squares, variance, squares).clamp(min=1e-30)
+
+
+ROUNDING = 1e-12
+"""Of the outputs' squares; what float32 makes of equal outputs is less."""
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from ilwp_plugin.errors import CalibrationError
@@ -173,6 +174,8 @@ class _Reader:
         mend = "give batches of inputs as the model takes them, without labels"
         if self._pick is not None:
             mend = "`inputs` has to return what the model is called with: a tensor, a tuple or a dict of arguments"
+        elif isinstance(batch, Tensor) and self._failure(batch[None]) is None:
+            mend = "that is one example, and the model takes batches: torch.stack(examples) makes one"
         elif isinstance(batch, (tuple, dict)):
             keys = range(len(batch)) if isinstance(batch, tuple) else list(batch)
             for key in keys:
@@ -213,16 +216,15 @@ def device_of(model: nn.Module) -> torch.device:
     """The device that a model takes its inputs on: that of its first parameter or buffer.
 
     Raises:
-        CalibrationError: the meta device, where nothing can be computed.
+        CalibrationError: some have no values: they are on the meta device, or of lazy layers.
     """
-    for tensors in (model.parameters(), model.buffers()):
-        for tensor in tensors:
-            if tensor.is_meta:
-                raise CalibrationError(
-                    f"{type(model).__name__} is on the meta device and has no values; load its weights first"
-                )
-            return tensor.device
-    return torch.device("cpu")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise CalibrationError(f"tensor {name!r} belongs to a lazy layer that has not run yet; run the model once")
+        if tensor.is_meta:
+            raise CalibrationError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
+    return tensors[0][1].device if tensors else torch.device("cpu")
 
 
 def map_tensors(function: Callable[..., Any], *batches: Any) -> Any:

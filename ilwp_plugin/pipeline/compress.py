@@ -19,6 +19,7 @@ from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.borrowing import copied
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.network import Network
+from ilwp_plugin.models.surroundings import exact
 from ilwp_plugin.models.torch_network import Model, network_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, device_of, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel, assembled, structure_section
@@ -97,31 +98,32 @@ def compress(
     examples = _examples(model, calibration, inputs)
     if example_inputs is None and isinstance(model, nn.Module) and examples is not None:
         example_inputs = examples.part(0, TRACED_EXAMPLES, device_of(unwrap(model)))
-    if own is not None and own.align:
-        if references or quantized:
-            raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
-        model, alignment = _aligned(model, config, example_inputs)
-    job = _Job.of(model, config, example_inputs, references, quantized, examples, progress)
-    recipes: list[Recipe] | None = None
-    found: Met | None = None
-    targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
-    if any(target is not None for target in targets.values()):
-        found = meet_target(
-            job,
-            targets,
-            evaluate=evaluate,
-            evaluation=evaluation,
-            resume=resume,
-            metadata=metadata,
-            progress=progress,
-        )
-        recipes = job.at(found.knobs)
-    compressed = job.run(recipes, metadata, progress)
-    if found is not None:
-        found.check(compressed)
-    job.say(compressed)
-    compressed.alignment = alignment
-    return compressed
+    with exact():
+        if own is not None and own.align:
+            if references or quantized:
+                raise ConfigError("align=True makes the collocated kernels the references; give no references or codes")
+            model, alignment = _aligned(model, config, example_inputs)
+        job = _Job.of(model, config, example_inputs, references, quantized, examples, progress)
+        recipes: list[Recipe] | None = None
+        found: Met | None = None
+        targets = {"max_drop": max_drop, "target_bytes": target_bytes, "target_bits_per_weight": target_bits_per_weight}
+        if any(target is not None for target in targets.values()):
+            found = meet_target(
+                job,
+                targets,
+                evaluate=evaluate,
+                evaluation=evaluation,
+                resume=resume,
+                metadata=metadata,
+                progress=progress,
+            )
+            recipes = job.at(found.knobs)
+        compressed = job.run(recipes, metadata, progress)
+        if found is not None:
+            found.check(compressed)
+        job.say(compressed)
+        compressed.alignment = alignment
+        return compressed
 
 
 def estimate(model: Model, config: IlwpConfig | Mapping[str, Any] | str | None = None, **options: Any) -> Ledger:

@@ -16,10 +16,35 @@ from ilwp_plugin.models.borrowing import own_tensors
 from ilwp_plugin.models.chains import call
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, device_of, map_tensors
 
-__all__ = ["Outputs", "Probed", "first_tensor", "probe", "run", "twice"]
+__all__ = ["Layout", "Outputs", "Probed", "first_tensor", "floating", "probe", "run", "twice"]
 
 _FEW = 2
 """Examples; some models drop a dimension where there is only one."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a tensor keeps the examples of a batch: along one dimension, in order, once or several times.
+
+    Attributes:
+        dim: the dimension.
+        times: how often the batch is repeated along it, as where a model puts windows or turned copies one behind the
+            other.
+    """
+
+    dim: int = 0
+    times: int = 1
+
+    def halves(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the second half of the examples, in the same layout."""
+        parts = torch.unflatten(tensor, self.dim, (self.times, 2, -1))
+        first, second = (parts.select(self.dim + 1, half).flatten(self.dim, self.dim + 1) for half in (0, 1))
+        return first, second
+
+    def joined(self, first: Tensor, second: Tensor) -> Tensor:
+        """The inverse of `halves`."""
+        parts = [torch.unflatten(half, self.dim, (self.times, -1)) for half in (first, second)]
+        return torch.stack(parts, self.dim + 1).flatten(self.dim, self.dim + 2)
 
 
 @dataclass(frozen=True)
@@ -27,13 +52,13 @@ class Probed:
     """What a few examples tell of a model.
 
     Attributes:
-        dims: by layer that is called with a batch, the dimension of its input that counts the examples.
+        layouts: of the inputs of each layer that is called with a batch.
         example_bytes: of the largest output of a module, for one example.
         outputs: where to compare what the model computes.
         culprit: the first module that makes NaN or infinity of finite inputs, if any.
     """
 
-    dims: Mapping[str, int]
+    layouts: Mapping[str, Layout]
     example_bytes: int
     outputs: Outputs
     culprit: str | None
@@ -48,14 +73,14 @@ class Outputs:
 
     Attributes:
         numbers: of them among all floating-point outputs.
-        last: the layer that runs last, with the dimension that counts the examples; None where none does.
+        last: the layer that runs last, where it keeps the examples.
     """
 
     numbers: tuple[int, ...]
-    last: tuple[nn.Module, int] | None
+    last: tuple[nn.Module, Layout] | None
 
     def of(self, model: nn.Module, inputs: Any) -> list[Tensor]:
-        """Run a model; the tensors, with the examples as their first dimension."""
+        """Run a model; the tensors."""
         kept: list[Any] = []
         with ExitStack() as stack:
             if not self.numbers and self.last is not None:
@@ -65,9 +90,12 @@ class Outputs:
         if self.numbers:
             tensors = floating(found)
             return [tensors[number] for number in self.numbers]
-        if self.last is None or not kept:
-            return []
-        return [t.movedim(self.last[1], 0) for t in floating(kept[0]) if t.dim() > self.last[1]]
+        return floating(kept[:1])
+
+    @property
+    def layout(self) -> Layout:
+        """Of the tensors."""
+        return Layout() if self.numbers or self.last is None else self.last[1]
 
 
 def probe(model: nn.Module, examples: CalibrationInputs, names: Collection[str]) -> Probed:
@@ -83,7 +111,7 @@ def probe(model: nn.Module, examples: CalibrationInputs, names: Collection[str])
     """
     device, few = device_of(model), min(_FEW, examples.size)
     some, others = examples.part(0, few, device), examples.part(examples.size - few, examples.size, device)
-    modules = {name: module for name, module in model.named_modules() if own_tensors(module)}
+    modules = {name: module for name, module in _hookable(model).items() if own_tensors(module)}
     alone: dict[str, Tensor] = {}
     together: dict[str, Tensor] = {}
     largest, culprit = 1, None
@@ -99,13 +127,13 @@ def probe(model: nn.Module, examples: CalibrationInputs, names: Collection[str])
         first = run(model, some)
     with _inputs_of(modules, together):
         second = run(model, map_tensors(lambda a, b: torch.cat([a, b]), some, others))
-    dims: dict[str, int] = {}
+    layouts: dict[str, Layout] = {}
     called = list(alone)
     for position, (name, own) in enumerate(alone.items()):
         if (dim := _counting(own, together.get(name))) is None:
             continue
-        if _same(own, together[name].narrow(dim, 0, own.shape[dim])):
-            dims[name] = dim
+        if (layout := _layout(own, together[name], dim, few)) is not None:
+            layouts[name] = layout
         elif name in names:
             again: dict[str, Tensor] = {}
             with _inputs_of(modules, again):
@@ -118,8 +146,8 @@ def probe(model: nn.Module, examples: CalibrationInputs, names: Collection[str])
                 repeated = floating(run(model, some))[number]
                 raise _mixed(model, "its outputs", a, repeated, _batch_statistics(modules, called))
             numbers.append(number)
-    ends = (modules[called[-1]], dims[called[-1]]) if called and called[-1] in dims else None
-    return Probed(dims, largest, Outputs(tuple(numbers), ends), culprit)
+    ends = (modules[called[-1]], layouts[called[-1]]) if called and called[-1] in layouts else None
+    return Probed(layouts, largest, Outputs(tuple(numbers), ends), culprit)
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -193,12 +221,18 @@ def _hooked(model: nn.Module, tell: Callable[..., None]) -> Iterator[None]:
     def hook(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: tell(name, module, inputs, output)
 
-    hooks = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(hook(name)) for name, module in _hookable(model).items()]
     try:
         yield
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def _hookable(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a model that take hooks: those of a scripted one do not."""
+    modules = model.named_modules()
+    return {name: module for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)}
 
 
 def _counting(own: Tensor, other: Tensor | None) -> int | None:
@@ -209,6 +243,17 @@ def _counting(own: Tensor, other: Tensor | None) -> int | None:
     if len(differing) != 1 or other.shape[differing[0]] != 2 * own.shape[differing[0]]:
         return None
     return differing[0]
+
+
+def _layout(own: Tensor, other: Tensor, dim: int, few: int) -> Layout | None:
+    """Where examples and others are in a tensor that holds the examples alone in `own`."""
+    places = own.shape[dim] // few
+    for times in range(1, places + 1):
+        if own.shape[dim] % (times * few) == 0:
+            layout = Layout(dim, times)
+            if _same(own, layout.halves(other)[0]):
+                return layout
+    return None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

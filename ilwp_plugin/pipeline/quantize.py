@@ -101,7 +101,7 @@ class _Pass:
         """See `calibration.Visitor`."""
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         assert isinstance(module.running_var, Tensor)
-        mean, variance, mean_output, spread, slope = moments.fit(module.running_var)
+        mean, variance, mean_output, spread, slope = moments.fit()
         if (owner := self._owner.get(f"{name}.weight")) is not None:
             plain = module.weight.double() / torch.sqrt(variance + module.eps)
             fit = NormFit(torch.where(slope.isnan(), plain, slope), mean, mean_output, spread)

@@ -18,6 +18,7 @@ from ilwp_plugin._version import __version__
 from ilwp_plugin.errors import CalibrationError, ConfigError, IlwpWarning
 from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.models.borrowing import copied
+from ilwp_plugin.models.surroundings import as_user
 from ilwp_plugin.models.tensors import array_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.file import CompressedModel, untouched
@@ -172,7 +173,8 @@ class _Search:
         restored = copied(module).eval()
         if compressed is not None:
             compressed.apply_to(restored)
-        score = self._evaluate(restored)
+        with as_user():
+            score = self._evaluate(restored)
         try:
             return float(score)
         except (TypeError, ValueError):

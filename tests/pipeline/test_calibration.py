@@ -208,6 +208,52 @@ def test_examples_may_be_counted_by_another_dimension_inside() -> None:
         assert error(compressed, Recurrent()) < 3e-3
 
 
+@pytest.mark.parametrize("config", [EQUAL, MEASURED], ids=["equal", "measured"])
+def test_examples_may_be_repeated_along_a_dimension(config: IlwpConfig) -> None:
+    class Windows(Net):
+        """Each image as four windows, or as two turned copies; in the order of the windows, not of the images."""
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.stem(x)
+            quarters = [y[:, :, i::2, j::2] for i in range(2) for j in range(2)]
+            y = self.body(torch.cat(quarters)).mean((2, 3))
+            y = torch.cat([self.head(y), self.head(y).flip(1)])
+            return sum(y.chunk(8))
+
+    class Loss(Windows):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x).square().mean()
+
+    found = compress(Windows(), config, calibration=X)
+    assert error(found, Windows()) < 1e-3
+    assert compress(Loss(), config, calibration=X).quantized.keys() == found.quantized.keys()
+
+
+def test_norms_that_are_not_what_the_inputs_are() -> None:
+    """Statistics of other data, or none yet, do not make a channel look as if it had died."""
+    model, config = Net(), IlwpConfig.whole_model(0.002)
+    with torch.no_grad():
+        spread = float(model(X).std(0).mean() / model(X).abs().mean())
+    assert spread < 0.01, "next to offsets that are the same for all examples, the outputs hardly differ"
+    restored = copy.deepcopy(model)
+    compress(model, config, calibration=X).apply_to(restored)
+    with torch.no_grad():
+        expected, found = (y - y.mean(0) for y in (model(X), restored(X)))
+    assert float((found - expected).square().sum() / expected.square().sum()) < 0.01
+
+
+def test_errors_are_measured_against_what_differs_between_examples() -> None:
+    class Offset(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) + 3 * torch.arange(5)
+
+    weights = {"head": torch.zeros(5, 8), "stem": Net().stem.weight * 1.01}
+    assert calibrating.output_errors(Offset(), X, weights) == pytest.approx(
+        calibrating.output_errors(Net(), X, weights), rel=0.02
+    )
+    assert calibrating.output_errors(Net(), X, weights)["head"] == pytest.approx(1, rel=0.02)
+
+
 def test_layers_that_see_single_examples_are_rounded_alone() -> None:
     class OneByOne(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -242,6 +288,27 @@ def test_synchronised_batch_norms_are_batch_norms() -> None:
     assert compress(model, EQUAL, calibration=X).to_bytes() == plain()
 
 
+def test_models_without_layers_of_python_are_rounded_alone() -> None:
+    exported = torch.export.export(Net(), (X[:2],), dynamic_shapes={"x": {0: torch.export.Dim("b", min=2)}}).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        models = [exported, torch.jit.trace(Net(), X[:2])]
+    for model in models:
+        with pytest.warns(IlwpWarning, match="rounded alone"):
+            assert "head.weight" in compress(model, EQUAL, calibration=X).quantized
+
+
+def test_a_model_that_needs_gradients() -> None:
+    class Saliency(Net):
+        def forward(self, x: Tensor) -> Any:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(super().forward(x).sum(), x)
+            return super().forward(x).detach() + gradient.mean((1, 2, 3))[:, None]
+
+    assert error(compress(Saliency(), EQUAL, calibration=X), Net()) < 1e-3
+
+
 class Failing(Net):
     """Fails in the last layer, when everything else is patched."""
 
@@ -272,6 +339,15 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
     assert sum(len(module._forward_hooks) for module in model.modules()) == 1
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_error_of_ours_is_not_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(calibrating, "Feedback", fail)
+    with pytest.raises(ZeroDivisionError):
+        compress(Net(), EQUAL, calibration=X)
 
 
 def refused(model: nn.Module) -> str:
@@ -317,6 +393,9 @@ def test_nan_and_infinity_are_named() -> None:
     model.body.norm1.running_var.fill_(-1)
 
     assert "NaN or infinity at 'body.norm1' on the calibration inputs: 'body.norm1'" in refused(model)
+
+    with pytest.raises(CalibrationError, match="NaN or infinity at 'stem' on the calibration inputs, which hold inf"):
+        compress(Net(), EQUAL, calibration=X.where(X < 3, torch.inf))
 
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

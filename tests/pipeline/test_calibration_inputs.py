@@ -126,6 +126,7 @@ def test_read_once_also_where_files_are_searched() -> None:
         ([X, Y], r"do not fit together.*\[\(x, y\)\] is one batch of two arguments"),
         ([X[:4], X[:4, :, 1:]], "give all examples one size"),
         ([{"x": X}, {"x": X, "y": X}], "different keys"),
+        (list(X), r"that is one example, and the model takes batches: torch.stack\(examples\) makes one"),
         ([X[:, 0]], r"does not run on the calibration inputs, a tensor of shape \(40, 8, 8\)"),
         ([], "no inputs; a generator gives its batches only once"),
         (X[:0], "no examples"),
@@ -160,8 +161,15 @@ def test_endless_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_without_values_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="meta device and has no values"):
+    with pytest.raises(CalibrationError, match="'conv.weight' is on the meta device and has no values"):
         read_inputs(Net().to("meta"), X)
+    model = Net()
+    model.head.to("meta")
+    with pytest.raises(CalibrationError, match="'head.weight' is on the meta device"):
+        read_inputs(model, X)
+    model.head = nn.LazyLinear(5)
+    with pytest.raises(CalibrationError, match="'head.weight' belongs to a lazy layer"):
+        read_inputs(model, X)
 
 
 def test_the_model_is_left_as_it_was() -> None:

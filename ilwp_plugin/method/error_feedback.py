@@ -24,6 +24,9 @@ Layer = nn.Conv2d | nn.Linear
 TARGET_DAMPING = 0.1
 """Share of the mean input energy that holds the least-squares weights to the given ones."""
 
+MOST_GROWTH = 4.0
+"""The largest factor between the norm of an output's least-squares weights and that of its given ones."""
+
 ROUNDING_DAMPING = 0.03
 """Share of the mean input energy that is added to every input before feedback, if no other is given."""
 
@@ -125,10 +128,17 @@ class Feedback:
         self._unit = torch.eye(d, dtype=torch.float64) * (energy + 1e-10)
 
     def target(self, weight: Tensor) -> Tensor:
-        """The weights that give the original outputs on the quantized inputs, in the least squares; float32."""
+        """The weights that give the original outputs on the quantized inputs, in the least squares; float32.
+
+        No output's weights grow by more than MOST_GROWTH: inputs that have nearly died under quantization would ask for
+        any factor, and what is left of them is noise.
+        """
         damping = TARGET_DAMPING * self._unit
-        right = weight.double().reshape(self._view) @ (self._cross + damping)
+        own = weight.double().reshape(self._view)
+        right = own @ (self._cross + damping)
         solved: Tensor = torch.linalg.solve(self._gram + damping, right.transpose(1, 2)).transpose(1, 2)
+        most = MOST_GROWTH * own.norm(dim=2, keepdim=True)
+        solved *= (most / solved.norm(dim=2, keepdim=True).clamp(min=1e-300)).clamp(max=1.0)
         return solved.reshape(self._shape).float()
 
     def bias_correction(self, weight: Tensor, quantized: Tensor) -> Tensor:

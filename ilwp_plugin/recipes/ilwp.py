@@ -211,7 +211,7 @@ class ClosedLoop:
         self.chain = chain
         self._options = [options.for_layer(layer) for layer in chain.layers]
         for number, key in enumerate(chain.keys):
-            if steps and key in steps and self._options[number].residual_step == AUTO:
+            if steps and key in steps and self._options[number].residual_step is not None:
                 self._options[number] = self._options[number].changed(residual_step=steps[key])
         self._references = references or [None] * len(chain.layers)
 

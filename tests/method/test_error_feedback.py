@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ilwp_plugin.method.error_feedback import ROUNDING_DAMPING, Feedback, Moments, input_columns
+from ilwp_plugin.method.error_feedback import MOST_GROWTH, ROUNDING_DAMPING, Feedback, Moments, input_columns
 from ilwp_plugin.method.rounding import dead_zone_rounding
 
 
@@ -102,3 +102,15 @@ def test_bias_correction_keeps_the_mean() -> None:
         before = layer._conv_forward(x, weight, None).mean((0, 2, 3))
         after = layer._conv_forward(x, rounded, correction).mean((0, 2, 3))
     assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_inputs_that_have_nearly_died_are_not_made_up_for_at_any_price() -> None:
+    layer, x = nn.Conv2d(2, 2, 3, padding=1, groups=2), torch.randn(40, 2, 8, 8)
+    left = x.clone()
+    left[:, 0] *= 1e-3
+    left[:, 1] *= 0.7
+    moments = Moments()
+    moments.add(layer, left, x)
+    weight = layer.weight.detach()
+    dead, alive = Feedback(moments, weight).target(weight).flatten(1).norm(dim=1) / weight.flatten(1).norm(dim=1)
+    assert float(dead) <= MOST_GROWTH * (1 + 1e-6) and 1.2 < float(alive) < 1 / 0.7

@@ -187,7 +187,11 @@ def test_explicit_layers_set_the_order() -> None:
     assert layers(find_chains_by_name(model.state_dict(), layers=["2", "0"])) == [("2", "0")]
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+DEPTHWISE = {"mobilenet": 13, "mobilenetv2": 17, "shufflenet": 16, "shufflenetv2": 19}
+"""Networks, and how many depthwise layers they have."""
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_networks_of_the_paper(name: str, channels: int) -> None:
     """Symbolic trace, forward pass and names agree, also on branches and shuffles."""
@@ -195,8 +199,15 @@ def test_networks_of_the_paper(name: str, channels: int) -> None:
     traced = find_chains(model)
     assert traced.chains == find_chains(model, example_inputs=torch.randn(2, channels, 32, 32)).chains
     assert set(traced.chains[0].layers) == set(find_chains_by_name(model.state_dict()).chains[0].layers)
-    expected = {"mobilenet": 13, "mobilenetv2": 17, "shufflenet": 16, "shufflenetv2": 19}
-    assert len(traced.chains[0].layers) == expected[name]
+    assert len(traced.chains[0].layers) == DEPTHWISE[name]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in DEPTHWISE])
+def test_networks_without_depthwise_layers(name: str) -> None:
+    model = build_model(name, width=0.5)
+    assert not find_chains(model, required=False).chains
+    traced = find_chains(model, scope="conv")
+    assert traced.chains == find_chains(model, scope="conv", example_inputs=torch.randn(2, 3, 32, 32)).chains
 
 
 def test_side_branch_comes_in_order_of_execution() -> None:

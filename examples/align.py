@@ -25,13 +25,15 @@ options = parser.parse_args()
 settings = preset(options.data, epochs=options.epochs, seed=options.seed)
 data = load_data(options.data, options.data_folder)
 model = trained_model(settings, data, options.model)
-baseline = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes
+baseline = compress(model, IlwpConfig.paper(mode="none", coder="huffman")).ledger.total_bytes
 print(f"{settings}\nfp32 accuracy {accuracy(model, data):.2f} %, baseline (none, 8 bits) {baseline:,} bytes")
 
 print("| bits | weights | total B | of baseline | accuracy % |\n| --- | --- | --- | --- | --- |")
 for bits in (8, 6, 5, 4):
     for title in ("none", "collocated", "aligned"):
-        config = IlwpConfig(mode="none" if title == "none" else "collocated", bits=bits, anchor="fp16", coder="huffman")
+        config = IlwpConfig.paper(
+            mode="none" if title == "none" else "collocated", bits=bits, anchor="fp16", coder="huffman"
+        )
         network = copy.deepcopy(model)
         if title == "aligned":
             report = align(network, data.train_images[:16], config)

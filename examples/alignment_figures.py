@@ -43,7 +43,7 @@ variants = (("none", model, "none"), ("collocated", model, "collocated"), ("alig
 for title, network, mode in variants:
     sizes, accuracies = [], []
     for bits in range(3, 9):
-        compressed = compress(network, IlwpConfig(mode=mode, bits=bits, anchor="fp16"))
+        compressed = compress(network, IlwpConfig.paper(mode=mode, bits=bits, anchor="fp16"))
         restored = copy.deepcopy(network)
         compressed.apply_to(restored)
         with torch.no_grad():

@@ -53,8 +53,8 @@ with torch.no_grad():
     teacher = torch.cat([model(part) for part in images.split(1000)])
 samples, example = TensorDataset(images, data.train_labels, teacher), data.train_images[:16]
 
-predicted = IlwpConfig(bits=4, anchor="fp16")  # the weight of the loss is chosen anew for each fine-tuning
-plain = IlwpConfig(mode="none", loss_weight=0.0)
+predicted = IlwpConfig.paper(bits=4, anchor="fp16")  # the weight of the loss is chosen anew for each fine-tuning
+plain = IlwpConfig.paper(mode="none", loss_weight=0.0)
 plan = FineTuning(epochs=options.epochs, batch=settings.batch, seed=options.seed)
 magnitude = tp.importance.MagnitudeImportance()
 

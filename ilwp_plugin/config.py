@@ -6,7 +6,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, IlwpError, nearest
@@ -124,6 +133,16 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
         except ValidationError as error:
             raise config_error(error, cls, expected=_EXPECTED) from None
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """`exclude_defaults` leaves out what the preset says, so that the rest restores the configuration."""
+        if not info.exclude_defaults:
+            values: dict[str, Any] = handler(self)
+            return values
+        default = type(self).model_validate({"preset": self.preset}).model_dump(mode=info.mode)
+        values = self.model_dump(mode=info.mode)
+        return {k: value for k, value in values.items() if value != (None if k == "preset" else default[k])}
+
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
@@ -204,6 +223,10 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_dict` restores it without loss."""
         return self.model_dump(mode="json")
+
+    def differences(self) -> dict[str, Any]:
+        """The fields that are not as the preset has them, as JSON has it; `from_dict` restores them without loss."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def recipe_list(self) -> list[Recipe]:
         """The recipes, in order of precedence."""

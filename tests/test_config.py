@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,3 +134,20 @@ def test_overrides() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             IlwpConfig(overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"bits": 8},
+        {"preset": "paper"},
+        {"preset": "paper", "anchor": "quantized", "mode": "auto", "overrides": {"a": {"bits": 3}}},
+        {"preset": "lossless", "coder": "ans"},
+        {"recipes": [{"name": "grid", "weight_step": 0.1}]},
+    ],
+)
+def test_what_differs_from_the_preset_restores_a_configuration(fields: dict[str, Any]) -> None:
+    config = IlwpConfig.from_dict(fields)
+    assert IlwpConfig.from_dict(config.differences()) == config
+    assert set(config.differences()) <= {*fields, "residual_step"}

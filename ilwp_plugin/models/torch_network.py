@@ -62,7 +62,7 @@ class ModuleNetwork(Network):
 
     def chains(self, **options: Any) -> Chains:
         assert self.module is not None
-        return find_chains(self.module, others=list(self.layers), **options)
+        return find_chains(self.module, others=[*self.layers, *self.norms], **options)
 
 
 class StateNetwork(Network):
@@ -78,7 +78,7 @@ class StateNetwork(Network):
         return cls(state, layers, _norms(state, dict.fromkeys(names, eps)))
 
     def chains(self, *, example_inputs: Any = None, **options: Any) -> Chains:
-        return find_chains_by_name(self.state, others=list(self.layers), **options)
+        return find_chains_by_name(self.state, others=[*self.layers, *self.norms], **options)
 
 
 def _layers(state: Mapping[str, Tensor], parameters: Collection[str]) -> Sequence[Layer]:

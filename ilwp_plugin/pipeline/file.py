@@ -81,6 +81,11 @@ class CompressedModel:
         self.left, self.notes = dict(left or {}), dict(notes or {})
         self._read_ledger = ledger
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what is made of the sections, views of memory among them."""
+        made = ("_directory", "_owners", "_encoded")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
     def _kind(self, kind: type[S]) -> list[S]:
         return [section for section in self.sections if isinstance(section, kind)]
 

@@ -72,6 +72,14 @@ class Options(BaseModel):
         "layers.",
     )
 
+    def outside_scopes(self, names: Iterable[str]) -> dict[str, str]:
+        """Why the scopes leave out some of these layers or norms, by name."""
+        names = list(names)
+        ignored = matcher(self.ignored_scopes, names, "ignored_scopes", strict=False)
+        targeted = matcher(self.target_scopes, names, "target_scopes", strict=False)
+        left = {name: "not named by `target_scopes`" for name in names if self.target_scopes and not targeted(name)}
+        return {**left, **{name: "named by `ignored_scopes`" for name in names if ignored(name)}}
+
     def changed(self: Self, **changes: Any) -> Self:
         """A copy with some fields changed; they are valid already."""
         return self.model_copy(update=changes)
@@ -468,20 +476,9 @@ class WeightRecipe(Recipe):
 
     def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
         """Every weight of two dimensions or more that the scopes allow."""
-        names = list(network.layers)
-        ignored = matcher(self.options.ignored_scopes, names, "ignored_scopes", strict=False)
-        targeted = matcher(self.options.target_scopes, names, "target_scopes", strict=False)
-        taken, left = [], dict[str, str]()
-        for name, layer in network.layers.items():
-            if layer.weight not in free:
-                continue
-            if ignored(name):
-                left[name] = "named by `ignored_scopes`"
-            elif self.options.target_scopes and not targeted(name):
-                left[name] = "not named by `target_scopes`"
-            else:
-                taken.append(layer.weight)
-        return Claims(tuple(taken), left)
+        free_layers = {name: layer for name, layer in network.layers.items() if layer.weight in free}
+        left = self.options.outside_scopes(free_layers)
+        return Claims(tuple(layer.weight for name, layer in free_layers.items() if name not in left), left)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return WeightEncoding(self, claims, context)

@@ -96,6 +96,8 @@ class BatchNorm(Recipe):
         norms = {name: norm for name, norm in network.norms.items() if all(key in free for key in norm.keys)}
         if self.options.batch_norm == "exact":
             return NormClaims(left=dict.fromkeys(norms, "kept: batch_norm is 'exact'"))
+        left = self.options.outside_scopes(norms)
+        norms = {name: norm for name, norm in norms.items() if name not in left}
         eps = self.options.batch_norm_eps
         known = {
             name: Norm(norm.keys, eps if norm.eps is None else norm.eps)
@@ -110,7 +112,7 @@ class BatchNorm(Recipe):
             )
         merged = tuple(key for norm in known.values() for key in norm.keys)
         rounded = tuple(key for name in unknown for key in norms[name].keys[:4])
-        return NormClaims((*merged, *rounded), {}, known, rounded)
+        return NormClaims((*merged, *rounded), left, known, rounded)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return _BatchNormEncoding(self, claims, context)

@@ -175,7 +175,12 @@ class IlwpOptions(StepOptions):
     def for_layer(self, layer: str) -> IlwpOptions:
         """The options of one layer: these with the last override that names the layer."""
         chosen = [override for pattern, override in self.overrides.items() if scope_matches(pattern, layer)]
-        return self.changed(**chosen[-1].model_dump(exclude_none=True)) if chosen else self
+        if not chosen:
+            return self
+        changes = chosen[-1].model_dump(exclude_none=True)
+        if "bits" in changes and self.residual_step == AUTO:
+            changes["residual_step"] = None
+        return self.changed(**changes)
 
 
 @dataclass(frozen=True)

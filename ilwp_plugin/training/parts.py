@@ -20,6 +20,7 @@ from ilwp_plugin.pipeline.compress import trained_file
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.pipeline.plan import make_plan
 from ilwp_plugin.recipes.base import Recipe, Request, TrainingPart, WeightSource
+from ilwp_plugin.recipes.ilwp import Ilwp, IlwpTraining
 
 __all__ = ["Parts"]
 
@@ -36,7 +37,7 @@ class Parts:
         example_inputs: see `compress`.
         references: see `compress`.
         calibration: inputs by which steps are chosen; without them steps are safe ones, or those of the configuration.
-        required: whether it is an error if `ilwp` finds no chain.
+        required: whether it is an error if `ilwp` finds no chain; it always is where no other recipe quantizes.
 
     Attributes:
         parts: of the recipes that have one.
@@ -67,7 +68,8 @@ class Parts:
         self.config = config
         calibrated = calibration is not None
         self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
-        self._request = Request(example_inputs, references or {}, required, calibrated)
+        alone = not any(recipe.quantizes() for recipe in self._recipes if not isinstance(recipe, Ilwp))
+        self._request = Request(example_inputs, references or {}, required or alone, calibrated)
         plan = make_plan(network, self._recipes, self._request, calibration)
         self._claims, self.left = plan.claims, plan.left
         steps = plan.steps()
@@ -86,6 +88,11 @@ class Parts:
     def keys(self) -> tuple[str, ...]:
         """Of the weights that the model is to compute with through `weight`."""
         return tuple(self._owner)
+
+    @property
+    def ilwp(self) -> IlwpTraining | None:
+        """The part of the recipe `ilwp`, which has the inter-layer loss; None where it has none."""
+        return next((part for part in self.parts if isinstance(part, IlwpTraining)), None)
 
     @property
     def enabled(self) -> bool:

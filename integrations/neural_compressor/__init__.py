@@ -12,11 +12,13 @@ from .versions import check
 
 check()
 
-from .algorithm import attached, register, regularizer
+from .algorithm import regularizer
 from .composition import compose, config_from_dict
 from .config import IlwpConfig, schema
+from .registration import config_of, register
 from .saving import load, save
 from .stacking import compress_exported, stack
+from .state import attached
 from .tuning import Trial, Tuned, autotune
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "compose",
     "compress_exported",
     "config_from_dict",
+    "config_of",
     "load",
     "methods",
     "register",

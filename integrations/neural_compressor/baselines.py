@@ -69,9 +69,7 @@ class _Int8(Method):
         model, ilwp = prepared(case, options.ilwp)
         configs: list[BaseConfig] = [self.config()]
         if ilwp is not None:
-            fields = ilwp.to_dict()
-            fields.pop("overrides")
-            configs.insert(0, IlwpConfig(**fields))
+            configs.insert(0, IlwpConfig.from_core(ilwp))
         graph = stack(model, configs, case.calibration(options.images))
 
         def restore(path: Path) -> nn.Module:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig, config_registry
@@ -14,12 +15,22 @@ from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError, nearest
-from ilwp_plugin.selection import select_layers
 
-from .algorithm import core_config
-from .config import ALGORITHM, Operator
+__all__ = [
+    "ALGORITHM",
+    "EXPORTED",
+    "Composition",
+    "Operator",
+    "Taken",
+    "compose",
+    "composition_entry",
+    "config_from_dict",
+]
 
-__all__ = ["EXPORTED", "Composition", "compose", "composition_entry", "config_from_dict"]
+ALGORITHM = "ilwp"
+
+Operator = tuple[str, str]
+"""Name of a module and of its type, as INC's mappings have them."""
 
 EXPORTED = ("static_quant", "pt2e_dynamic_quant")
 """Algorithms that take an exported graph instead of a module."""
@@ -27,9 +38,21 @@ EXPORTED = ("static_quant", "pt2e_dynamic_quant")
 _AT_ONCE = ("mixed_precision",)
 """Algorithms that convert whatever the mode."""
 
-
 _QUANTIZERS = "ilwp_composition_quantizers"
 """Of a prepared model: the quantizer of each algorithm that keeps one."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The layers that a configuration of ilwp changes.
+
+    Attributes:
+        asked: because it says so.
+        left_over: because everything is compressed that nothing else takes; another algorithm may have them.
+    """
+
+    asked: frozenset[str]
+    left_over: frozenset[str] = frozenset()
 
 
 class Composition(BaseConfig):  # type: ignore[misc]
@@ -61,6 +84,10 @@ class Composition(BaseConfig):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """By the algorithms' names; `config_from_dict` restores it."""
         return {config.name: config.to_dict() for config in self.configs}
+
+    def others(self) -> dict[str, Any]:
+        """The same without ilwp."""
+        return {config.name: config.to_dict() for config in self.configs if not _is_own(config.name)}
 
     def __add__(self, other: BaseConfig) -> BaseConfig:
         return compose(*self.configs, other)
@@ -112,7 +139,15 @@ def compose(*configs: BaseConfig) -> BaseConfig:
             )
     if len(parts) == 1:
         return parts[0]
-    return Composition(sorted(parts, key=lambda part: part.name != ALGORITHM))
+    if len(own := [name for name in names if _is_own(name)]) > 1:
+        raise ConfigError(
+            f"compose: {own} are all of ilwp; IlwpConfig(recipes=[...]) runs several recipes, each on what is left"
+        )
+    return Composition(sorted(parts, key=lambda part: not _is_own(part.name)))
+
+
+def _is_own(name: str) -> bool:
+    return name == ALGORITHM or name.startswith(f"{ALGORITHM}_")
 
 
 def config_from_dict(configs: Mapping[str, Mapping[str, Any]]) -> BaseConfig:
@@ -128,39 +163,42 @@ def config_from_dict(configs: Mapping[str, Mapping[str, Any]]) -> BaseConfig:
     return compose(*(known[name].from_dict(values) for name, values in configs.items()))
 
 
-def _layers(config: BaseConfig, model: nn.Module, example_inputs: Any) -> set[str]:
+def _taken(config: BaseConfig, model: nn.Module, example_inputs: Any) -> Taken:
     """The modules that an algorithm changes."""
+    if _is_own(config.name):
+        taken: Taken = config.taken(model, example_inputs)
+        return taken
     mapping = config.to_config_mapping(model_info=config.get_model_info(model))
-    if config.name == ALGORITHM:
-        own = core_config(mapping, model, example_inputs)
-        taken = select_layers(model, own, {}, example_inputs)
-        return {layer for chain in taken.chains for layer in chain.layers} | set(taken.grid)
-    return {name for (name, _), one in mapping.items() if getattr(one, "dtype", None) != "fp32"}
+    return Taken(frozenset(name for (name, _), one in mapping.items() if getattr(one, "dtype", None) != "fp32"))
 
 
-def _check(configs: list[BaseConfig], model: nn.Module, example_inputs: Any) -> None:
+def _check(configs: list[BaseConfig], model: nn.Module, example_inputs: Any) -> frozenset[str]:
+    """The layers of the algorithms other than ilwp. Raises where two have one layer, or one has none."""
     owners: dict[str, str] = {}
+    others = set[str]()
     for config in configs:
         if getattr(config, "use_layer_wise", False) and importlib.util.find_spec("accelerate") is None:
             raise MissingDependencyError(
                 f"{config.name} with use_layer_wise=True needs accelerate, which is not installed; set "
                 "use_layer_wise=False, or pip install accelerate"
             )
-        layers = _layers(config, model, example_inputs)
-        if not layers:
+        taken = _taken(config, model, example_inputs)
+        if not taken.asked and not taken.left_over:
             raise ConfigError(f"{config.name!r} would run on no layer of the model")
-        both = sorted(layer for layer in layers if layer in owners)
+        both = sorted(layer for layer in taken.asked if layer in owners)
         if both:
             raise ConfigError(
                 f"{owners[both[0]]!r} and {config.name!r} both take layer {both[0]!r}"
                 + (f" and {len(both) - 1} more" if len(both) > 1 else "")
                 + "; leave it to one of them, by white_list, ignored_scopes or a local configuration"
             )
-        owners.update(dict.fromkeys(layers, config.name))
+        owners.update(dict.fromkeys(taken.asked, config.name))
+        others.update(() if _is_own(config.name) else taken.asked)
     if len(configs) > 1 and hasattr(model, "quantizer"):
         raise TrainingError(
             "the model has an attribute 'quantizer', which INC would take for its own and run instead; rename it"
         )
+    return frozenset(others)
 
 
 def composition_entry(
@@ -174,15 +212,14 @@ def composition_entry(
     **kwargs: Any,
 ) -> nn.Module:
     """Run each algorithm of a composition with a mapping of its own; `run_fn` runs once, on the prepared model."""
-    from .saving import make_savable
-
     (composition,) = configs_mapping.values()
     if mode is not Mode.CONVERT:
-        _check(composition.configs, model, example_inputs)
+        others = _check(composition.configs, model, example_inputs)
         quantizers: dict[str, Any] = {}
         for config in composition.configs:
             if config.name not in _AT_ONCE:
-                model = _run(config, model, Mode.PREPARE, example_inputs)
+                own = _is_own(config.name)
+                model = _run(config, model, Mode.PREPARE, example_inputs, without=others if own else ())
                 _move(model, quantizers, config.name)
         setattr(model, _QUANTIZERS, quantizers)
     if mode is Mode.QUANTIZE and run_fn is not None:
@@ -194,12 +231,14 @@ def composition_entry(
                 model.quantizer = quantizers[config.name]
             model = _run(config, model, Mode.CONVERT, example_inputs)
         delattr(model, _QUANTIZERS)
-        make_savable(model, configs_mapping)
     return model
 
 
-def _run(config: BaseConfig, model: nn.Module, mode: Mode, example_inputs: Any) -> nn.Module:
+def _run(
+    config: BaseConfig, model: nn.Module, mode: Mode, example_inputs: Any, without: Collection[str] = ()
+) -> nn.Module:
     mapping = config.to_config_mapping(model_info=config.get_model_info(model))
+    mapping = OrderedDict((operator, one) for operator, one in mapping.items() if operator[0] not in without)
     algorithm: Callable[..., nn.Module] = algos_mapping[config.name]
     return algorithm(model, mapping, mode=mode, example_inputs=example_inputs)
 

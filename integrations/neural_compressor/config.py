@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST, GLOBAL, LOCAL
 from neural_compressor.torch.quantization.config import OperatorConfig, TorchBaseConfig
+from pydantic import BaseModel
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin import strict_json
+from ilwp_plugin.config import LayerOverride
 from ilwp_plugin.errors import ConfigError, nearest
-from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.torch_network import network_of
+from ilwp_plugin.pipeline.plan import claim_all
+from ilwp_plugin.recipes import RECIPES
+from ilwp_plugin.recipes.base import AUTO, Request
+from ilwp_plugin.recipes.grid import Grid
+from ilwp_plugin.recipes.ilwp import chains_of
 
-__all__ = ["ALGORITHM", "LOCAL_FIELDS", "IlwpConfig", "Operator", "schema"]
+from .composition import ALGORITHM, Operator, Taken, compose
+from .state import operators_of
 
-ALGORITHM = "ilwp"
+__all__ = ["LOCAL_FIELDS", "IlwpConfig", "core_config", "recipe_config", "schema"]
 
-Operator = tuple[str, str]
-"""Name of a module and of its type, as INC's mappings have them."""
-
-LOCAL_FIELDS = ("mode", "bits", "range")
+LOCAL_FIELDS = tuple(LayerOverride.model_fields)
 """What `set_local` may change; everything else is one for the model."""
 
-_LISTS = ("target_scopes", "ignored_scopes", "layers")
-_FIELDS = tuple(name for name in CoreConfig.model_fields if name != "overrides")  # which is what set_local is for
-_DEFAULTS = CoreConfig()
+_OVERRIDES = "overrides"
+"""The field of the core that `set_local` stands for."""
+
 _TYPE = "{type}"
+
+
+@functools.cache
+def _fields(options: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(name for name in options.model_fields if name != _OVERRIDES)
+
+
+@functools.cache
+def _lists(options: type[BaseModel]) -> frozenset[str]:
+    """Fields whose value is a list, so that a list there is no set of values."""
+    properties = options.model_json_schema()["properties"]
+
+    def holds_a_list(field: Mapping[str, Any]) -> bool:
+        return field.get("type") == "array" or any(holds_a_list(option) for option in field.get("anyOf", ()))
+
+    return frozenset(name for name in _fields(options) if holds_a_list(properties[name]))
 
 
 class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
     """Inter-layer weight prediction as an algorithm of INC.
 
-    The fields are those of `ilwp_plugin.IlwpConfig`. A list of values for a field (but for those that hold names) is a
+    The fields are those of `ilwp_plugin.IlwpConfig`. A list of values for a field (but for those that hold lists) is a
     set to tune over. `set_local` gives some layers another `mode`, `bits` or `range`; `bits=None` there leaves them
     out.
 
@@ -46,7 +67,7 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         quantize(model, config)
 
     Args:
-        white_list: "*" for all convolutions, or a list of module names (regular expressions that match from the start
+        white_list: "*" for all layers, or a list of module names (regular expressions that match from the start
             of a name, as everywhere in INC) and types.
         fields: those of `ilwp_plugin.IlwpConfig`, but for `overrides`.
 
@@ -55,20 +76,76 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
     """
 
     name = ALGORITHM
+    recipe: ClassVar[str] = ""
+    """Of the classes that `recipe_config` makes: the one recipe that they configure."""
     supported_configs: ClassVar[list[OperatorConfig]] = []
 
     def __init__(self, white_list: list[str | type] | str | None = DEFAULT_WHITE_LIST, **fields: Any) -> None:
         super().__init__(_checked_white_list(white_list))
-        self.non_tunable_params = ["white_list", *_LISTS]
+        self.non_tunable_params = ["white_list", *_lists(self.options_type())]
+        self._given: dict[str, Any] = {}
+        self._base: IlwpConfig = self
+        self._changes: dict[str, Any] = {}
         self._local_key = ""
-        if "overrides" in fields:
+        if _OVERRIDES in fields:
             raise ConfigError("overrides: INC's way is config.set_local(layer, IlwpConfig(...))")
-        for field in fields:
-            if field not in _FIELDS:
-                CoreConfig.from_dict({field: None})  # raises, and names the nearest field
-        for field in _FIELDS:
-            setattr(self, field, fields.get(field, getattr(_DEFAULTS, field)))
+        self._give({field: self._checked(field, value) for field, value in fields.items()})
         self._post_init()
+
+    @classmethod
+    def options_type(cls) -> type[BaseModel]:
+        """The model of the fields."""
+        return RECIPES[cls.recipe].options_type if cls.recipe else CoreConfig
+
+    @classmethod
+    def _core_of(cls, values: Mapping[str, Any]) -> CoreConfig:
+        """A configuration of the core, from fields without sets of values."""
+        return CoreConfig.from_dict({"recipes": [{"name": cls.recipe, **values}]} if cls.recipe else values)
+
+    @classmethod
+    def _validated(cls, values: Mapping[str, Any]) -> BaseModel:
+        """All fields, from some."""
+        core = cls._core_of(values)
+        return core.recipe_list()[0].options if cls.recipe else core
+
+    @classmethod
+    def _checked(cls, field: str, value: Any) -> Any:
+        """A value of a field, or each of a set of values, as the core accepts it."""
+
+        def one(value: Any) -> Any:
+            return getattr(cls._validated({field: value}), field)
+
+        options = cls.options_type()
+        if not isinstance(value, list) or field not in _fields(options) or field in _lists(options):
+            return one(value)
+        if not value:
+            raise ConfigError(f"{field}: an empty set of values to tune over")
+        checked = [one(option) for option in value]
+        twice = [option for number, option in enumerate(checked) if option in checked[:number]]
+        if twice:
+            raise ConfigError(f"{field}: the set of values to tune over holds {twice[0]!r} twice")
+        return checked
+
+    def _give(self, values: Mapping[str, Any]) -> None:
+        """Set some fields, and those whose defaults follow from them. Nothing is set where they do not fit together."""
+        given = {**self._given, **values}
+        options = self.options_type()
+        single = {name: value[0] if self._is_set(name, value) else value for name, value in given.items()}
+        followed = self._validated(single)
+        self._given = given
+        for name in _fields(options):
+            object.__setattr__(self, name, given.get(name, getattr(followed, name)))
+
+    @classmethod
+    def _is_set(cls, field: str, value: Any) -> bool:
+        return isinstance(value, list) and field not in _lists(cls.options_type())
+
+    def _post_init(self) -> None:
+        if self.white_list == DEFAULT_WHITE_LIST:
+            self._global_config: IlwpConfig | None = type(self)(white_list=None, **self._given)
+        for operator in self.white_list if isinstance(self.white_list, list) else ():
+            self.set_local(operator, type(self)(white_list=None, **self._given))
+        self._is_initialized = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "white_list":
@@ -76,21 +153,28 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
             self._local_config = {key: c for key, c in self.local_config.items() if key not in (self.white_list or ())}
             self._global_config = None
         elif not name.startswith("_") and name not in _INTERNAL:
-            value = _checked(name, value)
+            self._give({name: self._checked(name, value)})
+            self._post_init()
+            return
         super().__setattr__(name, value)
 
     @classmethod
     def _generate_params_list(cls) -> list[str]:
-        return [*_FIELDS, "white_list"]
+        return [*_fields(cls.options_type()), "white_list"]
 
     def get_params_dict(self) -> dict[str, Any]:
         """The fields and their values."""
-        return {field: getattr(self, field) for field in _FIELDS}
+        return {field: getattr(self, field) for field in _fields(self.options_type())}
 
     @property
     def tunable(self) -> dict[str, list[Any]]:
         """The fields that hold a set of values."""
-        return {name: value for name, value in self.get_params_dict().items() if isinstance(value, list)}
+        return {name: value for name, value in self.get_params_dict().items() if self._is_set(name, value)}
+
+    @classmethod
+    def from_core(cls, config: CoreConfig) -> IlwpConfig:
+        """A configuration of the core, which has no `overrides`, as one of INC."""
+        return cls(**config.differences())
 
     def core(self) -> CoreConfig:
         """The core's configuration, without white list and local configurations.
@@ -100,18 +184,26 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         """
         for name, values in self.tunable.items():
             raise ConfigError(f"{name}: {values} is a set to tune over by autotune; one run takes one value")
-        return CoreConfig.from_dict(self.get_params_dict())
+        return self._core_of(self._given)
 
     # -- which layers ------------------------------------------------------------------------------------------------
 
     def get_model_info(self, model: nn.Module) -> list[Operator]:
-        """Name and type of every layer that may be quantized: convolutions, with `weight_step` linear layers, too."""
-        kinds = (nn.Conv2d,) if self.weight_step is None else (nn.modules.conv._ConvNd, nn.Linear)
-        return [
-            (name, type_before_parametrizations(module).__name__)
-            for name, module in unwrap(model).named_modules()
-            if isinstance(module, kinds)
-        ]
+        """Name and type of every layer that may be compressed, batch norms among them."""
+        return operators_of(model)
+
+    def taken(self, model: nn.Module, example_inputs: Any = None) -> Taken:
+        """The layers that this changes, for a composition."""
+        core = core_config(self.to_config_mapping(model_info=self.get_model_info(model)), model, example_inputs)
+        network = network_of(model)
+        recipes = [recipe.resolved(False) for recipe in core.recipe_list()]
+        claims, _ = claim_all(network, recipes, Request(example_inputs))
+        asked, left_over = set[str](), set[str]()
+        for recipe, claimed in zip(recipes, claims, strict=True):
+            layers = {network.layer_of(key) for key in claimed.tensors}
+            automatic = isinstance(recipe, Grid) and recipe.options.weight_step == AUTO
+            (left_over if automatic else asked).update(layers & set(network.layers))
+        return Taken(frozenset(asked), frozenset(left_over))
 
     def set_local(self, operator_name_or_list: Any, config: IlwpConfig) -> IlwpConfig:
         """Another `mode`, `bits` or `range` for some layers.
@@ -123,8 +215,8 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         Raises:
             ConfigError: it changes what is one for the whole model.
         """
-        if not isinstance(config, IlwpConfig):
-            raise ConfigError(f"set_local: expected an IlwpConfig, got {type(config).__name__}")
+        if not isinstance(config, type(self)):
+            raise ConfigError(f"set_local: expected an {type(self).__name__}, got {type(config).__name__}")
         for operator in operator_name_or_list if isinstance(operator_name_or_list, list) else [operator_name_or_list]:
             self.local_config[_operator_key(operator)] = config
         return self
@@ -132,7 +224,7 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
     def to_config_mapping(
         self, config_list: list[IlwpConfig] | None = None, model_info: list[Operator] | None = None
     ) -> OrderedDict[Operator, IlwpConfig]:
-        """The configuration of each convolution. Of several local ones that match, a name counts more than a type.
+        """The configuration of each layer. Of several local ones that match, a name counts more than a type.
 
         Raises:
             ConfigError: a pattern matches nothing, or a local configuration changes what is one for the model.
@@ -156,16 +248,17 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def _resolved(self, local: IlwpConfig, key: str = "") -> IlwpConfig:
         """A local configuration with everything else from this one."""
-        for field in _FIELDS:
-            value = getattr(local, field)
-            if field not in LOCAL_FIELDS and value not in (getattr(_DEFAULTS, field), getattr(self, field)):
+        local_fields = [field for field in LOCAL_FIELDS if field in _fields(self.options_type())]
+        for field, value in local._given.items():
+            if field not in local_fields and value != getattr(self, field):
                 raise ConfigError(
                     f"the configuration of {key!r} changes {field!r} to {value!r}, which is one for the whole model "
-                    f"({getattr(self, field)!r}); local are {', '.join(LOCAL_FIELDS)}"
+                    f"({getattr(self, field)!r}); local are {', '.join(local_fields) or 'none'}"
                 )
-        changes = {field: getattr(local, field) for field in LOCAL_FIELDS}
-        resolved = IlwpConfig(white_list=None, **{**self.get_params_dict(), **changes})
-        resolved._local_key = key
+        changes = {field: local._given[field] for field in local_fields if field in local._given}
+        resolved = type(self)(white_list=None, **{**self._given, **changes})
+        resolved._base, resolved._local_key = self, key
+        resolved._changes = {f: v for f, v in changes.items() if f not in self._given or self._given[f] != v}
         return resolved
 
     @property
@@ -184,18 +277,16 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
 
     def __add__(self, other: Any) -> Any:
         """Local configurations of two; with a configuration of another algorithm what `compose` makes."""
-        if not isinstance(other, IlwpConfig):
-            from .composition import compose
-
+        if not isinstance(other, type(self)):
             return compose(self, other)
         total = copy.deepcopy(self)
-        for field in _FIELDS:
+        for field, value in other._given.items():
             # The fields of a configuration with a white list are those of its local ones, which the sum keeps.
             own_way = field in LOCAL_FIELDS and other.global_config is None
-            if not own_way and getattr(other, field) not in (getattr(self, field), getattr(_DEFAULTS, field)):
+            if not own_way and value != getattr(self, field):
                 raise ConfigError(
                     f"a sum takes over the local configurations of its second term, not its {field!r} "
-                    f"({getattr(other, field)!r}; the first has {getattr(self, field)!r}); give it a white list"
+                    f"({value!r}; the first has {getattr(self, field)!r}); give it a white list"
                 )
         for key, config in other.local_config.items():
             total.set_local(key, config)
@@ -213,8 +304,8 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         sets = self.tunable
         expanded = []
         for values in itertools.product(*sets.values()):
-            chosen = {**self.get_params_dict(), **dict(zip(sets, values, strict=True))}
-            config = IlwpConfig(white_list=self.white_list, **chosen)
+            chosen = {**self._given, **dict(zip(sets, values, strict=True))}
+            config = type(self)(white_list=self.white_list, **chosen)
             for key, local in self.local_config.items():
                 if key not in config.local_config:
                     config.set_local(key, copy.deepcopy(local))
@@ -223,8 +314,8 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
 
     @classmethod
     def get_config_set_for_tuning(cls) -> IlwpConfig:
-        """Bits and modes, small files first."""
-        return cls(bits=[3, 4, 5, 6, 8], mode=["collocated", "local", "none"])
+        """Bits and modes, small files first; of a recipe its defaults."""
+        return cls() if cls.recipe else cls(bits=[3, 4, 5, 6, 8], mode=["collocated", "local", "none"])
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -232,8 +323,8 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         cls.supported_configs = [OperatorConfig(config=cls.get_config_set_for_tuning(), operators=[nn.Conv2d])]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; `from_dict` restores it without loss."""
-        values = {name: list(v) if isinstance(v, tuple) else v for name, v in self.get_params_dict().items()}
+        """What differs from the defaults, as JSON has it; `from_dict` restores it without loss."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in self._given.items()}
         white_list = self.white_list
         if isinstance(white_list, list):
             white_list = [_operator_key(operator) for operator in white_list]
@@ -269,18 +360,35 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         return cls.from_dict(strict_json.load(filename))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IlwpConfig:
-        return IlwpConfig.from_dict(self.to_dict())
+        return type(self).from_dict(self.to_dict())
 
 
-def schema() -> dict[str, Any]:
-    """JSON schema of what `IlwpConfig.from_dict` takes, for editors."""
-    core = CoreConfig.model_json_schema()
+@functools.cache
+def recipe_config(recipe: str) -> type[IlwpConfig]:
+    """The class of configurations of one recipe. `ilwp`'s is IlwpConfig itself, whose fields are those of three.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if recipe == ALGORITHM:
+        return IlwpConfig
+    if recipe not in RECIPES:
+        raise ConfigError(f"{recipe!r} is no recipe; {nearest(recipe, RECIPES)}")
+    name = "".join(word.capitalize() for word in recipe.split("_")) + "Config"
+    about = {"name": f"{ALGORITHM}_{recipe}", "recipe": recipe, "supported_configs": []}
+    return type(name, (IlwpConfig,), {**about, "__doc__": f"The recipe {recipe!r} as an algorithm of INC."})
+
+
+def schema(recipe: str = ALGORITHM) -> dict[str, Any]:
+    """JSON schema of what `from_dict` of a configuration takes, for editors."""
+    options = recipe_config(recipe).options_type()
+    core = options.model_json_schema()
     fields = {}
-    for name in _FIELDS:
+    for name in _fields(options):
         field = dict(core["properties"][name])
         about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-        options = {"type": "array", "items": field, "minItems": 1, "description": "A set of values to tune over."}
-        fields[name] = {**about, **field} if name in _LISTS else {**about, "anyOf": [field, options]}
+        several = {"type": "array", "items": field, "minItems": 1, "description": "A set of values to tune over."}
+        fields[name] = {**about, **field} if name in _lists(options) else {**about, "anyOf": [field, several]}
     fields["white_list"] = {
         "description": "'*' for all layers, or names (regular expressions) and types ('{type}Conv2d').",
         "default": DEFAULT_WHITE_LIST,
@@ -300,27 +408,61 @@ def schema() -> dict[str, Any]:
         "anyOf": [{"required": [GLOBAL]}, {"required": [LOCAL]}],
         "additionalProperties": False,
     }
-    return {"title": "ILWP in Neural Compressor", "$defs": {"fields": one}, "anyOf": [{"$ref": "#/$defs/fields"}, both]}
+    definitions = {**core.get("$defs", {}), "fields": one}
+    return {
+        "title": "ILWP in Neural Compressor",
+        "$defs": definitions,
+        "anyOf": [{"$ref": "#/$defs/fields"}, both],
+    }
+
+
+def core_config(mapping: Mapping[Operator, Any], model: nn.Module, example_inputs: Any = None) -> CoreConfig:
+    """INC's mapping of operators to configurations as one configuration of the core.
+
+    What is mapped to no ilwp configuration, or to one without bits while others have some, is ignored.
+
+    Raises:
+        ConfigError: the mapping holds no ilwp configuration, a set of values, or a local configuration of layers
+            that are in no chain.
+    """
+    own = {name: config for (name, _), config in mapping.items() if isinstance(config, IlwpConfig)}
+    if not own:
+        raise ConfigError("no layer has an ilwp configuration; the white list is empty")
+    quantized = {name: config for name, config in own.items() if _has_bits(config)}
+    taken = quantized or own
+    for config in taken.values():
+        config.core()  # no sets of values
+    first = next(iter(taken.values()))
+    base = first._base if _has_bits(first._base) or not quantized else first
+    left_out = [name for name, _ in operators_of(model) if name not in taken]
+    core = _leaving_out(base.core(), left_out)
+    overrides = {name: config._changes for name, config in taken.items() if config._changes}
+    if not overrides:
+        return core
+    options = core.ilwp()
+    chains = () if options is None else chains_of(model, options, example_inputs=example_inputs, required=False)
+    chained = {layer for chain in chains for layer in chain.layers}
+    for key in sorted({taken[name].local_key for name in overrides}):
+        if not any(name in chained for name, config in taken.items() if config.local_key == key):
+            raise ConfigError(f"the configuration of {key!r} names no layer of a chain; chained are {sorted(chained)}")
+    return core.replace(overrides={name: values for name, values in overrides.items() if name in chained})
+
+
+def _has_bits(config: IlwpConfig) -> bool:
+    return getattr(config, "bits", ALGORITHM) is not None
+
+
+def _leaving_out(core: CoreConfig, layers: Collection[str]) -> CoreConfig:
+    """The same, with more ignored scopes in every recipe."""
+    if not layers:
+        return core
+    if core.recipes is None:
+        return core.replace(ignored_scopes=[*core.ignored_scopes, *layers])
+    recipes = [{**recipe, "ignored_scopes": [*recipe.get("ignored_scopes", ()), *layers]} for recipe in core.recipes]
+    return core.replace(recipes=recipes)
 
 
 _INTERNAL = frozenset(("params_list", "non_tunable_params", "global_config", "local_config"))
-
-
-def _checked(field: str, value: Any) -> Any:
-    """A value of a field, or each of a set of values, as the core accepts it."""
-
-    def one(value: Any) -> Any:
-        return getattr(CoreConfig.from_dict({field: value}), field)
-
-    if not isinstance(value, list) or field in _LISTS or field not in _FIELDS:
-        return one(value)
-    if not value:
-        raise ConfigError(f"{field}: an empty set of values to tune over")
-    checked = [one(option) for option in value]
-    twice = [option for number, option in enumerate(checked) if option in checked[:number]]
-    if twice:
-        raise ConfigError(f"{field}: the set of values to tune over holds {twice[0]!r} twice")
-    return checked
 
 
 def _checked_white_list(white_list: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.models.tensors import integers_of, restored
 
 __all__ = ["QuantizedWeight", "activations", "integer_weights", "other_tensors", "set_activations", "set_weight"]
 
@@ -71,7 +72,7 @@ def integer_weights(graph: fx.GraphModule) -> dict[str, QuantizedWeight]:
             _, scale, zero, low, high, dtype = node.args
             scales, zeros, axis = torch.tensor(scale), torch.tensor(zero), 0
             codes = _PER_TENSOR(_get(graph, name), scale, zero, low, high, dtype)
-        value = IntegerTensor(codes, scales, zeros if bool(zeros.any()) else None, axis)
+        value = integers_of(codes, scales, zeros if bool(zeros.any()) else None, axis)
         found[name] = QuantizedWeight(name, node, value)
     return found
 
@@ -80,18 +81,19 @@ def integer_weights(graph: fx.GraphModule) -> dict[str, QuantizedWeight]:
 def set_weight(graph: fx.GraphModule, weight: QuantizedWeight, value: IntegerTensor) -> None:
     """Give a weight other codes and scales. Raises TensorError where they do not fit the node."""
     old = weight.value
-    if value.codes.shape != old.codes.shape or value.scale.numel() not in (1, old.scale.numel()):
+    if value.codes.shape != old.codes.shape or value.scale.size not in (1, old.scale.size):
         raise TensorError(
-            f"tensor {weight.name!r}: expected codes of shape {tuple(old.codes.shape)} and {old.scale.numel()} scales, "
-            f"got {tuple(value.codes.shape)} and {value.scale.numel()}"
+            f"tensor {weight.name!r}: expected codes of shape {old.codes.shape} and {old.scale.size} scales, "
+            f"got {value.codes.shape} and {value.scale.size}"
         )
-    _get(graph, weight.name).copy_(value.restore())
-    zero_point = torch.zeros_like(value.scale, dtype=torch.int64) if value.zero_point is None else value.zero_point
+    _get(graph, weight.name).copy_(restored(value))
+    scale = torch.from_numpy(value.scale.copy())
+    zero_point = torch.zeros(scale.shape) if value.zero_point is None else torch.from_numpy(value.zero_point.copy())
     if weight.node.target is _PER_CHANNEL:
-        _get(graph, str(weight.node.args[1].target)).copy_(value.scale)  # type: ignore[union-attr]
+        _get(graph, str(weight.node.args[1].target)).copy_(scale)  # type: ignore[union-attr]
         _get(graph, str(weight.node.args[2].target)).copy_(zero_point)  # type: ignore[union-attr]
     else:
-        _set_literals(weight.node, float(value.scale), int(zero_point))
+        _set_literals(weight.node, float(scale), int(zero_point))
 
 
 def activations(graph: fx.GraphModule) -> tuple[Tensor, Tensor]:

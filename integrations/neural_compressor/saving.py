@@ -17,10 +17,9 @@ from ilwp_plugin import Ledger
 from ilwp_plugin.errors import ConfigError, FormatError, TrainingError
 from ilwp_plugin.models.chains import unwrap
 
-from .algorithm import attached, changed_fields
 from .composition import Composition, config_from_dict
-from .config import ALGORITHM
 from .stacking import compress_exported, is_exported, restore_exported
+from .state import attached, qconfig
 from .versions import installed
 
 __all__ = ["FILE", "load", "make_savable", "save"]
@@ -45,7 +44,7 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
 
     Raises:
         TrainingError: the model is not converted yet.
-        ConfigError: its configuration quantizes nothing (`bits=None`).
+        ConfigError: its configuration quantizes nothing.
         TensorError: a compressed layer has changed since the conversion.
         FileError: the file cannot be written.
     """
@@ -56,7 +55,9 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
         return compress_exported(model).save(file)
     found = attached(model)
     if not found.quantizes:
-        raise ConfigError("bits: None trains with the loss only, and leaves nothing to save as compressed; set bits")
+        raise ConfigError(
+            "the configuration trains with the loss only, and leaves nothing to save as compressed; set bits"
+        )
     if found.compressed is None:
         raise TrainingError("the model is prepared, not converted; call convert(model) first")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +72,8 @@ def describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
         config: ilwp's.
     """
     parts = [config for config in mapping.values() if isinstance(config, Composition)]
-    others = {name: values for part in parts for name, values in part.to_dict().items() if name != ALGORITHM}
-    about = {"version": installed(), "others": others, "ilwp": changed_fields(config)}
+    others = {name: values for part in parts for name, values in part.others().items()}
+    about = {"version": installed(), "others": others, "ilwp": config.differences()}
     return {_KEY: about}
 
 
@@ -112,13 +113,6 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         model = quantize(model, config_from_dict(others))
     stored.apply_to(model)
     return model
-
-
-def qconfig(model: nn.Module) -> Mapping[Any, Any]:
-    """INC's mapping of a converted model's operators to configurations."""
-    own: Any = unwrap(model)
-    mapping: Mapping[Any, Any] = own.qconfig
-    return mapping
 
 
 def make_savable(model: nn.Module, mapping: Mapping[Any, Any]) -> None:

@@ -17,18 +17,18 @@ from neural_compressor.common.base_config import BaseConfig, config_registry
 from neural_compressor.torch.export import export
 from neural_compressor.torch.quantization import convert, prepare, quantize
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
 from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError
-from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.models.chains import call, unwrap
+from ilwp_plugin.models.tensors import array_of, integers_of, restored
 
-from .algorithm import attached, changed_fields
-from .composition import EXPORTED
-from .config import ALGORITHM
+from .composition import ALGORITHM, EXPORTED
 from .exported import activations, integer_weights, other_tensors, set_activations, set_weight
+from .state import attached
 from .versions import installed
 
 __all__ = ["compress_exported", "is_exported", "restore_exported", "stack"]
@@ -173,15 +173,16 @@ def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedM
     state = unwrap(model).state_dict()
     for name, own in compressed.quantized.items():
         weight = weights.get(name)
-        if weight is None or int(own.centred.abs().max()) > _LARGEST or own.scale.dim():
+        if weight is None or int(np.abs(own.centred).max()) > _LARGEST or own.scale.ndim:
             continue
         folded = graph.state_dict()[name]
         gain = _gains(folded, state[name])
-        codes = own.centred * gain.sign().long().reshape(-1, *[1] * (folded.dim() - 1))
-        if weight.value.scale.numel() == 1 and not bool((gain == gain[0]).all()):
+        if weight.value.scale.size == 1 and not bool((gain == gain[0]).all()):
             continue  # one scale for the whole tensor, and channels of different gains
-        scale = (own.scale * gain.abs()).reshape(-1)
-        set_weight(graph, weight, IntegerTensor(codes, scale if weight.value.scale.numel() > 1 else scale[0]))
+        signs = gain.sign().long().reshape(-1, *[1] * (folded.dim() - 1))
+        codes = torch.from_numpy(own.centred.astype(np.int64)) * signs
+        scale = (float(own.scale) * gain.abs()).reshape(-1)
+        set_weight(graph, weight, integers_of(codes, scale if weight.value.scale.size > 1 else scale[0]))
         kept += 1
     return kept == len(weights)
 
@@ -229,7 +230,7 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
         "version": installed(),
         "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
         "dynamic_batch": stacked.dynamic_batch,
-        "ilwp": None if stacked.ilwp is None else changed_fields(stacked.ilwp),
+        "ilwp": None if stacked.ilwp is None else stacked.ilwp.differences(),
     }
     codes = _compress_codes(graph, scales, zeros, about)
     if stacked.source is None:
@@ -243,11 +244,11 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
 def _compress_codes(graph: fx.GraphModule, scales: Tensor, zeros: Tensor, about: Mapping[str, Any]) -> CompressedModel:
     weights = integer_weights(graph)
     state = {name: tensor.detach() for name, tensor in other_tensors(graph, weights).items()}
-    state.update({name: weight.value.restore() for name, weight in weights.items()})
+    state.update({name: restored(weight.value) for name, weight in weights.items()})
     if len(scales):
         state[_SCALES], state[_ZEROS] = scales.bfloat16(), zeros.to(torch.int16)
     values = {name: weight.value for name, weight in weights.items()}
-    return compress(state, CoreConfig(bits=None), quantized=values, metadata={"neural_compressor": dict(about)})
+    return compress(state, CoreConfig.lossless(), quantized=values, metadata={"neural_compressor": dict(about)})
 
 
 def _to_text(scales: Tensor, zeros: Tensor) -> str:
@@ -274,11 +275,13 @@ def _from_text(text: Any, where: str) -> tuple[Tensor, Tensor]:
 def _digest(graph: fx.GraphModule) -> str:
     """Of everything that the graph computes with."""
     weights = integer_weights(graph)
-    tensors = [tensor for weight in weights.values() for tensor in (weight.value.codes, weight.value.scale)]
-    tensors += [*other_tensors(graph, weights).values(), *activations(graph)]
+    arrays: list[NDArray[Any]] = [
+        array for weight in weights.values() for array in (weight.value.codes.astype(np.int8), weight.value.scale)
+    ]
+    arrays += [array_of(tensor) for tensor in (*other_tensors(graph, weights).values(), *activations(graph))]
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return base64.b85encode(digest.digest()).decode()
 
 

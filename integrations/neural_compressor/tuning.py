@@ -15,9 +15,10 @@ from torch import nn
 from ilwp_plugin import estimate
 from ilwp_plugin.errors import ConfigError, TrainingError
 
-from .algorithm import attached, calibration_of, core_config
-from .config import IlwpConfig
-from .saving import describe, qconfig
+from .algorithm import calibration_of
+from .config import IlwpConfig, core_config
+from .saving import describe
+from .state import attached, qconfig
 
 __all__ = ["Trial", "Tuned", "autotune"]
 
@@ -143,8 +144,10 @@ def _candidates(tune_config: TuningConfig, model: nn.Module, example_inputs: Any
     for number, config in enumerate(configs):
         if config in configs[:number]:
             raise ConfigError(f"config_set holds the same configuration twice: {config.to_dict()}")
-        if config.bits is None and config.weight_step is None:
-            raise ConfigError("bits: None quantizes nothing, so there is nothing to compare")
+        if not any(recipe.quantizes() for recipe in config.core().recipe_list()):
+            raise ConfigError(
+                f"the configuration quantizes nothing, so there is nothing to compare: {config.to_dict()}"
+            )
     sizes = []
     for config in configs:
         mapping = config.to_config_mapping(model_info=config.get_model_info(model))

@@ -11,11 +11,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.errors import TensorError
+from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
 from ilwp_plugin.models.chains import Chain, unwrap
-from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of
+from ilwp_plugin.recipes.ilwp import chains_of
 from ilwp_plugin.training import InterLayerLoss
 
 __all__ = ["IlwpImportance", "IlwpPruner", "ProvenanceTracker"]
@@ -129,9 +129,10 @@ class IlwpImportance:
         strength: float = 0.0,
     ) -> None:
         self._importance, self._tracker, self._strength = importance, tracker, strength
-        self._chains = chains_of(
-            tracker._model, IlwpConfig.of(config).ilwp() or IlwpOptions(), example_inputs=example_inputs
-        )
+        options = IlwpConfig.of(config).ilwp()
+        if options is None:
+            raise ConfigError("recipes: the importance is that of the recipe 'ilwp', which is not among them")
+        self._chains = chains_of(tracker._model, options, example_inputs=example_inputs)
 
     def __call__(self, group: Any, **options: Any) -> Tensor | None:
         importance = self._importance(group, **options)

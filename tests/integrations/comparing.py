@@ -80,7 +80,7 @@ def run(case: Case, name: str, **options: Any) -> Outcome:
     """Run a method as a comparison does, and see that the file on disk is what its ledger says."""
     method = find_method(name)
     chosen = method.options.from_dict(options)
-    assert method.options.from_dict(chosen.model_dump(mode="json", exclude_defaults=True)) == chosen
+    assert method.options.from_dict(chosen.changes) == chosen
     assert method.title(chosen)
     compressed = method.compress(case, chosen)
     path = case.folder / "model"

@@ -1,5 +1,7 @@
 """A compressed model: its file, its ledger, and the ways back into a module."""
 
+import copy
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,10 @@ def test_modules_that_changed_their_version_are_restored_exactly() -> None:
     restored = make(1e-3)
     loads(compress(model).to_bytes()).apply_to(restored)
     assert restored.observer.eps.item() == model.observer.eps.item() < 1e-15
+
+
+def test_copies_are_whole() -> None:
+    compressed = compress(pair())
+    data = compressed.to_bytes()
+    copies = (copy.deepcopy(compressed), pickle.loads(pickle.dumps(compressed)))  # noqa: S301
+    assert all(copied.to_bytes() == data for copied in copies)

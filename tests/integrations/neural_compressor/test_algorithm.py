@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ilwp_plugin import load as core_load
 from ilwp_plugin.errors import ChainError, ConfigError, FormatError, TensorError, TrainingError
 from ilwp_plugin.testing import IntegrationContract
 from ilwp_plugin.training import TrainingRun
+from tests.integrations.chained import chained, modes
 
 
 class Adapter:
@@ -43,6 +45,10 @@ class TestContract(IntegrationContract):
         return Adapter(model, config, example)
 
 
+PAPER = partial(IlwpConfig, preset="paper")
+"""Chains only, so that everything else stays as it is bit for bit."""
+
+
 def test_registration_is_idempotent_and_leaves_others() -> None:
     before, guarded = dict(algos_mapping), ComposableConfig.__dict__["from_dict"]
     ilwp_integrations.load("inc").register()
@@ -53,8 +59,8 @@ def test_registration_is_idempotent_and_leaves_others() -> None:
 
 def test_quantize(mobilenet: nn.Module, tmp_path: Path) -> None:
     original = copy.deepcopy(mobilenet)
-    expected = compress(mobilenet, CoreConfig(bits=4)).state_dict()
-    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    expected = compress(mobilenet, CoreConfig.paper(bits=4)).state_dict()
+    quantized = quantize(mobilenet, PAPER(bits=4))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
     ledger = save(quantized, tmp_path / "saved")
     assert (tmp_path / "saved" / "model.ilwp").stat().st_size == ledger.file_bytes
@@ -63,8 +69,8 @@ def test_quantize(mobilenet: nn.Module, tmp_path: Path) -> None:
 
 
 def test_quantize_by_dict_as_inc_has_it(mobilenet: nn.Module) -> None:
-    quantized = quantize(mobilenet, {"ilwp": {"bits": 5, "mode": "local"}})
-    assert {layer.mode for layer in attached(quantized).compressed.layers[1:]} == {"local"}
+    quantized = quantize(mobilenet, {"ilwp": {"preset": "paper", "bits": 5, "mode": "local"}})
+    assert set(modes(attached(quantized).compressed)[1:]) == {"local"}
 
 
 @pytest.mark.parametrize("fields", [{}, {"mode": "auto"}, {"residual_step": 0.05}], ids=str)
@@ -84,7 +90,7 @@ def test_quantize_with_training(mobilenet: nn.Module, images: Tensor, fields: di
         seen["residual"].append(float(loss_of_layers.value().detach()))
         seen["outputs"] = model.eval()(images).detach()
 
-    quantized = quantize(mobilenet, IlwpConfig(bits=4, **fields), run_fn=train, run_args=(5,))
+    quantized = quantize(mobilenet, PAPER(bits=4, **fields), run_fn=train, run_args=(5,))
     assert seen["residual"][1] < seen["residual"][0]
     torch.testing.assert_close(quantized.eval()(images), seen["outputs"], rtol=0, atol=0)
     assert not torch.equal(quantized.classifier.weight, before.classifier.weight)
@@ -92,8 +98,8 @@ def test_quantize_with_training(mobilenet: nn.Module, images: Tensor, fields: di
 
 def test_not_in_place_leaves_the_model(mobilenet: nn.Module) -> None:
     before = copy.deepcopy(mobilenet.state_dict())
-    quantized = quantize(mobilenet, IlwpConfig(bits=3), inplace=False)
-    prepared = prepare(mobilenet, IlwpConfig(bits=3), inplace=False)
+    quantized = quantize(mobilenet, PAPER(bits=3), inplace=False)
+    prepared = prepare(mobilenet, PAPER(bits=3), inplace=False)
     converted = convert(prepared, inplace=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mobilenet.state_dict().items())
     assert all(torch.equal(tensor, quantized.state_dict()[name]) for name, tensor in converted.state_dict().items())
@@ -102,24 +108,24 @@ def test_not_in_place_leaves_the_model(mobilenet: nn.Module) -> None:
 
 
 def test_each_part_alone(mobilenet: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    loss_only = prepare(copy.deepcopy(mobilenet), IlwpConfig(bits=None, loss_weight=2.0))
+    loss_only = prepare(copy.deepcopy(mobilenet), PAPER(bits=None, loss_weight=2.0))
     assert float(regularizer(loss_only)().detach()) > 0
     torch.testing.assert_close(loss_only.eval()(images), mobilenet.eval()(images), rtol=0, atol=0)
     with pytest.raises(ConfigError, match="leaves nothing to save"):
         save(convert(loss_only), tmp_path)
-    quantizer_only = prepare(copy.deepcopy(mobilenet), IlwpConfig(bits=4, loss_weight=0))
+    quantizer_only = prepare(copy.deepcopy(mobilenet), PAPER(bits=4, loss_weight=0))
     assert float(regularizer(quantizer_only)()) == 0
     with pytest.raises(TrainingError, match="auto"):
-        regularizer(prepare(copy.deepcopy(mobilenet), IlwpConfig()))
+        regularizer(prepare(copy.deepcopy(mobilenet), PAPER()))
 
 
 def test_local_configurations_reach_the_layers(mobilenet: nn.Module, tmp_path: Path) -> None:
-    config = IlwpConfig(bits=6).set_local("features.5.0", IlwpConfig(bits=3, mode="none"))
-    config.set_local(r"features\.7\.", IlwpConfig(bits=None))
+    config = PAPER(bits=6).set_local("features.5.0", PAPER(bits=3, mode="none"))
+    config.set_local(r"features\.7\.", PAPER(bits=None))
     quantized = quantize(mobilenet, config)
-    layers = {layer.name.removesuffix(".weight"): layer for layer in attached(quantized).compressed.layers}
-    assert (layers["features.5.0"].bits, layers["features.5.0"].mode) == (3, "none")
-    assert layers["features.6.0"].bits == 6
+    layers = {layer.name.removesuffix(".weight"): layer for layer in chained(attached(quantized).compressed)}
+    assert (layers["features.5.0"].details["bits"], layers["features.5.0"].details["mode"]) == (3, "none")
+    assert layers["features.6.0"].details["bits"] == 6
     assert "features.7.0" not in layers
     save(quantized, tmp_path / "x.ilwp")  # INC's own load_config_mapping would lose the values
     stored = core_load(tmp_path / "x.ilwp").metadata["neural_compressor"]["ilwp"]
@@ -129,37 +135,37 @@ def test_local_configurations_reach_the_layers(mobilenet: nn.Module, tmp_path: P
 
 
 def test_white_list_reaches_the_layers(mobilenet: nn.Module) -> None:
-    quantized = quantize(mobilenet, IlwpConfig(white_list=["features.4", "features.5.0", "features.9"]))
-    names = [layer.name for layer in attached(quantized).compressed.layers]
+    quantized = quantize(mobilenet, PAPER(white_list=["features.4", "features.5.0", "features.9"]))
+    names = [layer.name for layer in chained(attached(quantized).compressed)]
     assert names == ["features.4.0.weight", "features.5.0.weight", "features.9.0.weight"]
 
 
 def test_local_configuration_of_no_chained_layer_is_refused(mobilenet: nn.Module) -> None:
     with pytest.raises(ConfigError, match=r"'features.5.3' names no layer of a chain"):
-        quantize(mobilenet, IlwpConfig().set_local("features.5.3", IlwpConfig(bits=4)))
+        quantize(mobilenet, PAPER().set_local("features.5.3", PAPER(bits=4)))
 
 
 def test_an_empty_mapping_is_refused(mobilenet: nn.Module) -> None:
     with pytest.raises(ChainError):
-        quantize(nn.Sequential(nn.Conv2d(3, 3, 3)), IlwpConfig())
+        quantize(nn.Sequential(nn.Conv2d(3, 3, 3)), PAPER())
     with pytest.raises(ConfigError, match="set to tune over"):
-        quantize(mobilenet, IlwpConfig(bits=[3, 4]))
+        quantize(mobilenet, PAPER(bits=[3, 4]))
 
 
 def test_another_algorithms_quantizer_is_left_alone(mobilenet: nn.Module) -> None:
     """INC's get_quantizer would take it for the one to run."""
     mobilenet.quantizer = "the user's own"
-    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    quantized = quantize(mobilenet, PAPER(bits=4))
     assert quantized.quantizer == "the user's own"
     assert attached(quantized).compressed is not None
 
 
 def test_wrong_order_is_refused(mobilenet: nn.Module, tmp_path: Path) -> None:
-    prepared = prepare(mobilenet, IlwpConfig(bits=4))
+    prepared = prepare(mobilenet, PAPER(bits=4))
     with pytest.raises(TrainingError, match="call convert"):
         save(prepared, tmp_path)
     with pytest.raises(TrainingError, match="prepared already"):
-        prepare(prepared, IlwpConfig(bits=4))
+        prepare(prepared, PAPER(bits=4))
     converted = convert(prepared)
     with pytest.raises(TrainingError, match="converted already"):
         convert(converted)
@@ -167,7 +173,7 @@ def test_wrong_order_is_refused(mobilenet: nn.Module, tmp_path: Path) -> None:
 
 def test_saving_by_inc_and_what_its_loader_says(mobilenet: nn.Module, tmp_path: Path) -> None:
     original = copy.deepcopy(mobilenet)
-    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    quantized = quantize(mobilenet, PAPER(bits=4))
     inc_save(quantized, str(tmp_path))
     assert torch.equal(load(tmp_path, copy.deepcopy(original)).features[4][0].weight, quantized.features[4][0].weight)
     with pytest.raises(ValueError, match="qconfig.json"):  # not None, as for other algorithms that it does not know
@@ -176,7 +182,7 @@ def test_saving_by_inc_and_what_its_loader_says(mobilenet: nn.Module, tmp_path: 
 
 def test_saving_what_has_changed(mobilenet: nn.Module, tmp_path: Path) -> None:
     original = copy.deepcopy(mobilenet)
-    quantized = quantize(mobilenet, IlwpConfig(bits=4))
+    quantized = quantize(mobilenet, PAPER(bits=4))
     with torch.no_grad():
         quantized.classifier.bias.add_(1)
     save(quantized, tmp_path)

@@ -12,7 +12,7 @@ from ilwp_plugin.compare.methods import Case, find_method
 from ilwp_plugin.errors import ConfigError, RegistryError
 from tests.integrations.comparing import Outcome, check_that_all_comes_from_the_file, outputs_of, run, small_case
 
-GRID = {"bits": None, "weight_step": 0.05, "batch_norm": "merged"}
+GRID = {"preset": "paper", "bits": None, "weight_step": 0.05, "batch_norm": "merged"}
 
 
 @pytest.fixture

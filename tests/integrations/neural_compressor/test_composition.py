@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError
+from tests.integrations.chained import chained
+
+PAPER = partial(IlwpConfig, preset="paper")
+"""The chains only."""
 
 RTN = {"use_layer_wise": False, "bits": 8, "group_size": -1}
 
@@ -30,16 +35,16 @@ RTN = {"use_layer_wise": False, "bits": 8, "group_size": -1}
 def ran(model: nn.Module) -> tuple[bool, bool]:
     """Whether ilwp and RTN ran."""
     found = attached(model).compressed
-    return found is not None and len(found.layers) == 13, isinstance(model.classifier, INCWeightOnlyLinear)
+    return found is not None and len(chained(found)) == 13, isinstance(model.classifier, INCWeightOnlyLinear)
 
 
 COMPOSITIONS: dict[str, Any] = {
-    "compose": lambda: compose(IlwpConfig(bits=4), RTNConfig(**RTN)),
-    "other order": lambda: compose(RTNConfig(**RTN), IlwpConfig(bits=4)),
-    "dict": lambda: config_from_dict({"ilwp": {"bits": 4}, "rtn": RTN}),
-    "dict, other order": lambda: config_from_dict({"rtn": RTN, "ilwp": {"bits": 4}}),
-    "sum": lambda: IlwpConfig(bits=4) + RTNConfig(**RTN),
-    "INC's sum": lambda: compose(RTNConfig(**RTN) + IlwpConfig(bits=4)),
+    "compose": lambda: compose(PAPER(bits=4), RTNConfig(**RTN)),
+    "other order": lambda: compose(RTNConfig(**RTN), PAPER(bits=4)),
+    "dict": lambda: config_from_dict({"ilwp": {"preset": "paper", "bits": 4}, "rtn": RTN}),
+    "dict, other order": lambda: config_from_dict({"rtn": RTN, "ilwp": {"preset": "paper", "bits": 4}}),
+    "sum": lambda: PAPER(bits=4) + RTNConfig(**RTN),
+    "INC's sum": lambda: compose(RTNConfig(**RTN) + PAPER(bits=4)),
 }
 
 
@@ -48,7 +53,9 @@ def test_every_algorithm_runs(mobilenet: nn.Module, images: Tensor, how: str) ->
     quantized = quantize(mobilenet, COMPOSITIONS[how](), example_inputs=images)
     assert ran(quantized) == (True, True)
     assert not hasattr(quantized, "quantizer")
-    assert quantized.classifier.bits == 8 and attached(quantized).compressed.layers[3].bits == 4, "each has its own"
+    assert quantized.classifier.bits == 8 and chained(attached(quantized).compressed)[3].details["bits"] == 4, (
+        "each has its own"
+    )
 
 
 def test_prepare_train_convert(mobilenet: nn.Module, images: Tensor) -> None:
@@ -83,7 +90,7 @@ def test_packed_weights_are_codes_in_the_file_and_restored_exactly(
     nn.init.normal_(mobilenet.classifier.weight)  # as trained ones are, and not uniform
     original = copy.deepcopy(mobilenet)
     rtn = RTNConfig(use_layer_wise=False, bits=bits, group_size=64)
-    quantized = quantize(mobilenet, compose(IlwpConfig(bits=4), rtn)).eval()
+    quantized = quantize(mobilenet, compose(PAPER(bits=4), rtn)).eval()
     packed = quantized.classifier.qweight
     codes = quantized.classifier.unpack()["int_weight"]
     worth = float(entropy(codes.unique(return_counts=True)[1].numpy(), base=2)) * codes.numel() / 8
@@ -110,7 +117,7 @@ def test_incs_own_ways_to_lose_an_algorithm_raise(mobilenet: nn.Module) -> None:
         with pytest.raises(ConfigError, match="keeps only the first .*config_from_dict"):
             quantize(copy.deepcopy(mobilenet), configs)
     with pytest.raises(ConfigError, match="drops the others silently; use .*compose"):
-        quantize(mobilenet, RTNConfig(**RTN) + IlwpConfig())
+        quantize(mobilenet, RTNConfig(**RTN) + PAPER())
 
 
 def test_other_dicts_of_inc_are_as_before(mobilenet: nn.Module) -> None:
@@ -120,16 +127,16 @@ def test_other_dicts_of_inc_are_as_before(mobilenet: nn.Module) -> None:
 
 def test_overlapping_layers_raise(mobilenet: nn.Module) -> None:
     with pytest.raises(ConfigError, match="'ilwp' and 'mixed_precision' both take layer .* and 12 more"):
-        quantize(copy.deepcopy(mobilenet), compose(IlwpConfig(), MixedPrecisionConfig()))
+        quantize(copy.deepcopy(mobilenet), compose(PAPER(), MixedPrecisionConfig()))
     with pytest.raises(ConfigError, match="both take layer 'classifier'"):
-        config = compose(RTNConfig(**RTN), MixedPrecisionConfig(white_list=[nn.Linear]), IlwpConfig())
+        config = compose(RTNConfig(**RTN), MixedPrecisionConfig(white_list=[nn.Linear]), PAPER())
         quantize(copy.deepcopy(mobilenet), config)
     with pytest.raises(ConfigError, match="'ilwp' and 'rtn' both take layer 'classifier'"):
-        quantize(mobilenet, compose(RTNConfig(**RTN), IlwpConfig(weight_step=0.01)))
+        quantize(mobilenet, compose(RTNConfig(**RTN), PAPER(weight_step=0.01)))
 
 
 def test_layers_apart_do_not_overlap(mobilenet: nn.Module) -> None:
-    config = compose(IlwpConfig(), MixedPrecisionConfig(white_list=[r"features\.[0-9]+\.3$", "features.0$"]))
+    config = compose(PAPER(), MixedPrecisionConfig(white_list=[r"features\.[0-9]+\.3$", "features.0$"]))
     quantized = quantize(mobilenet, config)
     assert isinstance(quantized.features[4][3], HalfPrecisionModuleWrapper)
     assert attached(quantized).compressed is not None
@@ -137,13 +144,13 @@ def test_layers_apart_do_not_overlap(mobilenet: nn.Module) -> None:
 
 def test_what_would_run_nowhere_is_refused(mobilenet: nn.Module) -> None:
     with pytest.raises(ConfigError, match="'rtn' would run on no layer"):
-        quantize(mobilenet, compose(RTNConfig(**{**RTN, "white_list": ["absent"]}), IlwpConfig()))
+        quantize(mobilenet, compose(RTNConfig(**{**RTN, "white_list": ["absent"]}), PAPER()))
 
 
 def test_rtn_by_layers_names_what_it_needs(mobilenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="needs accelerate.*use_layer_wise=False"):
-        quantize(mobilenet, compose(RTNConfig(use_layer_wise=True), IlwpConfig()))
+        quantize(mobilenet, compose(RTNConfig(use_layer_wise=True), PAPER()))
 
 
 def test_a_models_own_quantizer_is_not_taken_for_incs(mobilenet: nn.Module) -> None:
@@ -156,9 +163,9 @@ def test_invalid_compositions_are_refused() -> None:
     with pytest.raises(ConfigError, match="no configuration"):
         compose()
     with pytest.raises(ConfigError, match="'ilwp' is given twice"):
-        compose(IlwpConfig(), IlwpConfig(bits=4))
+        compose(PAPER(), PAPER(bits=4))
     with pytest.raises(ConfigError, match="'static_quant' runs on an exported model.*stack"):
-        compose(IlwpConfig(), INT8StaticQuantConfig())
+        compose(PAPER(), INT8StaticQuantConfig())
     with pytest.raises(ConfigError, match="unknown algorithm 'rtm'.*did you mean 'rtn'"):
         config_from_dict({"ilwp": {}, "rtm": {}})
     with pytest.raises(ConfigError, match="expected configurations of INC, got dict"):
@@ -168,4 +175,4 @@ def test_invalid_compositions_are_refused() -> None:
 def test_round_trip() -> None:
     composition = COMPOSITIONS["compose"]()
     assert config_from_dict(composition.to_dict()) == composition
-    assert compose(IlwpConfig(bits=4)) == IlwpConfig(bits=4), "a composition of one is that one"
+    assert compose(PAPER(bits=4)) == PAPER(bits=4), "a composition of one is that one"

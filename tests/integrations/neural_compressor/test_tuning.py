@@ -84,7 +84,7 @@ def test_clear_errors(mobilenet: nn.Module, fidelity) -> None:  # type: ignore[n
         ([IlwpConfig(bits=4), IlwpConfig(bits=[8, 4])], "same configuration twice: .*'bits': 4"),
         ([RTNConfig()], "holds a RTNConfig"),
         (None, "holds a NoneType"),
-        ([IlwpConfig(bits=None)], "quantizes nothing"),
+        ([IlwpConfig(preset="paper", bits=None)], "quantizes nothing"),
     ):
         with pytest.raises(ConfigError, match=message):
             autotune(mobilenet, TuningConfig(config_set=configs), fidelity)

@@ -12,6 +12,7 @@ from ilwp_plugin import IlwpConfig, compress, estimate
 from ilwp_plugin.errors import ChainError, ConfigError, TensorError
 from ilwp_plugin.testing import settle
 from ilwp_plugin.zoo import MODELS, build_model
+from tests.integrations.chained import chained
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def network(name: str, example: Tensor, width: float = 0.5) -> nn.Module:
     return settle(model, example)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("resnet20", "vgg")])  # no depthwise layers
 def test_function_is_preserved_and_bytes_fall(name: str, example: Tensor) -> None:
     model = network(name, example)
     before = copy.deepcopy(model)
@@ -44,10 +45,10 @@ def test_function_is_preserved_and_bytes_fall(name: str, example: Tensor) -> Non
     expected = before.double()(other.double())
     change = (copy.deepcopy(model).double()(other.double()) - expected).abs().max() / expected.abs().max()
     assert float(change) < 1e-4 and report.change < 1e-3, "rounding of a deep random network in float32"
-    layers = {layer.name.removesuffix(".weight") for layer in compress(model).layers}
+    layers = {layer.name.removesuffix(".weight") for layer in chained(compress(model, "paper"))}
     assert set(report.aligned) | set(report.refused) == layers and not set(report.aligned) & set(report.refused)
     for bits in (4, 5, 8):
-        config = IlwpConfig(bits=bits)
+        config = IlwpConfig.paper(bits=bits)
         assert estimate(model, config).total_bytes < estimate(before.float(), config).total_bytes
     if name != "shufflenet":
         assert all(quotient < 0.9 for quotient in list(report.aligned.values())[1:])
@@ -147,6 +148,7 @@ def test_channels_that_two_layers_share_are_moved_once(example: Tensor) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2"])
 @pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.filterwarnings("ignore:.*comes out worse than zeros")  # at one step for gains of all sizes
 def test_random_channels(seed: int, name: str, scaled: bool) -> None:
     """Channels in random order, with random signs and, half of the time, gains over three orders of magnitude.
 
@@ -164,12 +166,14 @@ def test_random_channels(seed: int, name: str, scaled: bool) -> None:
                 module.weight.data *= 2 * torch.randn(len(module.weight), 1, 1, 1).exp()
     settle(model, example)
     expected = copy.deepcopy(model).double()(example.double())
-    sizes = [estimate(model, IlwpConfig(bits=bits)).total_bytes for bits in (4, 8)]
+    sizes = [estimate(model, IlwpConfig.paper(bits=bits)).total_bytes for bits in (4, 8)]
     align(model, example)
     change = (copy.deepcopy(model).double()(example.double()) - expected).abs().max() / expected.abs().max()
     assert float(change) < 1e-3, "float32 rounding of weights, batch norms of tiny variance"
     if not scaled:
-        assert all(estimate(model, IlwpConfig(bits=b)).total_bytes <= s for b, s in zip((4, 8), sizes, strict=True))
+        assert all(
+            estimate(model, IlwpConfig.paper(bits=b)).total_bytes <= s for b, s in zip((4, 8), sizes, strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2", "shufflenetv2"])

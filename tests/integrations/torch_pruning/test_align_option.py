@@ -18,7 +18,7 @@ from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune
 def test_compress_aligns_a_copy(mobilenet: nn.Module, images: Tensor) -> None:
     mobilenet.eval()
     before = copy.deepcopy(mobilenet.state_dict())
-    config = IlwpConfig(bits=5, align=True)
+    config = IlwpConfig.paper(bits=5, align=True)
     compressed = compress(mobilenet, config, example_inputs=images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mobilenet.state_dict().items())
     assert len(compressed.alignment.aligned) == 13 and not compressed.alignment.refused
@@ -26,7 +26,7 @@ def test_compress_aligns_a_copy(mobilenet: nn.Module, images: Tensor) -> None:
     by_hand = copy.deepcopy(mobilenet)
     align(by_hand, images, config)
     assert compressed.to_bytes() == compress(by_hand, config.replace(align=False)).to_bytes()
-    assert compressed.ledger.total_bytes < estimate(mobilenet, {"bits": 5}).total_bytes
+    assert compressed.ledger.total_bytes < estimate(mobilenet, IlwpConfig.paper(bits=5)).total_bytes
 
 
 def test_fine_tuning_aligns(mobilenet: nn.Module, images: Tensor) -> None:

@@ -9,13 +9,14 @@ from ilwp_integrations.torch_pruning import baselines
 from torch import nn
 
 from ilwp_plugin import load
-from ilwp_plugin.compare import training
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import Case, find_method
 from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.models.tensors import restored
+from ilwp_plugin.training.loop import Loop
 from tests.integrations.comparing import check_that_all_comes_from_the_file, outputs_of, run, small_case
 
-ILWP = {"bits": 4, "anchor": "quantized", "loss_weight": 2.0}
+ILWP = {"preset": "paper", "bits": 4, "anchor": "quantized", "loss_weight": 2.0}
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_stacked(case: Case, models: list[Any], tmp_path: Path) -> None:
     assert alone.compressed.raw_depthwise_bytes == 3 * (16 * 9 + 4 * 16)
     assert stacked.compressed.raw_depthwise_bytes == 3 * (16 * 9 // 2 + 4)
     # the model in memory has the weights before they are rounded to 8 bits
-    rounded = {name: value.restore() for name, value in int8_weights(models[0]).items()}
+    rounded = {name: restored(value) for name, value in int8_weights(models[0]).items()}
     models[0].load_state_dict({**models[0].state_dict(), **rounded})
     assert torch.equal(alone.outputs, outputs_of(models[0], case))
 
@@ -69,11 +70,11 @@ def test_resumes(case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         written.append(arguments)
         raise KeyboardInterrupt
 
-    keep = training._keep
-    monkeypatch.setattr(training, "_keep", stop)
+    keep = Loop.save
+    monkeypatch.setattr(Loop, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(other, "pruning.magnitude", epochs=2)
-    monkeypatch.setattr(training, "_keep", keep)
+    monkeypatch.setattr(Loop, "save", keep)
     again = run(other, "pruning.magnitude", epochs=2)
     assert len(written) == 1
     assert (other.folder / "model").read_bytes() == (case.folder / "model").read_bytes()

@@ -7,16 +7,17 @@ import pytest
 import torch
 import torch_pruning as tp
 from ilwp_integrations.torch_pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
-from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import TensorError, TrainingError
 from ilwp_plugin.method.loss import inter_layer_loss
 from ilwp_plugin.method.provenance import ancestral_references
+from ilwp_plugin.recipes.ilwp import chains_of
 from ilwp_plugin.testing import settle
 from ilwp_plugin.training import FakeQuantizer, FineTuning, InterLayerLoss, fine_tune
 from ilwp_plugin.zoo import build_model
+from tests.integrations.chained import modes
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def network(name: str, example: Tensor, width: float = 0.25) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.copy_(torch.rand(module.num_features) + 0.5)
-    chain = chains_of(model, IlwpConfig()).chains[0]
+    chain = chains_of(model, IlwpConfig().ilwp()).chains[0]
     kernels = [model.get_submodule(layer).weight for layer in chain.layers]
     for before, layer in itertools.pairwise(kernels):
         collocated = before.data[torch.arange(len(layer)) % len(before)]  # type: ignore[arg-type,index]
@@ -48,7 +49,7 @@ def ordinary(model: nn.Module, example: Tensor, ratio: float, steps: int = 1, **
 
 
 def residual(model: nn.Module, provenance: Any) -> float:
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     kernels = [model.get_submodule(layer).weight for layer in layers]
     references = None if provenance is None else [ancestral_references([provenance[layer] for layer in layers])]
     return float(inter_layer_loss([kernels], references))  # type: ignore[arg-type]
@@ -58,7 +59,7 @@ def residual(model: nn.Module, provenance: Any) -> float:
 def test_survivors_hold_what_they_held(name: str, example: Tensor) -> None:
     """The independent witness: every channel carries its original number in its batch norm's bias."""
     model = network(name, example)
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     following = {}
     previous = ""
     for path, module in model.named_modules():
@@ -94,12 +95,12 @@ def test_survivors_keep_their_references(name: str, ratio: float, example: Tenso
     assert kept > 1.1 * before, "which is what IlwpImportance avoids"
 
     model.eval()
-    config = IlwpConfig(bits=8)
+    config = IlwpConfig.paper(bits=8)
     stored = compress(model, config, references=pruner.provenance)
     stored.save(tmp_path / "pruned.ilwp")
     loaded = load(tmp_path / "pruned.ilwp")
-    assert {layer.mode for layer in loaded.layers[1:]} <= {"ancestral", "collocated"}
-    assert "ancestral" in {layer.mode for layer in loaded.layers}
+    assert set(modes(loaded)[1:]) <= {"ancestral", "collocated"}
+    assert "ancestral" in modes(loaded)
     assert stored.ledger.file_bytes == (tmp_path / "pruned.ilwp").stat().st_size == loaded.ledger.file_bytes
     assert loaded.ledger.total_bytes < compress(model, config).ledger.total_bytes
     assert loaded.to_bytes() == stored.to_bytes()
@@ -116,7 +117,7 @@ def test_training_helpers_take_provenance(example: Tensor, tmp_path: Path) -> No
     model = network("mobilenet", example)
     pruner = IlwpPruner(ordinary(model, example, 0.3), ProvenanceTracker(model))
     pruner.step()
-    config = IlwpConfig(bits=4, loss_weight=1.0)
+    config = IlwpConfig.paper(bits=4, loss_weight=1.0)
     loss = InterLayerLoss(model, config, references=pruner.provenance)
     assert float(loss.value()) == pytest.approx(residual(model, pruner.provenance))
     quantizer = FakeQuantizer(model, config, references=pruner.provenance)
@@ -135,18 +136,18 @@ def test_training_helpers_take_provenance(example: Tensor, tmp_path: Path) -> No
         references=pruner.provenance,
         out=tmp_path / "x.ilwp",
     )
-    assert "ancestral" in {layer.mode for layer in load(tmp_path / "x.ilwp").layers}
+    assert "ancestral" in modes(load(tmp_path / "x.ilwp"))
 
 
 def test_other_modes_keep_their_rule_and_store_the_provenance(example: Tensor) -> None:
     model = network("mobilenet", example)
     pruner = IlwpPruner(ordinary(model, example, 0.3), ProvenanceTracker(model))
     pruner.step()
-    plain = compress(model, {"mode": "none"})
-    stored = compress(model, {"mode": "none"}, references=pruner.provenance)
-    assert {layer.mode for layer in stored.layers[1:]} == {"none"} and stored.provenance
+    plain = compress(model, {"preset": "paper", "mode": "none"})
+    stored = compress(model, {"preset": "paper", "mode": "none"}, references=pruner.provenance)
+    assert set(modes(stored)[1:]) == {"none"} and stored.provenance
     extra = stored.ledger.file_bytes - plain.ledger.file_bytes
-    channels = sum(origin.channels for name, origin in pruner.provenance.items() if name in stored.excluded)
+    channels = sum(origin.channels for name, origin in pruner.provenance.items() if name in stored.left)
     assert 0 < extra < channels / 8 + 200, "a bit for each original channel of a group of layers"
 
 
@@ -163,7 +164,7 @@ def everything(model: nn.Module, layer: str, example: Tensor) -> Any:
 def test_importance_prefers_what_is_cheap_to_predict(example: Tensor) -> None:
     """In the last layer, on which no other kernel depends, of the kernels that share a reference."""
     model = network("mobilenet", example)
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     last, before = (model.get_submodule(layer).out_channels for layer in (layers[-1], layers[-2]))
     assert last == 2 * before  # type: ignore[operator]
     dear = [1, 5, 6]
@@ -181,7 +182,7 @@ def test_importance_prefers_what_is_cheap_to_predict(example: Tensor) -> None:
 def test_importance_is_that_of_the_family(example: Tensor) -> None:
     """A kernel that is worth much keeps its references, and all that these predict."""
     model = network("mobilenet", example)
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     worthy = model.get_submodule(layers[6])
 
     def other(group: Any, **_: Any) -> Tensor:
@@ -202,7 +203,7 @@ def test_importance_is_that_of_the_family(example: Tensor) -> None:
 def test_costs_are_averaged_over_the_family(example: Tensor) -> None:
     """A sixth of its kernels that cost nothing make a family a sixth cheaper, not worth several times as much."""
     model = network("mobilenet", example)
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     roots = int(model.get_submodule(layers[0]).out_channels)  # type: ignore[arg-type]
     before, last = (model.get_submodule(layer).weight for layer in layers[-2:])
     last.data[5::roots] = before.data.repeat(2, 1, 1, 1)[5::roots]  # type: ignore[operator,index,union-attr]
@@ -233,7 +234,7 @@ def test_residual_stays(name: str, steps: int, most: float, ratio: float, exampl
     pruner = IlwpPruner(ordinary(model, example, ratio, steps, importance=importance), tracker)
     for _ in range(steps):
         pruner.step()
-    layers = chains_of(model, IlwpConfig()).chains[0].layers
+    layers = chains_of(model, IlwpConfig().ilwp()).chains[0].layers
     left = sum(len(tracker.provenance[layer].survivors) for layer in layers)
     assert left < (1 - ratio) * 1.05 * sum(tracker.provenance[layer].channels for layer in layers)
     assert residual(model, tracker.provenance) < most * before

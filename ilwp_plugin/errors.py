@@ -59,6 +59,9 @@ class StepError(TensorError):
         super().__init__(message)
         self.smallest = smallest
 
+    def __reduce__(self) -> tuple[type[StepError], tuple[str, float]]:
+        return type(self), (str(self), self.smallest)
+
 
 class FormatError(IlwpError):
     """A file is not a valid `.ilwp` file: truncated, damaged, hostile or of a newer version.

@@ -6,7 +6,7 @@ floats their own dtypes.
 
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, check_name, check_tensor
 from ilwp_plugin.format.dtypes import DTYPES, as_numpy, cast, is_real
-from ilwp_plugin.format.file import IlwpFile, measure, pack, read, write
+from ilwp_plugin.format.file import IlwpFile, measure, pack, read, reread, write
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.kernels import QuantizedLayer
 from ilwp_plugin.format.norms import ROLES, MergedBatchNorm
@@ -65,6 +65,7 @@ __all__ = [
     "measure",
     "pack",
     "read",
+    "reread",
     "storage_mode",
     "write",
 ]

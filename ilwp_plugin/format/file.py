@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 from ilwp_plugin.errors import FormatError, LimitError, TensorError
 from ilwp_plugin.format import container
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.container import Archive, SectionEntry, TensorInfo, read_archive, read_file, write_file
+from ilwp_plugin.format.container import (
+    Archive,
+    SectionBytes,
+    SectionEntry,
+    TensorInfo,
+    read_archive,
+    read_directory,
+    read_file,
+    write_directory,
+    write_file,
+)
 from ilwp_plugin.format.dtypes import as_numpy
 from ilwp_plugin.format.sections import SECTIONS, Context, MetadataSection, OpaqueSection, Section
-from ilwp_plugin.format.stream import ByteReader
+from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import Ledger
 
-__all__ = ["IlwpFile", "measure", "pack", "read", "write"]
+__all__ = ["IlwpFile", "measure", "pack", "read", "reread", "write"]
 
 
 class IlwpFile:
@@ -165,7 +175,7 @@ def _decode(data: memoryview, archive: Archive, where: str, budget: Budget, veri
         context.earlier.append(section)
         ledger.charge(section.part, None, entry.header_bytes)
         ledger.extend(reader.ledger)
-    _check_owners(archive, context.earlier, where)
+    _check_owners(archive.tensors, context.earlier, where)
     owners = {name: section.part for section in context.earlier for name in section.names}
     for info, size in zip(archive.tensors, archive.entry_bytes, strict=True):
         ledger.charge(owners.get(info.name, "other"), info.name, size)
@@ -185,10 +195,10 @@ def _later(section: Section, piece: memoryview, entry: SectionEntry, here: str) 
     return check
 
 
-def _check_owners(archive: Archive, sections: Sequence[Section], where: str) -> None:
+def _check_owners(infos: Sequence[TensorInfo], sections: Sequence[Section], where: str) -> None:
     """Every tensor but aliases is in one section."""
     counts = Counter(name for section in sections for name in section.names)
-    for info in archive.tensors:
+    for info in infos:
         if info.storage != "alias" and counts[info.name] != 1:
             raise FormatError(
                 f"{where}: tensor {info.name!r} is in {counts[info.name]} sections, expected 1", "ownership"
@@ -250,6 +260,40 @@ def write(path: str | os.PathLike[str], infos: Sequence[TensorInfo], sections: S
 
     write_file(path, container.pack(infos, encoded), verify)
     return container.measure(infos, encoded)
+
+
+def reread(infos: Sequence[TensorInfo], sections: Sequence[Section], encoded: Sequence[SectionBytes]) -> None:
+    """Decode what a file would hold, but for values that are stored as they are.
+
+    Args:
+        infos: the directory.
+        sections: of the file.
+        encoded: their bytes.
+
+    Raises:
+        FormatError: that does not give the same tensors.
+    """
+    where = "the new file"
+    writer = ByteWriter()
+    write_directory(writer, infos, {})
+    budget = Budget(len(writer) + sum(one.length for one in encoded), where)
+    directory, _ = read_directory(ByteReader(memoryview(writer.getvalue()), f"{where}, header"), budget)
+    if directory != tuple(infos):
+        raise FormatError(f"{where}: its directory is another one")
+    context = Context(directory, budget)
+    for section, one in zip(sections, encoded, strict=True):
+        kind = type(section)
+        if section.untouched or kind not in SECTIONS.values():
+            context.earlier.append(section)
+            continue
+        reader = ByteReader(memoryview(b"".join(one.chunks)), f"{where}, {section.name} section", section.part)
+        found = kind.decode(reader, context)
+        found.check()
+        context.earlier.append(found)
+        for (name, values), (other, own) in zip(found.restore_all(), section.restore_all(), strict=True):
+            if name != other or not _same_bits(values, own):
+                raise FormatError(f"{where}: tensor {other!r} is not restored")
+    _check_owners(directory, context.earlier, where)
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

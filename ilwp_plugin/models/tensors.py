@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,9 +11,30 @@ from torch import Tensor
 
 from ilwp_plugin.format.integers import IntegerTensor
 
-__all__ = ["array_of", "dtype_name", "dtype_of", "integers_of", "restored", "same_bits", "tensor_of"]
+__all__ = [
+    "Place",
+    "array_of",
+    "dtype_name",
+    "dtype_of",
+    "integers_of",
+    "place_of",
+    "restored",
+    "same_bits",
+    "tensor_of",
+]
 
 _NAMES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+Place = tuple[Any, ...]
+
+
+def place_of(name: str, tensor: Tensor) -> Place:
+    """Equal for tensors with the same values at the same place in memory; empty ones share nothing."""
+    if tensor.numel() == 0:
+        return (name,)
+    view = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (tensor.device, tensor.data_ptr(), *view)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

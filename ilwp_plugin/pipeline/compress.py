@@ -118,7 +118,7 @@ def compress(
                 progress=progress,
             )
             recipes = job.at(found.knobs)
-        compressed = job.run(recipes, metadata, progress)
+        compressed = job.run(recipes, metadata, progress).read_back()
         if found is not None:
             found.check(compressed)
         job.say(compressed)
@@ -236,7 +236,7 @@ def trained_file(
     own = {key for one in taken for key in one.tensors}
     rest = [replace(one, tensors=tuple(key for key in one.tensors if key not in own)) for one in claims]
     plan = plan_of_claims(network, [*given, *recipes], [*taken, *rest], request, left, steps)
-    return _Job(plan, calibration, trained=True).run(None, metadata)
+    return _Job(plan, calibration, trained=True).run(None, metadata).read_back()
 
 
 OVERLOOKED_SHARE = 1 / 10

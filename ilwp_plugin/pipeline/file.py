@@ -254,20 +254,27 @@ class CompressedModel:
                 raise TensorError(f"tensor {name!r} is {how}; compress the model again")
         directory, raw, _ = directory_of(state, claimed)
         metadata = self.metadata if metadata is None else metadata
-        return assembled(
-            directory,
-            [*self._kind(StructureSection), *kept],
-            raw,
-            metadata,
-            left=self.left,
-            extra=[
-                section for section in self.sections if section.ancillary and not isinstance(section, MetadataSection)
-            ],
-        )
+        extra = [section for section in self.sections if section.ancillary and not isinstance(section, MetadataSection)]
+        sections = [*self._kind(StructureSection), *kept]
+        return assembled(directory, sections, raw, metadata, left=self.left, extra=extra).read_back()
 
     def with_section(self, section: Section) -> CompressedModel:
         """The same with one more section, which holds no tensors."""
         return CompressedModel(self.tensors, [*self.sections, section], left=self.left, notes=self.notes)
+
+    def read_back(self) -> CompressedModel:
+        """Itself, once all that is encoded in the file was decoded again and found to be the same.
+
+        Raises:
+            FormatError: a fault of this package. `compress` returns nothing that was not read back.
+        """
+        try:
+            ilwp_format.reread(self.tensors, self.sections, self._encoded)
+        except FormatError as error:
+            raise FormatError(
+                f"a fault of ilwp-plugin, please report it: it cannot read what it wrote: {error}", error.code
+            ) from error
+        return self
 
     def to_bytes(self) -> bytes:
         """The content of the file."""
@@ -377,12 +384,11 @@ def assembled(
 
 def structure_section(provenance: Provenance) -> StructureSection | None:
     """The section of origins of channels; None where nothing was pruned."""
-    if not provenance:
-        return None
     origins = {
         name: ilwp_format.Origin(origin.survivors.numpy(), origin.channels) for name, origin in provenance.items()
     }
-    return StructureSection(origins)
+    lost = {name: origin for name, origin in origins.items() if not origin.is_whole}
+    return StructureSection(lost) if lost else None
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> CompressedModel:

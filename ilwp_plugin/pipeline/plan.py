@@ -16,7 +16,7 @@ from ilwp_plugin.format.container import TensorInfo, check_name, check_tensor
 from ilwp_plugin.method.allocation import allocate_steps, safe_step
 from ilwp_plugin.models.chains import is_real
 from ilwp_plugin.models.network import Network, is_plain, is_weight
-from ilwp_plugin.models.tensors import dtype_name
+from ilwp_plugin.models.tensors import Place, dtype_name, place_of
 from ilwp_plugin.pipeline.calibration import output_errors
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.recipes.base import AUTO, Claims, Recipe, Request, StepGroup
@@ -177,8 +177,8 @@ def claim_all(network: Network, recipes: Sequence[Recipe], request: Request) -> 
                 raise TensorError(f"no tensor {key!r} in the state dict; {_removal(network, key)}")
             if key not in free:
                 raise ConfigError(f"recipe {recipe.name!r} takes {key!r}, which an earlier recipe has taken")
-        places = {_place(key, network.state[key]) for key in taken.tensors}  # with them go those that share memory
-        free = {key: None for key in free if _place(key, network.state[key]) not in places}
+        places = {place_of(key, network.state[key]) for key in taken.tensors}  # with them go those that share memory
+        free = {key: None for key in free if place_of(key, network.state[key]) not in places}
         claims.append(taken)
     return claims, _left(network, claims, free)
 
@@ -283,12 +283,12 @@ def directory_of(
     Of tensors that share all their memory the first is stored and the others are its aliases, so a claimed tensor may
     be stored under another name than its own.
     """
-    coded = {_place(key, state[key]) for key in claimed}
-    owners: dict[tuple[Any, ...], int] = {}
+    coded = {place_of(key, state[key]) for key in claimed}
+    owners: dict[Place, int] = {}
     infos: list[TensorInfo] = []
     raw: dict[str, Tensor] = {}
     for position, (name, tensor) in enumerate(state.items()):
-        place, shape, dtype = _place(name, tensor), tuple(tensor.shape), dtype_name(tensor.dtype)
+        place, shape, dtype = place_of(name, tensor), tuple(tensor.shape), dtype_name(tensor.dtype)
         if place in owners:
             infos.append(TensorInfo(name, dtype, shape, "alias", owners[place]))
             continue
@@ -296,14 +296,7 @@ def directory_of(
         infos.append(TensorInfo(name, dtype, shape, "coded" if place in coded else "raw"))
         if place not in coded:
             raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
-    return tuple(infos), raw, {key: infos[owners[_place(key, state[key])]] for key in claimed}
-
-
-def _place(name: str, tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors with the same values at the same place in memory; empty ones share nothing."""
-    if tensor.numel() == 0:
-        return (name,)
-    return (tensor.device, tensor.data_ptr(), tensor.stride(), tuple(tensor.shape), tensor.dtype, tensor.is_conj())
+    return tuple(infos), raw, {key: infos[owners[place_of(key, state[key])]] for key in claimed}
 
 
 def _check_tensor(name: object, tensor: object) -> None:

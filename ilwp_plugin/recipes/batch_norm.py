@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from ilwp_plugin.method.batch_norm import (
 )
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.models.network import Network, Norm
-from ilwp_plugin.models.tensors import array_of
+from ilwp_plugin.models.tensors import Place, array_of, dtype_name, place_of
 from ilwp_plugin.recipes.base import (
     AUTO,
     RECIPES,
@@ -99,23 +100,58 @@ class BatchNorm(Recipe):
         left = self.options.outside_scopes(norms)
         norms = {name: norm for name, norm in norms.items() if name not in left}
         eps = self.options.batch_norm_eps
-        known = {
-            name: Norm(norm.keys, eps if norm.eps is None else norm.eps)
-            for name, norm in norms.items()
-            if norm.eps is not None or eps is not None
-        }
-        unknown = [name for name in norms if name not in known]
-        if unknown and self.options.batch_norm == "merged":
+        norms = {name: Norm(norm.keys, eps if norm.eps is None else norm.eps) for name, norm in norms.items()}
+        if self.options.batch_norm == "merged" and any(norm.eps is None for norm in norms.values()):
             raise ConfigError(
                 "batch_norm_eps: a state dict does not tell the eps of its batch norms, which merging needs; it is "
                 "1e-5 in PyTorch's own modules"
             )
+        refused = _refused(network, norms)
+        known = _once(network, {name: norm for name, norm in norms.items() if name not in refused})
         merged = tuple(key for norm in known.values() for key in norm.keys)
-        rounded = tuple(key for name in unknown for key in norms[name].keys[:4])
+        if self.options.batch_norm == "merged":
+            return NormClaims(merged, {**left, **refused}, known)
+        rounded = tuple(key for name in refused for key in norms[name].keys[:4])
         return NormClaims((*merged, *rounded), left, known, rounded)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return _BatchNormEncoding(self, claims, context)
+
+
+def _refused(network: Network, norms: Mapping[str, Norm]) -> dict[str, str]:
+    """Why batch norms cannot be merged, by name."""
+    state, users = network.state, dict[Place, list[str]]()
+    for key, tensor in state.items():
+        users.setdefault(place_of(key, tensor), []).append(key)
+
+    def reason(name: str, norm: Norm) -> str | None:
+        shapes = {tuple(state[key].shape) for key in norm.keys[:4]}
+        if norm.eps is None:
+            return "its eps is not known"
+        if not 0 <= float(torch.tensor(norm.eps)) < 1:  # as float32, which a file holds
+            return f"its eps is {norm.eps}"
+        if len(shapes) > 1 or len(*shapes) != 1 or any(state[key].dim() for key in norm.keys[4:]):
+            return f"its tensors are of the shapes {sorted(shapes)}, not one number for each channel"
+        places = [place_of(key, state[key]) for key in norm.keys]
+        for key, place in zip(norm.keys, places, strict=True):
+            role = key.removeprefix(name).removeprefix(".")
+            for user in users[place]:  # the same batch norm may have another name
+                twin = user.removesuffix(role)
+                own = [f"{twin}{k.removeprefix(name).removeprefix('.')}" for k in norm.keys]
+                if [place_of(k, state[k]) for k in own if k in state] != places:
+                    return f"its {role} is also {user!r}, which would change with it"
+        return None
+
+    found = {name: reason(name, norm) for name, norm in norms.items()}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def _once(network: Network, norms: Mapping[str, Norm]) -> dict[str, Norm]:
+    """Without batch norms that are others under another name."""
+    owners: dict[Place, str] = {}
+    for name, norm in norms.items():
+        owners.setdefault(place_of(norm.keys[0], network.state[norm.keys[0]]), name)
+    return {name: norms[name] for name in owners.values()}
 
 
 class _BatchNormEncoding(Encoding):
@@ -142,11 +178,16 @@ class _BatchNormEncoding(Encoding):
         assert bits != AUTO and eps is not None
         try:
             merged = round_batch_norm(fit.scale, fit.mean_input, fit.mean_output, fit.spread, bits, eps)
+            restored = restored_batch_norm(merged)
+            for key, value in zip(norm.keys, restored.values(), strict=False):
+                dtype = self.context.network.state[key].dtype
+                if not bool(value.to(dtype).isfinite().all()):
+                    raise TensorError(f"batch norm: merged, {key!r} is beyond the range of {dtype_name(dtype)}")
         except TensorError as error:
             raise TensorError(f"{name}: {error}; keep it with batch_norm='exact'") from None
         self._merged[name] = merged
         self.done.update(self.context.infos[key].name for key in norm.keys)
-        return restored_batch_norm(merged)
+        return restored
 
     def finish(self, state: Mapping[str, Tensor]) -> None:
         for name, norm in self._norms.items():

@@ -1,7 +1,7 @@
 """The frame of a file: a directory of named tensors and checksummed sections. FORMAT.md in code, no mathematics."""
 
 from ilwp_plugin.format.container.archive import Archive, SectionBytes, SectionEntry, measure, pack, read_archive
-from ilwp_plugin.format.container.directory import TensorInfo, check_name, check_tensor
+from ilwp_plugin.format.container.directory import TensorInfo, check_name, check_tensor, read_directory, write_directory
 from ilwp_plugin.format.container.files import read_file, write_file
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "measure",
     "pack",
     "read_archive",
+    "read_directory",
     "read_file",
+    "write_directory",
     "write_file",
 ]

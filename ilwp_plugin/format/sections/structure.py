@@ -40,10 +40,11 @@ class StructureSection(Section):
         """Layers with the same survivors share one entry. Layers that lost nothing need none.
 
         Raises:
-            TensorError: a layer has no weight in the directory, or another number of channels.
+            TensorError: a layer has no weight in the directory, another number of channels, or two origins.
         """
         position = {info.name: i for i, info in enumerate(directory)}
         groups: dict[tuple[int, bytes], tuple[Origin, list[int]]] = {}
+        seen: dict[int, str] = {}
         for name, origin in self.provenance.items():
             key = name if name.endswith(_SUFFIX) else name + _SUFFIX
             if key not in position:
@@ -57,8 +58,11 @@ class StructureSection(Section):
             if origin.is_whole:
                 continue
             group = groups.setdefault((origin.channels, origin.survivors.tobytes()), (origin, []))
-            if number not in group[1]:
+            if number in seen and number not in group[1]:
+                raise TensorError(f"provenance: {seen[number]!r} and {key!r} are one tensor, with two origins")
+            if number not in seen:
                 group[1].append(number)
+            seen[number] = key
         with writer.charge(self.part, None):
             writer.varint(len(groups))
         for origin, numbers in sorted(groups.values(), key=lambda group: min(group[1])):

@@ -56,11 +56,11 @@ def safe_step(weight: Tensor) -> float:
         weight: floating-point, outputs first.
 
     Returns:
-        The step, in units of weight; 0 where all is 0.
+        The step, in units of weight; 0 where all is 0, or where not all is finite in float32.
     """
     rows = weight.detach().reshape(len(weight), -1).float()
     rows = rows[(rows != 0).any(dim=1)]
-    if not len(rows):
+    if not len(rows) or not bool(rows.isfinite().all()):
         return 0.0
     scales = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     powers = rows.double().square().mean(dim=1)

@@ -203,6 +203,10 @@ class Grid(WeightRecipe):
         return [GridSection(tuple(infos), tuple(values), self.options.coder)]
 
 
+LARGEST_BIAS_CODE = 1 << 13
+"""A bias that is so many steps large gets a larger step."""
+
+
 class GridTraining(WeightTraining):
     """Weights on the grid while a model trains, with what their codes cost in the loss.
 
@@ -276,4 +280,10 @@ class _GridEncoding(WeightEncoding):
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
         self._recipe = self._plain if key in self._biases else self._weights
+        if (
+            key in self._biases and value.numel()
+        ):  # nobody chose its step: where weights are tiny it stays one that fits
+            largest = float(value.detach().abs().nan_to_num(0, 0, 0).max())
+            steps = {**self.context.steps, key: max(self.context.steps[key], largest / LARGEST_BIAS_CODE)}
+            self.context = replace(self.context, steps=steps)
         return super().quantize(key, value, feedback)

@@ -194,7 +194,6 @@ def test_any_scales_of_layers(exponents: list[float], mode: str, exponent: float
     [
         (IlwpConfig(residual_step=2e-4), "layer '1'"),
         (IlwpConfig(weight_step=2e-4), "layer '2.dense'"),
-        (IlwpConfig(weight_step=1e-2, batch_norm="merged", batch_norm_eps=1e-5), "bias of layer '0.dense'"),
     ],
 )
 def test_a_step_too_fine_is_refused_by_name(config: IlwpConfig, name: str) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ilwp_plugin.selection import select_layers
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig, config_registry
 from neural_compressor.common.utils import Mode
 from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
@@ -14,7 +15,6 @@ from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
 from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError, nearest
-from ilwp_plugin.selection import select_layers
 
 from .algorithm import core_config
 from .config import ALGORITHM, Operator

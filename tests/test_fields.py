@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy.stats import entropy
-
-from ilwp_plugin import IlwpConfig, compress, loads
 from ilwp_plugin.container import TensorInfo
 from ilwp_plugin.sections.fields import FieldSection, split_fields
 from ilwp_plugin.stream import ByteReader
+from scipy.stats import entropy
+
+from ilwp_plugin import IlwpConfig, compress, loads
 
 CHAIN = {"a.weight": torch.randn(8, 1, 3, 3), "b.weight": torch.randn(8, 1, 3, 3)}
 DTYPES = {torch.uint8: 8, torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}

@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ilwp_plugin.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.ledger import Ledger
-from ilwp_plugin.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
 
 def reader(data: bytes) -> ByteReader:

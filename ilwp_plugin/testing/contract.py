@@ -165,4 +165,4 @@ class IntegrationContract(ABC):
     def test_model_without_a_chain_is_refused(self, example: Tensor) -> None:
         model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten())
         with pytest.raises(ChainError, match="not depthwise"):
-            self.attach(model, {"bits": 4}, example)
+            self.attach(model, {"preset": "paper", "bits": 4}, example)

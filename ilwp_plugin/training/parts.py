@@ -35,6 +35,7 @@ class Parts:
         required: whether it is an error if `ilwp` finds no chain.
 
     Attributes:
+        sources: see above.
         parts: of the recipes that have one.
         keys: of the weights to hook.
         left: why other weights are not quantized, by layer.
@@ -59,7 +60,7 @@ class Parts:
                 "align=True: the file would hold aligned weights, not those that the model trains with; align the "
                 "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
             )
-        self.config = config
+        self.config, self.sources = config, sources
         self._recipes: list[Recipe] = [recipe.resolved(False) for recipe in config.recipe_list()]
         self._request = Request(example_inputs, references or {}, required)
         self._claims: list[Claims]

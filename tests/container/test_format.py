@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ilwp_plugin.container.archive import SectionKind, read_archive
 
 import ilwp_plugin
 from ilwp_plugin import IlwpConfig, compress
-from ilwp_plugin.container.archive import SectionKind, read_archive
 from ilwp_plugin.errors import FileError, FormatError, LimitError
 from tests.corpus import forge, golden
 

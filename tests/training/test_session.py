@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.selection import chains_of
 from ilwp_plugin.training import ClosedLoop, InterLayerLoss, Schedule, Session
 
 

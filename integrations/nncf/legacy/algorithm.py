@@ -33,7 +33,7 @@ from ..config import ALGORITHM, Section, sections_by_name
 from ..network import WrappedNetwork
 from ..saving import finish, put_on_grid
 from ..scopes import ignores, translate
-from .hooks import MaskedWeight, WeightHook, remove_hooks, weight_quantizer, weight_quantizers
+from .hooks import MaskedWeight, WeightHook, remove_hooks, weight_hooks, weight_quantizer, weight_quantizers
 
 __all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp", "network_of_model"]
 
@@ -224,6 +224,11 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
                 # A buffer of NNCF's convolutions that is not in the user's model, for which the file is.
                 module._non_persistent_buffers_set.add(NNCF_PADDING_VALUE_ATTR_NAME)
         return model
+
+    def prepare_for_export(self) -> None:
+        """From now on a trace of the model holds the restored weights as constants."""
+        for hook in weight_hooks(self.model).values():
+            hook.remember()
 
 
 def _check_neighbours(model: NNCFNetwork, session: Session, sections: Any) -> None:

@@ -13,6 +13,7 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from nncf.torch.sparsity.layers import BinaryMask
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import Session
@@ -42,6 +43,7 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
         super().__init__()
         self.key, self._session = key, session
         self.trained = nn.ParameterList(trained or [])
+        self._constant: Tensor | None = None
 
     @property
     def session(self) -> Session:
@@ -53,7 +55,15 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
             )
         return self._session
 
+    def remember(self) -> None:
+        """Keep the restored weight for traces, which otherwise would record how it is computed."""
+        parts = self.session.parts
+        with torch.no_grad(), no_nncf_trace():
+            self._constant = parts.weight(self.key, parts.sources[self.key].weight()).detach().clone()
+
     def forward(self, weight: Tensor) -> Tensor:
+        if self._constant is not None and is_tracing():  # type: ignore[no-untyped-call]
+            return self._constant
         with no_nncf_trace():
             return self.session.parts.weight(self.key, weight)
 

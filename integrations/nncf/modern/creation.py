@@ -126,7 +126,7 @@ def apply_ilwp(
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.from_dict(schedule or {})
     chosen = translate(IlwpConfig.of(config), model)
-    if getattr(model, SESSION, None) is not None or weight_hooks(wrap_model(model)):
+    if getattr(model, SESSION, None) is not None or weight_hooks(model):
         raise TrainingError("ilwp has been applied to this model already")
     _attach(model, chosen, schedule, example)
     return model
@@ -143,7 +143,7 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     session = getattr(model, SESSION, None)
     if session is None:
-        hooks = list(weight_hooks(wrap_model(model)).values())
+        hooks = list(weight_hooks(model).values())
         if not hooks:
             raise TrainingError("ilwp has not been applied to this model; call apply_ilwp first")
         restored = hooks[0].owner
@@ -162,10 +162,9 @@ def _attach(
     model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, *, resumed: bool = False
 ) -> Session:
     """Connect a model with a new session, through new hooks or those that NNCF has restored."""
-    model = wrap_model(model)
-    storage = get_hook_storage(model)
     found = {hook.key: hook for hook in weight_hooks(model).values()}
     session = _session(model, config, schedule, example, list(found.values()))
+    storage = get_hook_storage(wrap_model(model))
     if resumed and found.keys() != set(session.parts.keys):
         raise TrainingError(
             f"the checkpoint was trained with hooks on {sorted(found)}, and this config gives "

@@ -64,7 +64,8 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
         self, key: str, owner: Session | Restored, network: Network | None = None, trained: Sequence[Any] = ()
     ) -> None:
         super().__init__()
-        self.key, self.owner, self.passing = key, owner, False
+        self.key, self.passing = key, False
+        self.owner: Session | Restored = owner
         self.trained = nn.ParameterList(trained)
         if isinstance(owner, Session) and network is not None:
             self.connect(owner, network)
@@ -80,7 +81,7 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """For `nncf.torch.get_config`."""
         if isinstance(self.owner, Restored):
-            return {"key": self.key, **self.owner.described}
+            return {"key": self.key, **self.owner.described(self.key)}
         session = self.owner
         described = {
             "config": session.config.to_dict(),
@@ -88,8 +89,7 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
             "shapes": self._shapes,
             "parts": session.parts.state(),
         }
-        keys = list(session.parts.keys)
-        return {"key": self.key, "keys": keys, "model": described if self.key == keys[0] else None}
+        return {"key": self.key, **Restored.described_by(described, list(session.parts.keys), self.key)}
 
     @classmethod
     def from_config(cls, state: dict[str, Any]) -> WeightHook:
@@ -117,6 +117,15 @@ class Restored:
         latest._model = model or latest._model
         cls._latest = None if len(latest._seen) == len(keys) else latest
         return latest
+
+    def described(self, key: str) -> dict[str, Any]:
+        """What `of` takes, once more."""
+        return self.described_by(self._description, self._keys, key)
+
+    @staticmethod
+    def described_by(model: Mapping[str, Any], keys: Sequence[str], key: str) -> dict[str, Any]:
+        """The hooks of a model, and what is known of it: the first hook keeps that for all."""
+        return {"keys": list(keys), "model": dict(model) if key == keys[0] else None}
 
     @property
     def config(self) -> IlwpConfig:

@@ -40,6 +40,7 @@ class Parts:
         required: whether it is an error if `ilwp` finds no chain; it always is where no other recipe quantizes.
 
     Attributes:
+        sources: see above.
         parts: of the recipes that have one.
         keys: of the weights to hook.
         left: why other weights are not quantized, by layer.
@@ -65,7 +66,7 @@ class Parts:
                 "align=True: the file would hold aligned weights, not those that the model trains with; align the "
                 "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
             )
-        self.config = config
+        self.config, self.sources = config, sources
         calibrated = calibration is not None
         self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
         alone = not any(recipe.quantizes() for recipe in self._recipes if not isinstance(recipe, Ilwp))

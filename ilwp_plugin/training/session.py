@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import IlwpError
+from ilwp_plugin.errors import IlwpError, TrainingError
 from ilwp_plugin.format.sections import Summary
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.models.chains import Chains
@@ -81,9 +81,11 @@ class Session:
         network: the model that trains; an automatic loss weight is smaller where it is trained already.
         sources: by key, where the weights that can be hooked are found.
         example_inputs: see `compress`.
+        required: whether it is an error if `ilwp` finds no chain; None where nothing else is quantized.
 
     Attributes:
         parts: of the recipes.
+        changes: whether the file holds other values than those that train.
         loss_weight: of the inter-layer loss, or the automatic one; the schedule multiplies it.
 
     Raises:
@@ -98,15 +100,19 @@ class Session:
         sources: Mapping[str, WeightSource],
         *,
         example_inputs: Any = None,
-        required: bool = True,
+        required: bool | None = None,
     ) -> None:
         self.config, self.schedule = config, schedule
+        quantizing = sum(recipe.quantizes() for recipe in config.recipe_list())
+        self.changes = quantizing > 0
+        required = quantizing <= 1 if required is None else required
         self.parts = Parts(config, network, sources, example_inputs=example_inputs, required=required)
         self._ilwp = next((part for part in self.parts.parts if isinstance(part, IlwpTraining)), None)
         if self._ilwp is not None:
             self._ilwp.choose_loss_weight(
                 None if schedule.training is None else schedule.training.run(), network.module, _NO_RUN
             )
+        self._stepping = False
         self.set_epoch(0)
 
     @property
@@ -121,15 +127,34 @@ class Session:
 
     def set_epoch(self, epoch: int) -> None:
         """An epoch begins, counted from 0."""
+        self._finish_step()
         self.epoch = max(0, epoch)
         self.parts.enabled = self.quantizes
         self.parts.loss_factor = self.schedule.loss_factor(self.epoch)
         self.parts.begin_epoch(self.epoch)
 
+    def begin_step(self) -> None:
+        """A step begins; the one before it is over."""
+        self._finish_step()
+        self._stepping = True
+
+    def _finish_step(self) -> None:
+        if self._stepping:
+            self.parts.after_step()
+        self._stepping = False
+
     @property
     def quantizes(self) -> bool:
         """Whether the model computes with what the file restores in this epoch."""
-        return bool(self.parts.keys) and self.schedule.quantizes(self.epoch)
+        return self.changes and self.schedule.quantizes(self.epoch)
+
+    def check_quantizes(self) -> None:
+        """Raises TrainingError for a model that will compute with what the file restores, and does not yet."""
+        if self.changes and not self.quantizes:
+            raise TrainingError(
+                "the model does not compute with quantized weights yet: params.quantization_start_epoch is "
+                f"{self.schedule.quantization_start_epoch}, and this is epoch {self.epoch}"
+            )
 
     @property
     def current_loss_weight(self) -> float:
@@ -171,14 +196,40 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"loss_weight": self.loss_weight, "epoch": self.epoch, "parts": self.parts.state_dict()}
+        self._finish_step()
+        return {
+            "config": self.config.to_dict(),
+            "keys": list(self.parts.keys),
+            "loss_weight": self.loss_weight,
+            "epoch": self.epoch,
+            "parts": self.parts.state_dict(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it is of another configuration.
+        """
+        own = {"config": self.config.to_dict(), "keys": list(self.parts.keys)}
+        for what, value in own.items():
+            if state[what] != value:
+                raise TrainingError(
+                    f"the checkpoint was trained with another configuration ({_differences(state[what], value)}); "
+                    "resume with that of the checkpoint"
+                )
         self.parts.load_state_dict(state["parts"])
         if self._ilwp is not None:
             self._ilwp.loss_weight = float(state["loss_weight"])
         self.set_epoch(int(state["epoch"]))
+
+
+def _differences(before: Any, now: Any) -> str:
+    """What is not alike, shortly."""
+    if isinstance(before, Mapping):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return ", ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in names)
+    return ", ".join(f"{name!r} {'was' if name in before else 'is'} quantized" for name in {*before} ^ {*now})
 
 
 _NO_RUN = (

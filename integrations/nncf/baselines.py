@@ -26,6 +26,7 @@ from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
 from ilwp_plugin.compare.training import Companion, Plan, prepared, train_on
 from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.models.tensors import integers_of
 
 from .config import ALGORITHM, Section, algorithm_sections
 from .modern import NNCFConfig, apply_ilwp, controller_of, create_compressed_model, register, register_default_init_args
@@ -61,7 +62,7 @@ class QuantizeOptions(Options):
     @field_validator("ilwp")
     @classmethod
     def _chains_only(cls, value: IlwpConfig | None) -> IlwpConfig | None:
-        if value is not None and value.weight_step is not None:
+        if value is not None and value.recipes is None and isinstance(value.weight_step, float):
             raise ConfigError("ilwp.weight_step: NNCF has all other layers on grids of its own; leave it out")
         return value
 
@@ -170,18 +171,18 @@ def _integers(weight: Tensor, hook: Any) -> IntegerTensor:
     codes, scale = weight.detach().to(torch.int16), hook._scale.float()
     zero_point = getattr(hook, "_zero_point", None)
     if zero_point is not None:
-        return IntegerTensor(codes, scale.flatten(), zero_point.flatten().to(torch.int16))
-    return IntegerTensor(torch.where(scale < 0, -codes, codes), scale.abs().flatten())
+        return integers_of(codes, scale.flatten(), zero_point.flatten().to(torch.int16))
+    return integers_of(torch.where(scale < 0, -codes, codes), scale.abs().flatten())
 
 
 def _fill(weight: Tensor, hook: Any, value: IntegerTensor) -> None:
     """The inverse; the sign of a scale is free but for the code 128, which int8 has with a minus only."""
-    codes, scale = value.codes, value.scale.reshape(hook._scale.shape)
+    codes, scale = torch.from_numpy(value.codes), torch.from_numpy(value.scale).reshape(hook._scale.shape)
     if value.zero_point is None:
         negative = codes.flatten(1).amax(1).reshape(scale.shape) > torch.iinfo(torch.int8).max
         codes, scale = torch.where(negative, -codes, codes), torch.where(negative, -scale, scale)
     else:
-        hook._zero_point.copy_(value.zero_point.reshape(hook._zero_point.shape))
+        hook._zero_point.copy_(torch.from_numpy(value.zero_point).reshape(hook._zero_point.shape))
     weight.copy_(codes)
     hook._scale.copy_(scale)
 
@@ -345,9 +346,9 @@ def _restored(file: CompressedModel, model: nn.Module) -> nn.Module:
     scales, zeros = state.pop(_SCALES, torch.empty(0)), state.pop(_ZEROS, torch.empty(0))
     for name, quantizer in weights.items():
         value = file.quantized[name]
-        quantizer.scale.copy_(value.scale.reshape(quantizer.scale.shape))
+        quantizer.scale.copy_(torch.from_numpy(value.scale).reshape(quantizer.scale.shape))
         if value.zero_point is not None:
-            quantizer.zero_point.copy_(value.zero_point.reshape(quantizer.zero_point.shape))
+            quantizer.zero_point.copy_(torch.from_numpy(value.zero_point).reshape(quantizer.zero_point.shape))
         quantizer.enable_fake_quant()
     position = 0
     for quantizer in _activation_quantizers(model, weights):

@@ -1,23 +1,55 @@
-"""The `ilwp` section of an NNCF JSON config."""
+"""The sections of ilwp's recipes in an NNCF JSON config."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.recipes import RECIPES
 from ilwp_plugin.training import Schedule
 
-__all__ = ["ALGORITHM", "Section", "algorithm_sections", "section_schema", "sections_by_name"]
+__all__ = [
+    "ALGORITHM",
+    "Section",
+    "algorithm_sections",
+    "algorithms",
+    "section_schema",
+    "sections_by_name",
+    "with_scopes",
+]
 
 ALGORITHM = "ilwp"
+"""The section with all fields of IlwpConfig; a section of any other recipe has the options of that one alone."""
+
+_OF_NNCF = frozenset(
+    {
+        "binarization",
+        "const_sparsity",
+        "experimental_quantization",
+        "filter_pruning",
+        "knowledge_distillation",
+        "magnitude_sparsity",
+        "movement_sparsity",
+        "quantization",
+        "rb_sparsity",
+    }
+)
+"""A recipe of such a name has to be called `{"algorithm": "ilwp", "recipes": [{"name": ...}]}`."""
+
+
+def algorithms() -> list[str]:
+    """The names of our sections: `ilwp`, and every other recipe that is registered by now."""
+    return [ALGORITHM, *(name for name in RECIPES if name != ALGORITHM and name not in _OF_NNCF)]
 
 
 @dataclass(frozen=True)
 class Section:
-    """An `ilwp` section, validated.
+    """A section of ours, validated.
 
     Attributes:
         config: all its fields but `params`, with the scopes of the whole config added.
@@ -38,28 +70,60 @@ class Section:
         Raises:
             ConfigError: it is not valid.
         """
+        name = str(section.get("algorithm", ALGORITHM))
         fields = {key: value for key, value in section.items() if key not in ("algorithm", "params")}
+        if name != ALGORITHM:
+            fields = {"recipes": [{"name": name, **fields}]}
         try:
             config = IlwpConfig.from_dict(fields)
             schedule = Schedule.from_dict(section.get("params", {}))
         except ConfigError as error:
-            raise ConfigError(f"section {ALGORITHM!r} of the NNCF config: {error}") from None
+            text = str(error) if name == ALGORITHM else str(error).replace("recipes.0.", "")
+            raise ConfigError(f"section {name!r} of the NNCF config: {text}") from None
         whole = whole or {}
-        ignored = (*config.ignored_scopes, *(s for s in _listed(whole, "ignored_scopes")))
-        targets = config.target_scopes or tuple(_listed(whole, "target_scopes"))
-        return cls(config.replace(ignored_scopes=ignored, target_scopes=targets), schedule)
+
+        def added(ignored: Sequence[str], targets: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+            return (*ignored, *_listed(whole, "ignored_scopes")), targets or _listed(whole, "target_scopes")
+
+        return cls(with_scopes(config, added), schedule)
 
     @classmethod
     def find(cls, whole: Mapping[str, Any]) -> Section | None:
-        """The `ilwp` section of a whole config, if it has one.
+        """The section of ours in a whole config, if it has one.
 
         Raises:
             ConfigError: it is not valid, or there are two.
         """
-        found = [section for section in algorithm_sections(whole) if section.get("algorithm") == ALGORITHM]
+        known = algorithms()
+        found = [section for section in algorithm_sections(whole) if section.get("algorithm") in known]
         if len(found) > 1:
-            raise ConfigError(f"the NNCF config has {len(found)} sections {ALGORITHM!r}, expected one")
+            names = [section["algorithm"] for section in found]
+            raise ConfigError(
+                f"the NNCF config has {len(found)} sections of ilwp ({', '.join(map(repr, names))}), expected one; "
+                'several recipes are {"algorithm": "ilwp", "recipes": [{"name": ...}, ...]}'
+            )
         return cls.of(found[0], whole) if found else None
+
+
+Scopes = Callable[[Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
+
+
+def with_scopes(config: IlwpConfig, changed: Scopes) -> IlwpConfig:
+    """A configuration with other scopes, in each of its recipes.
+
+    Args:
+        config: the configuration.
+        changed: takes `ignored_scopes` and `target_scopes` of a recipe, and returns new ones.
+    """
+    if config.recipes is None:
+        ignored, targets = changed(config.ignored_scopes, config.target_scopes)
+        return config.replace(ignored_scopes=list(ignored), target_scopes=list(targets))
+    recipes = []
+    for recipe in config.recipes:
+        ignored, targets = changed(recipe.get("ignored_scopes", ()), recipe.get("target_scopes", ()))
+        scopes = {"ignored_scopes": list(ignored), "target_scopes": list(targets)}
+        recipes.append({**recipe, **{key: value for key, value in scopes.items() if value or key in recipe}})
+    return config.replace(recipes=recipes)
 
 
 def algorithm_sections(whole: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -74,21 +138,22 @@ def sections_by_name(whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {str(section.get("algorithm")): section for section in algorithm_sections(whole)}
 
 
-def section_schema() -> dict[str, Any]:
-    """The JSON schema of the section, without references, so that it may stand anywhere in another schema."""
-    config, schedule = IlwpConfig.model_json_schema(), Schedule.model_json_schema()
-    properties = {name: _inline(value, config) for name, value in config["properties"].items()}
+def section_schema(name: str = ALGORITHM) -> dict[str, Any]:
+    """The JSON schema of a section of ours, without references, so that it may stand anywhere in another schema."""
+    options: type[BaseModel] = IlwpConfig if name == ALGORITHM else RECIPES[name].options_type
+    config, schedule = options.model_json_schema(), Schedule.model_json_schema()
+    title = "Inter-layer weight prediction" if name == ALGORITHM else f"The recipe {name} of ilwp"
     return {
         "type": "object",
-        "title": "Inter-layer weight prediction",
-        "description": "Predicts depthwise kernels from the layer before and quantizes only what is left.",
+        "title": title,
+        "description": " ".join((RECIPES[name].__doc__ or title).split()),
         "required": ["algorithm"],
         "properties": {
-            "algorithm": {"const": ALGORITHM},
-            **properties,
+            "algorithm": {"const": name},
+            **{key: _inline(value, config) for key, value in config.get("properties", {}).items()},
             "params": {
                 "type": "object",
-                "properties": {name: _inline(value, schedule) for name, value in schedule["properties"].items()},
+                "properties": {key: _inline(value, schedule) for key, value in schedule["properties"].items()},
                 "additionalProperties": False,
             },
         },

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import ConfigError, nearest
+
+from .config import with_scopes
 
 __all__ = ["ignores", "legacy_names", "match", "translate"]
 
@@ -55,6 +57,7 @@ _WRAPPED = (
     nn.GroupNorm,
     nn.LayerNorm,
 )
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _OPERATION = re.compile(r"/[a-z_0-9]+_\d+$")
 
 
@@ -107,14 +110,18 @@ def ignores(section: Mapping[str, Any], operation: str, group: str | None = None
 
 
 def translate(config: IlwpConfig, model: nn.Module) -> IlwpConfig:
-    """The configuration with all scopes as names of convolutions.
+    """The configuration with all scopes as names of layers.
 
     Raises:
         ConfigError: a scope matches nothing in the model.
     """
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module._parameters.get("weight"), Tensor) and not isinstance(module, _NORMS)
+    ]
 
-    def names(patterns: Sequence[str], option: str) -> tuple[str, ...]:
+    def names(patterns: Sequence[str], option: str) -> list[str]:
         found: dict[str, None] = {}
         for pattern in patterns:
             try:
@@ -122,13 +129,14 @@ def translate(config: IlwpConfig, model: nn.Module) -> IlwpConfig:
             except re.error as error:
                 raise ConfigError(f"{option}: {pattern!r} is not a regular expression: {error}") from None
             if not matched:
-                raise ConfigError(
-                    f"{option}: {pattern!r} matches nothing in the model; {nearest(pattern, convolutions)}"
-                )
-            found.update(dict.fromkeys(name for name in matched if name in convolutions))
-        return tuple(found)
+                raise ConfigError(f"{option}: {pattern!r} matches nothing in the model; {nearest(pattern, layers)}")
+            found.update(dict.fromkeys(name for name in matched if name in layers))
+        return list(found)
 
-    targets = names(config.target_scopes, "target_scopes")
-    if config.target_scopes and not targets:
-        raise ConfigError(f"target_scopes: {list(config.target_scopes)} match no convolution")
-    return config.replace(ignored_scopes=names(config.ignored_scopes, "ignored_scopes"), target_scopes=targets)
+    def named(ignored: Sequence[str], targets: Sequence[str]) -> tuple[list[str], list[str]]:
+        chosen = names(targets, "target_scopes")
+        if targets and not chosen:
+            raise ConfigError(f"target_scopes: {list(targets)} match no layer with a weight")
+        return names(ignored, "ignored_scopes"), chosen
+
+    return with_scopes(config, named)

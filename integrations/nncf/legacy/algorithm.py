@@ -1,4 +1,4 @@
-"""The algorithm `ilwp` as NNCF 2.19 wants it: a builder, a controller, a scheduler, a loss."""
+"""ilwp's recipes as NNCF 2.19 wants an algorithm: a builder, a controller, a scheduler, a loss."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from nncf.torch.compression_method_api import (
 )
 from nncf.torch.graph.transformations.commands import PTInsertionCommand, PTTargetPoint
 from nncf.torch.graph.transformations.layout import PTTransformationLayout
-from nncf.torch.layers import NNCF_PADDING_VALUE_ATTR_NAME
+from nncf.torch.layers import NNCF_PADDING_VALUE_ATTR_NAME, _NNCFModuleMixin
 from nncf.torch.nncf_network import NNCFNetwork
 from nncf.torch.quantization.algo import QuantizationBuilder, QuantizationController
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.models.chains import Chains, find_chains
 from ilwp_plugin.training import Session, SessionStatistics
 
 from ..config import ALGORITHM, Section, sections_by_name
-from ..saving import bake, explicit, put_on_grid
+from ..network import WrappedNetwork
+from ..saving import finish, put_on_grid
 from ..scopes import ignores, translate
-from .hooks import MaskedWeight, ResidualQuantizer, operands, weight_quantizer, weight_quantizers
+from .hooks import MaskedWeight, WeightHook, remove_hooks, weight_hooks, weight_quantizer, weight_quantizers
 
-__all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp"]
+__all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp", "network_of_model"]
 
 _PRIORITY = 7
 """Behind the masks of pruning (2) and sparsity (3), before quantizers (11)."""
 _MASKS = ("magnitude_sparsity", "rb_sparsity", "const_sparsity")
+_SESSION = "_ilwp_session"
+"""Attribute of a model: what its builders share."""
 
 
 class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
-    """Inserts the residual quantizers, behind all masks."""
+    """Inserts our hooks, behind all masks."""
 
     def __init__(self, config: NNCFConfig, should_init: bool = True) -> None:
         section = Section.find(config)
@@ -54,24 +56,17 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
         super().__init__(NNCFConfig(copy.deepcopy(dict(config))), should_init)
         self.config = config
         self.ignored_scopes = self.target_scopes = None
-        self._resumed: list[list[str]] | None = None
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
-        config, chains = chains_of_network(target_model, self._section)
-        layers = [list(chain.layers) for chain in chains]
-        if self._resumed not in (None, layers):
-            raise TrainingError(
-                f"the checkpoint was trained with the chains {self._resumed}, and this config gives {layers}; resume "
-                "with the config of the checkpoint"
-            )
-        sources = {layer: MaskedWeight(target_model.get_submodule(layer)) for names in layers for layer in names}
-        self._session = Session(config, self._section.schedule, chains, sources, target_model)
+        self._session = session_of(target_model, self._section)
         layout = PTTransformationLayout()
         operations = operation_names(target_model)
-        for loop, names in zip(self._session.loops, layers, strict=False):
-            for number, layer in enumerate(names):
-                point = PTTargetPoint(TargetType.OPERATION_WITH_WEIGHTS, target_node_name=operations[layer])
-                layout.register(PTInsertionCommand(point, ResidualQuantizer(number, loop), _PRIORITY))
+        trained = self._session.parts.parameters()
+        for key in self._session.parts.keys:
+            name = operations[key.removesuffix(".weight")][0]
+            point = PTTargetPoint(TargetType.OPERATION_WITH_WEIGHTS, target_node_name=name)
+            layout.register(PTInsertionCommand(point, WeightHook(key, self._session, trained), _PRIORITY))
+            trained = []  # the first hook holds them
         return layout
 
     def initialize(self, model: NNCFNetwork) -> None:
@@ -81,14 +76,49 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
         _check_neighbours(model, self._session, sections_by_name(self.config))
         return Controller(model, self._session)
 
-    def _get_state_without_name(self) -> dict[str, Any]:
-        return {"chains": [list(chain.layers) for chain in self._session.chains]}
-
-    def _load_state_without_name(self, state_without_name: dict[str, Any]) -> None:
-        self._resumed = state_without_name["chains"]
-
     def _are_frozen_layers_allowed(self) -> tuple[bool, str]:
-        return True, "Frozen layers are predicted as they are"
+        return True, "Frozen layers are quantized as they are"
+
+
+def session_of(model: NNCFNetwork, section: Section) -> Session:
+    """The one session of a model that is being built."""
+    session: Session | None = getattr(model, _SESSION, None)
+    if session is None:
+        operations = operation_names(model)
+        sources = {f"{name}.weight": MaskedWeight(model.get_submodule(name)) for name in operations}
+        network = network_of_model(model)
+        session = Session(translate(section.config, model), section.schedule, network, sources)
+        object.__setattr__(model, _SESSION, session)
+    return session
+
+
+def network_of_model(model: NNCFNetwork) -> WrappedNetwork:
+    """A model as recipes see it, in the order of NNCF's graph."""
+    layers = (name for name in operation_names(model) if isinstance(model.get_submodule(name), nn.modules.conv._ConvNd))
+    return WrappedNetwork.of_model(model, order=tuple(layers))
+
+
+def operation_names(model: NNCFNetwork) -> dict[str, list[str]]:
+    """NNCF's names of the operations of all layers whose weights can be hooked, by module name, in execution order.
+
+    A module that runs several times has as many. A weight that two modules hold cannot be hooked.
+    """
+    names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    found: dict[str, list[str]] = {}
+    for node in model.nncf.get_original_graph().topological_sort():
+        if node.node_type in ("nncf_model_input", "nncf_model_output"):
+            continue
+        module = model.nncf.get_containing_module(node.node_name)
+        if isinstance(module, _NNCFModuleMixin) and isinstance(module, _HOOKED) and holders[id(module.weight)] == 1:
+            found.setdefault(names[id(module)], []).append(node.node_name)
+    return found
+
+
+_HOOKED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.EmbeddingBag)
 
 
 class _Loss(PTCompressionLoss):  # type: ignore[misc]
@@ -110,6 +140,10 @@ class _Scheduler(BaseCompressionScheduler):  # type: ignore[misc]
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
+
+    def step(self, next_step: int | None = None) -> None:
+        super().step(next_step)
+        self._session.begin_step()
 
     def epoch_step(self, next_epoch: int | None = None) -> None:
         super().epoch_step(next_epoch)
@@ -143,17 +177,17 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
 
     @property
     def loss(self) -> PTCompressionLoss:
-        """The weighted inter-layer loss."""
+        """The weighted losses of the recipes."""
         return self._loss
 
     @property
     def scheduler(self) -> BaseCompressionScheduler:
-        """Moves the weight of the loss, and starts the quantization."""
+        """Moves the weight of the inter-layer loss, and starts the quantization."""
         return self._scheduler
 
     def compression_stage(self) -> CompressionStage:
         """Uncompressed before the epoch in which quantization starts, fully compressed from then on."""
-        waits = bool(self.session.loops) and not self.session.quantizes
+        waits = self.session.changes and not self.session.quantizes
         return CompressionStage.UNCOMPRESSED if waits else CompressionStage.FULLY_COMPRESSED
 
     def statistics(self, quickly_collected_only: bool = False) -> NNCFStatistics:
@@ -173,9 +207,17 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
     def strip_model(
         self, model: NNCFNetwork, do_copy: bool = False, strip_format: StripFormat = StripFormat.NATIVE
     ) -> NNCFNetwork:
-        """Leave the reconstructed weights in the model, without hooks."""
+        """Leave exactly what the file restores in the model, without hooks. The others have been stripped before."""
         model = copy_model(model) if do_copy else model
-        bake_network(model, self.session.chains)
+        if hasattr(model, _SESSION):
+            session: Session = model._ilwp_session  # of the model, which may be a copy
+            expected = session.parts.reconstructed() if session.quantizes else {}
+            for key in expected:  # filters that are pruned stay masked in a stripped model
+                module = model.get_submodule(key.removesuffix(".weight"))
+                module.get_parameter("weight").data = session.parts.sources[key].weight().detach()
+            remove_hooks(model)
+            object.__delattr__(model, _SESSION)
+            finish(model, session, expected, weight_quantizers(model))
         for module in model.modules():
             padding = module._buffers.get(NNCF_PADDING_VALUE_ATTR_NAME)
             if padding is not None and not bool(padding.any()):
@@ -184,81 +226,27 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
         return model
 
     def prepare_for_export(self) -> None:
-        """From now on a trace of the model holds the reconstructed weights as constants."""
-        for hook in _hooks(self.model).values():
+        """From now on a trace of the model holds the restored weights as constants."""
+        for hook in weight_hooks(self.model).values():
             hook.remember()
 
 
-def chains_of_network(network: NNCFNetwork, section: Section) -> tuple[Any, Chains]:
-    """The configuration with its scopes as names of modules, and the chains in the order of NNCF's graph."""
-    config = translate(section.config, network)
-    chains = find_chains(
-        network,
-        scope=config.scope,
-        target_scopes=config.target_scopes,
-        ignored_scopes=config.ignored_scopes,
-        layers=config.layers or list(operation_names(network)),
-    )
-    return config, chains
-
-
-def operation_names(network: NNCFNetwork) -> dict[str, str]:
-    """NNCF's names of the operations of all convolutions by module name, in execution order."""
-    names = {id(module): name for name, module in reversed(list(network.named_modules(remove_duplicate=False)))}
-    found: dict[str, str] = {}
-    for node in network.nncf.get_original_graph().topological_sort():
-        if node.node_type in ("nncf_model_input", "nncf_model_output"):
-            continue
-        module = network.nncf.get_containing_module(node.node_name)
-        if isinstance(module, nn.modules.conv._ConvNd):
-            found.setdefault(names[id(module)], node.node_name)
-    return found
-
-
-def _hooks(model: nn.Module) -> dict[str, ResidualQuantizer]:
-    """By the name of the layer."""
-    return {
-        name: operation
-        for name, module in model.named_modules()
-        for operation in operands(module)
-        if isinstance(operation, ResidualQuantizer)
-    }
-
-
-@torch.no_grad()
-def bake_network(model: NNCFNetwork, chains: Chains) -> None:
-    """Replace the hooks by what they compute; a model without hooks stays as it is."""
-    hooks = _hooks(model)
-    if not hooks:
-        return
-    # The loops of the model's own hooks: it may be a copy.
-    loops = {chain.layers: hooks[chain.layers[0]].loop for chain in chains}
-    config = explicit(next(iter(loops.values())).config, chains)
-    if all(loop.enabled for loop in loops.values()):
-        bake(model, loops, config)
-    for layer in hooks:
-        module = model.get_submodule(layer)
-        operations: Any = module.pre_ops
-        for key, operation in list(operations.items()):
-            if isinstance(getattr(operation, "op", None), ResidualQuantizer):
-                del operations[key]
-
-
-def _check_neighbours(model: NNCFNetwork, session: Session, sections: dict[str, Any]) -> None:
+def _check_neighbours(model: NNCFNetwork, session: Session, sections: Any) -> None:
     """Raises TrainingError where another algorithm of the config left a layer of a chain out."""
     operations = operation_names(model)
     for name in sections.keys() & {*_MASKS, "quantization"}:
         section, quantizes = sections[name], name == "quantization"
-        if quantizes and session.loops:
+        if quantizes and session.parts.keys:
             continue  # these layers are on our grid, see QuantizationBesideIlwp
         for chain in session.chains:
             for layer in chain.layers:
                 module = model.get_submodule(layer)
                 there = weight_quantizer(module) is not None if quantizes else MaskedWeight(module).pruned
-                if not there and not ignores(section, operations[layer], "weights" if quantizes else None):
+                operation = operations[layer][0]
+                if not there and not ignores(section, operation, "weights" if quantizes else None):
                     raise TrainingError(
                         f"layer {layer!r}: NNCF's {name} has left its weight out without saying so; name it in the "
-                        f"section's ignored_scopes ({operations[layer]!r}) if that is meant"
+                        f"section's ignored_scopes ({operation!r}) if that is meant"
                     )
 
 
@@ -286,10 +274,10 @@ class _QuantizationController(QuantizationController):  # type: ignore[misc]
 
 
 class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
-    """NNCF's quantization, which leaves the weights of ilwp's layers on their own grid.
+    """NNCF's quantization, which leaves the weights that ilwp quantizes on their own grid.
 
-    int8 would quantize what is quantized already, and the file could not hold the result as residual codes. Activations
-    are quantized as ever. With `"bits": null` ilwp quantizes nothing, and nothing is left out here.
+    int8 would quantize what is quantized already, and the file could not hold the result as the recipe's codes.
+    Activations are quantized as ever.
     """
 
     def _build_controller(self, model: NNCFNetwork) -> QuantizationController:
@@ -300,12 +288,12 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
         section = Section.find(self.config)
-        if section is not None and section.config.bits is not None:
-            _, chains = chains_of_network(target_model, section)
+        if section is not None:
             operations = operation_names(target_model)
+            keys = session_of(target_model, section).parts.keys
+            own = [name for key in keys for name in operations[key.removesuffix(".weight")]]
             own_section: dict[str, Any] = self._algo_config  # type: ignore[has-type]
             weights = dict(own_section.get("weights", {}))
-            own = [operations[layer] for chain in chains for layer in chain.layers]
             weights["ignored_scopes"] = [*weights.get("ignored_scopes", []), *own]
             self._algo_config = {**own_section, "weights": weights}
             # Bits chosen by hand for these weights would name quantizers that are not there.

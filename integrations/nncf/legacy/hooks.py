@@ -16,62 +16,72 @@ from torch.ao.quantization import FakeQuantize
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.training import ClosedLoop
+from ilwp_plugin.training import Session
 
-__all__ = ["MaskedWeight", "ResidualQuantizer", "operands", "weight_quantizer", "weight_quantizers"]
+__all__ = [
+    "MaskedWeight",
+    "WeightHook",
+    "operands",
+    "remove_hooks",
+    "weight_hooks",
+    "weight_quantizer",
+    "weight_quantizers",
+]
 
 
 @COMPRESSION_MODULES.register()
-class ResidualQuantizer(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
-    """Pre-operation of a convolution: its weight becomes what the file will restore.
+class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
+    """Pre-operation of a layer: its weight becomes what the file will restore.
 
     Args:
-        number: of the layer in its chain.
-        loop: of the chain.
+        key: of the weight.
+        session: of the model.
+        trained: what a recipe trains beside the weights; the hook holds it for the optimizer.
     """
 
-    def __init__(self, number: int, loop: ClosedLoop | None = None) -> None:
+    def __init__(self, key: str, session: Session | None = None, trained: list[nn.Parameter] | None = None) -> None:
         super().__init__()
-        self.number, self._loop = number, loop
+        self.key, self._session = key, session
+        self.trained = nn.ParameterList(trained or [])
         self._constant: Tensor | None = None
 
     @property
-    def loop(self) -> ClosedLoop:
-        """That of its chain."""
-        if self._loop is None:
+    def session(self) -> Session:
+        """Of the model."""
+        if self._session is None:
             raise TrainingError(
-                "this residual quantizer has been restored without its chain; restore the model with "
+                f"the hook on {self.key!r} has been restored without its model; restore it with "
                 "create_compressed_model(model, config, compression_state=...)"
             )
-        return self._loop
+        return self._session
 
     def remember(self) -> None:
-        """Keep the reconstruction for traces, which otherwise would record how it is computed."""
+        """Keep the restored weight for traces, which otherwise would record how it is computed."""
+        parts = self.session.parts
         with torch.no_grad(), no_nncf_trace():
-            weight = self.loop.sources[self.number].weight()
-            self._constant = self.loop(self.number, weight).detach().clone()
+            self._constant = parts.weight(self.key, parts.sources[self.key].weight()).detach().clone()
 
     def forward(self, weight: Tensor) -> Tensor:
         if self._constant is not None and is_tracing():  # type: ignore[no-untyped-call]
             return self._constant
         with no_nncf_trace():
-            return self.loop(self.number, weight)
+            return self.session.parts.weight(self.key, weight)
 
     def get_config(self) -> dict[str, Any]:
         """For NNCF's serialization."""
-        return {"number": self.number}
+        return {"key": self.key}
 
     @classmethod
-    def from_config(cls, state: dict[str, Any]) -> ResidualQuantizer:
+    def from_config(cls, state: dict[str, Any]) -> WeightHook:
         """For NNCF's serialization."""
-        return cls(state["number"])
+        return cls(state["key"])
 
 
 class MaskedWeight:
-    """The weight of an NNCF convolution as it enters the residual quantizer: with the masks before it applied.
+    """The weight of a module of NNCF as it enters our hook: with the masks before it applied.
 
     Args:
-        module: the convolution.
+        module: the layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -107,6 +117,21 @@ def operands(module: nn.Module) -> list[nn.Module]:
     """What NNCF runs on the weight of a module before its own forward, in order."""
     operations = getattr(module, "pre_ops", {})
     return [operation.op for operation in operations.values() if hasattr(operation, "op")]
+
+
+def weight_hooks(model: nn.Module) -> dict[str, WeightHook]:
+    """Ours, by key."""
+    found = (op for module in model.modules() for op in operands(module) if isinstance(op, WeightHook))
+    return {hook.key: hook for hook in found}
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Remove ours."""
+    for module in model.modules():
+        operations: Any = getattr(module, "pre_ops", {})
+        for key, operation in list(operations.items()):
+            if isinstance(getattr(operation, "op", None), WeightHook):
+                del operations[key]
 
 
 def weight_quantizer(module: nn.Module) -> nn.Module | None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from nncf.common import composite_compression
+from nncf.common.composite_compression import CompositeCompressionAlgorithmController
 from nncf.common.statistics import NNCFStatistics
 from nncf.config.config import NNCFConfig
 from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
@@ -15,15 +16,17 @@ from nncf.torch.dynamic_graph.patch_pytorch_state import PATCHING_STATE
 
 from ilwp_plugin.errors import TrainingError
 
-from ..config import ALGORITHM, Section, section_schema
-from .algorithm import Builder, QuantizationBesideIlwp
+from ..config import ALGORITHM, Section, algorithms, section_schema
+from .algorithm import Builder, Controller, QuantizationBesideIlwp
 from .stripping import copy_with_masks, estimate_ilwp, save_ilwp
 
 __all__ = ["register", "schema"]
 
 
 def register() -> None:
-    """Make `{"algorithm": "ilwp"}` a section that NNCF knows. A second call does nothing.
+    """Make `{"algorithm": "ilwp"}`, and that of every other recipe, a section that NNCF knows.
+
+    A second call does nothing.
 
     Raises:
         TrainingError: nncf.torch was imported before, without the tracing that JSON configs need.
@@ -35,28 +38,46 @@ def register() -> None:
         )
     if ALGORITHM in PT_COMPRESSION_ALGORITHMS.registry_dict:
         return
-    _add_schema()
+    _add_recipes()
+    _add_validation()
     _add_statistics()
-    PT_COMPRESSION_ALGORITHMS.register(ALGORITHM)(Builder)
     # The registry refuses a second entry of a name; this one stands in the place of NNCF's own.
     PT_COMPRESSION_ALGORITHMS.registry_dict["quantization"] = QuantizationBesideIlwp
     composite_compression.copy_model = copy_with_masks  # which cannot copy the masks of rb_sparsity
+    CompositeCompressionAlgorithmController.add = _add_ours_last
     PTCompressionAlgorithmController.save_ilwp = save_ilwp
     PTCompressionAlgorithmController.estimate_ilwp = estimate_ilwp
 
 
-def _add_schema() -> None:
-    REF_VS_ALGO_SCHEMA[ALGORITHM] = section_schema()
+def _add_recipes() -> None:
+    """Make every recipe that is registered by now an algorithm."""
     # One list stands in both branches, that of a single section and that of an array of them.
     options: list[Any] = NNCF_CONFIG_SCHEMA["properties"]["compression"]["oneOf"][0]["oneOf"]
-    options.append({"$ref": f"#/$defs/{ALGORITHM}"})
+    for name in algorithms():
+        if name not in PT_COMPRESSION_ALGORITHMS.registry_dict:
+            REF_VS_ALGO_SCHEMA[name] = section_schema(name)
+            options.append({"$ref": f"#/$defs/{name}"})
+            PT_COMPRESSION_ALGORITHMS.register(name)(type(f"{Builder.__name__}_{name}", (Builder,), {}))
+
+
+def _add_validation() -> None:
     validate = NNCFConfig.validate
 
     def validate_with_ilwp(loaded_json: dict[str, Any]) -> None:
+        _add_recipes()
         Section.find(loaded_json)  # says more than a schema can
         validate(loaded_json)
 
     NNCFConfig.validate = staticmethod(validate_with_ilwp)
+
+
+_add = CompositeCompressionAlgorithmController.add
+
+
+def _add_ours_last(self: CompositeCompressionAlgorithmController, controller: Any) -> None:
+    """Ours is stripped last, whatever order the config lists: of what the others leave."""
+    _add(self, controller)
+    self._child_ctrls.sort(key=lambda child: isinstance(child, Controller))
 
 
 def _add_statistics() -> None:
@@ -69,7 +90,8 @@ def _add_statistics() -> None:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of NNCF's config with our section in it."""
+    """The JSON schema of NNCF's config with our sections in it."""
     register()
+    _add_recipes()
     found: dict[str, Any] = NNCFConfig.schema()
     return found

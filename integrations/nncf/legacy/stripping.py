@@ -15,15 +15,15 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session
 
-from .. import saving
-from ..saving import check_quantizes, is_baked
+from ..saving import file_of, is_stripped
+from .algorithm import network_of_model
 from .hooks import weight_quantizers
 
 __all__ = ["compressed", "estimate_ilwp", "save_ilwp"]
 
 
 def session_of(controller: PTCompressionAlgorithmController) -> Session | None:
-    """That of the `ilwp` section, if the config had one."""
+    """That of the config's section of ours, if it has one."""
     parts = getattr(controller, "child_ctrls", [controller])
     return next((part.session for part in parts if hasattr(part, "session")), None)
 
@@ -33,15 +33,17 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
 
     Args:
         controller: what `create_compressed_model` returned.
-        fields: of IlwpConfig, where the config has no `ilwp` section or one that quantizes nothing.
+        fields: of IlwpConfig, where the config has no section of ours or one that quantizes nothing.
     """
-    return saving.compressed(session_of(controller), fields, lambda: stripped(controller), weight_quantizers)
+    model = stripped(controller)
+    session = session_of(controller)
+    return file_of(model, network_of_model(model), session, fields, weight_quantizers(model))
 
 
 def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
     """A stripped copy of the controller's model; the model itself where it has been stripped in place."""
     model: nn.Module = controller.model
-    if is_baked(model):
+    if is_stripped(model):
         return model
     _detach_masks(model)
     try:
@@ -74,7 +76,9 @@ def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathL
     Raises:
         TrainingError: the model does not compute with quantized residuals yet.
     """
-    check_quantizes(session_of(controller))
+    session = session_of(controller)
+    if session is not None:
+        session.check_quantizes()
     return compressed(controller, **fields).save(path)
 
 

@@ -52,6 +52,9 @@ class Part:
     def set_epoch(self, epoch: int) -> None:
         """An epoch begins, counted from 0."""
 
+    def begin_step(self) -> None:
+        """A step begins."""
+
     def finished(self) -> bool:
         """Whether it compresses as far as it is going to."""
         return True
@@ -180,7 +183,7 @@ class RBSparsityPart(SparsityPart):
 
 
 class IlwpPart(Part):
-    """Inter-layer weight prediction."""
+    """The recipes of ilwp."""
 
     name = "ilwp"
 
@@ -193,8 +196,11 @@ class IlwpPart(Part):
     def set_epoch(self, epoch: int) -> None:
         self.session.set_epoch(epoch)
 
+    def begin_step(self) -> None:
+        self.session.begin_step()
+
     def finished(self) -> bool:
-        return not self.session.loops or self.session.quantizes
+        return self.session.quantizes or not self.session.changes
 
     def state(self) -> dict[str, Any]:
         return self.session.state()

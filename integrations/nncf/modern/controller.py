@@ -12,7 +12,7 @@ from typing import Any
 import nncf
 import torch
 from nncf.torch.function_hook.hook_storage import decode_hook_name
-from nncf.torch.function_hook.wrapper import get_hook_storage, is_wrapped
+from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE, get_hook_storage, is_wrapped
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
@@ -21,13 +21,24 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session, SessionStatistics
 
-from ..saving import bake, check_quantizes, compressed, explicit, put_on_grid
+from ..network import WrappedNetwork
+from ..saving import file_of, finish
 from .algorithms import IlwpPart, Part
-from .hooks import mask_hooks, parameter_hooks, residual_quantizers, weight_quantizers
+from .hooks import mask_hooks, parameter_hooks, weight_hooks, weight_quantizers
 
-__all__ = ["MASKED_BEFORE", "CompressionStage", "Controller", "Statistics", "weight_fake_quantizers"]
+__all__ = [
+    "MASKED_BEFORE",
+    "SESSION",
+    "CompressionStage",
+    "Controller",
+    "Statistics",
+    "network_of_model",
+    "weight_fake_quantizers",
+]
 
 
+SESSION = "_ilwp_session"
+"""Attribute of a model: its session."""
 MASKED_BEFORE = "_ilwp_masked_before"
 """Attribute of a model: the weights that had masks when ilwp was applied."""
 _WEIGHT_QUANTIZERS = "_ilwp_weight_quantizers"
@@ -65,6 +76,8 @@ class Scheduler:
     def step(self, next_step: int | None = None) -> None:
         """A step begins."""
         self.current_step = self.current_step + 1 if next_step is None else next_step
+        for part in self._parts:
+            part.begin_step()
 
     def epoch_step(self, next_epoch: int | None = None) -> None:
         """An epoch begins."""
@@ -184,18 +197,22 @@ class Controller:
 
     @torch.no_grad()
     def strip(self, do_copy: bool = True) -> nn.Module:
-        """The plain model: masks and reconstructed weights baked in, quantizers as those of torch.
+        """The plain model, exactly as the file restores it: masks baked in, quantizers as those of torch.
 
         Raises:
             TrainingError: a mask or a quantizer has been put behind ilwp's hook.
         """
         model = copy.deepcopy(self._model) if do_copy else self._model
-        if not is_wrapped(model):
+        if not is_wrapped(model) or getattr(model, _WEIGHT_QUANTIZERS, None) is not None:
             return model
-        session = self.session
-        if session is not None:
-            bake_hooks(model, session)
+        session: Session | None = getattr(model, SESSION, None)  # of the model, which may be a copy
+        expected: Mapping[str, Tensor] = {}
         storage = get_hook_storage(model)
+        if session is not None:
+            check_order(model, session)
+            expected = session.parts.reconstructed() if session.quantizes else {}
+            for name in weight_hooks(model):
+                storage.delete_hook(name)
         for name, parameter, mask in list(mask_hooks(model)):
             training, mask.training = mask.training, False
             model.get_parameter(parameter).data = mask(model.get_parameter(parameter).data)
@@ -209,8 +226,7 @@ class Controller:
         if not storage.is_empty():
             model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.NATIVE, example_input=self._example)
         setattr(model, _WEIGHT_QUANTIZERS, quantized)
-        put_on_grid(model, weight_fake_quantizers(model).items())
-        return model
+        return finish(model, session, expected, weight_fake_quantizers(model).items())
 
     def export_model(self, save_path: str | os.PathLike[str], *unused: Any, **options: Any) -> None:
         """Export a stripped copy to ONNX; a path that ends in `.xml` gets OpenVINO's format.
@@ -231,7 +247,9 @@ class Controller:
         torch.onnx.export(model, self._example, os.fspath(save_path), dynamo=False, **known)
 
     def _compressed(self, **fields: Any) -> CompressedModel:
-        return compressed(self.session, fields, self.strip, lambda model: weight_fake_quantizers(model).items())
+        model = self.strip()
+        quantizers = weight_fake_quantizers(model).items()
+        return file_of(model, network_of_model(model), self.session, fields, quantizers, self._example)
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""
@@ -247,7 +265,8 @@ class Controller:
         Raises:
             TrainingError: the model does not compute with quantized residuals yet.
         """
-        check_quantizes(self.session)
+        if self.session is not None:
+            self.session.check_quantizes()
         return self._compressed(**fields).save(path)
 
 
@@ -270,32 +289,24 @@ def check_order(model: nn.Module, session: Session) -> None:
             "out ilwp's layers; apply it before ilwp"
         )
     operations = {name: hook for name, hook in get_hook_storage(model).named_hooks() if name.startswith("pre_hooks")}
-    for chain in session.chains:
-        for layer in chain.layers:
-            hooks = [hook for _, hook in parameter_hooks(model, f"{layer}.weight")]
-            own = [i for i, hook in enumerate(hooks) if hook in residual_quantizers(model).values()]
-            if len(own) != 1 or own[0] != len(hooks) - 1:
+    own = list(weight_hooks(model).values())
+    for key in session.parts.keys:
+        layer = key.removesuffix(".weight")
+        hooks = [hook for _, hook in parameter_hooks(model, key)]
+        if [hook in own for hook in hooks] != [False] * (len(hooks) - 1) + [True]:
+            raise TrainingError(
+                f"layer {layer!r}: expected ilwp's hook once and last on its weight, got "
+                f"{[type(hook).__name__ for hook in hooks]}; apply nncf.prune and nncf.quantize before ilwp"
+            )
+        for name in operations:
+            operation, port = decode_hook_name(name)[1:]
+            if port == 1 and operation.startswith(layer.replace(".", "/") + "/"):
                 raise TrainingError(
-                    f"layer {layer!r}: expected ilwp's hook once and last on its weight, got "
-                    f"{[type(hook).__name__ for hook in hooks]}; apply nncf.prune and nncf.quantize before ilwp"
+                    f"layer {layer!r}: nncf.quantize has put a quantizer behind ilwp's ({name}); apply it before "
+                    "ilwp, which then takes that quantizer off"
                 )
-            for name in operations:
-                operation, port = decode_hook_name(name)[1:]
-                if port == 1 and operation.startswith(layer.replace(".", "/") + "/"):
-                    raise TrainingError(
-                        f"layer {layer!r}: nncf.quantize has put a quantizer behind ilwp's ({name}); apply it before "
-                        "ilwp, which then takes that quantizer off"
-                    )
 
 
-def bake_hooks(model: nn.Module, session: Session) -> None:
-    """Replace ilwp's hooks by what they compute; a model without them stays as it is."""
-    hooks = residual_quantizers(model)
-    if not hooks:
-        return
-    check_order(model, session)
-    loops = {hook.layers: hook.loop for hook in hooks.values()}  # of the model itself, which may be a copy
-    if all(loop.enabled for loop in loops.values()):
-        bake(model, loops, explicit(session.config, session.chains))
-    for name in hooks:
-        get_hook_storage(model).delete_hook(name)
+def network_of_model(model: nn.Module) -> WrappedNetwork:
+    """A model as recipes see it."""
+    return WrappedNetwork.of_model(model, foreign=(ATR_HOOK_STORAGE,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nncf
@@ -12,16 +12,15 @@ from torch import nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.models.chains import Chains, find_chains
 from ilwp_plugin.training import Schedule, Session
 
 from ..config import Section, sections_by_name
 from ..scopes import match, translate
 from .algorithms import SPARSITY_PARTS, IlwpPart, Part, SparsityPart, adapt_batch_norms, prune_masks, quantize
 from .config import NNCFConfig, example_input
-from .controller import MASKED_BEFORE, Controller
+from .controller import MASKED_BEFORE, SESSION, Controller, network_of_model
 from .filter_pruning import prune_filters
-from .hooks import MaskedWeight, ResidualQuantizer, mask_hooks, residual_quantizers, weight_quantizers
+from .hooks import MaskedWeight, Restored, WeightHook, mask_hooks, weight_hooks, weight_quantizers
 
 __all__ = ["apply_ilwp", "controller_of", "create_compressed_model", "load_from_config"]
 
@@ -76,7 +75,6 @@ def create_compressed_model(
         pruned = prune_filters(model, config, sections["filter_pruning"], example, history)
         rebuild["filters"] = pruned.history
         parts.append(pruned)
-    chains = None if chosen is None else _chains(model, chosen, example)
     if state is not None:
         if state["hooks"] is not None:
             model = nncf.torch.load_from_config(model, state["hooks"], allowed_modules=_ALLOWED)
@@ -88,10 +86,10 @@ def create_compressed_model(
             for part in parts:
                 if isinstance(part, SparsityPart):
                     part.follow(model)
-        if chains is not None:
-            _check_neighbours(model, chains, config, sections, example)
-    if section is not None and chosen is not None and chains is not None:
-        session = (_attach if state is None else _reattach)(model, chosen, section.schedule, chains, example)
+    if section is not None and chosen is not None:
+        session = _attach(model, chosen, section.schedule, example, resumed=state is not None)
+        if state is None:
+            _check_neighbours(model, session, config, sections, example)
         parts.append(IlwpPart(session))
     if state is None:
         adapt_batch_norms(model, config, sections.values())
@@ -128,10 +126,9 @@ def apply_ilwp(
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.from_dict(schedule or {})
     chosen = translate(IlwpConfig.of(config), model)
-    if getattr(model, _SESSION, None) is not None or residual_quantizers(wrap_model(model)):
+    if getattr(model, SESSION, None) is not None or weight_hooks(model):
         raise TrainingError("ilwp has been applied to this model already")
-    chains = _chains(model, chosen, example)
-    _attach(model, chosen, schedule, chains, example)
+    _attach(model, chosen, schedule, example)
     return model
 
 
@@ -144,15 +141,15 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
         schedule: of a model restored by NNCF's own `load_from_config`, whose config does not hold it.
     """
     example = example_input if isinstance(example_input, tuple) else (example_input,)
-    session = getattr(model, _SESSION, None)
+    session = getattr(model, SESSION, None)
     if session is None:
-        hooks = list(residual_quantizers(wrap_model(model)).values())
+        hooks = list(weight_hooks(model).values())
         if not hooks:
             raise TrainingError("ilwp has not been applied to this model; call apply_ilwp first")
-        config = hooks[0].config
-        layers = tuple(layer for chain in dict.fromkeys(hook.layers for hook in hooks) for layer in chain)
-        chains = _chains(model, config.replace(layers=layers, target_scopes=(), ignored_scopes=()), example)
-        session = _reattach(model, config, schedule or Schedule(), chains, example)
+        restored = hooks[0].owner
+        assert isinstance(restored, Restored), "other hooks come with their session"
+        session = _attach(model, restored.config, schedule or Schedule(), example, resumed=True)
+        session.parts.load_state(restored.state)
     return Controller(model, [IlwpPart(session)], example, {"filters": None})
 
 
@@ -161,77 +158,74 @@ def load_from_config(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     return nncf.torch.load_from_config(model, config, allowed_modules=_ALLOWED)  # type: ignore[no-any-return]
 
 
-_SESSION = "_ilwp_session"
-
-
-def _chains(model: nn.Module, config: IlwpConfig, example: Any) -> Chains:
-    return find_chains(
-        model,
-        scope=config.scope,
-        target_scopes=config.target_scopes,
-        ignored_scopes=config.ignored_scopes,
-        layers=config.layers,
-        example_inputs=example,
-    )
-
-
-def _session(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: Chains) -> Session:
-    sources = {layer: MaskedWeight(model, layer) for chain in chains for layer in chain.layers}
-    session = Session(config, schedule, chains, sources, model)
-    object.__setattr__(model, _SESSION, session)
-    object.__setattr__(model, MASKED_BEFORE, {parameter for _, parameter, _ in mask_hooks(wrap_model(model))})
-    return session
-
-
-def _attach(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: Chains, example: Any) -> Session:
-    wrap_model(model)
-    session = _session(model, config, schedule, chains)
-    if config.bits is None:
-        return session
-    storage = get_hook_storage(model)
-    if not storage.is_empty():
-        quantized = weight_quantizers(model, example)
-        for chain in chains:
-            for key in set(chain.keys) & quantized.keys():
-                storage.delete_hook(quantized[key])
-    for chain, loop in zip(chains, session.loops, strict=True):
-        for number, key in enumerate(chain.keys):
-            register_post_function_hook(model, key, 0, ResidualQuantizer(config, chain.layers, number, loop))
-    return session
-
-
-def _reattach(model: nn.Module, config: IlwpConfig, schedule: Schedule, chains: Chains, example: Any) -> Session:
-    """Connect restored hooks with the model."""
-    session = _session(model, config, schedule, chains)
-    loops = dict(zip((chain.layers for chain in chains), session.loops, strict=False))
-    found = {hook.layers for hook in residual_quantizers(model).values()}
-    if found != loops.keys():
+def _attach(
+    model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, *, resumed: bool = False
+) -> Session:
+    """Connect a model with a new session, through new hooks or those that NNCF has restored."""
+    found = {hook.key: hook for hook in weight_hooks(model).values()}
+    session = _session(model, config, schedule, example, list(found.values()))
+    storage = get_hook_storage(wrap_model(model))
+    if resumed and found.keys() != set(session.parts.keys):
         raise TrainingError(
-            f"the checkpoint was trained with the chains {sorted(found)}, and this config gives {sorted(loops)}; "
-            "resume with the config of the checkpoint"
+            f"the checkpoint was trained with hooks on {sorted(found)}, and this config gives "
+            f"{sorted(session.parts.keys)}; resume with the config of the checkpoint"
         )
-    for hook in residual_quantizers(model).values():
-        hook.loop = loops[hook.layers]
+    object.__setattr__(model, SESSION, session)
+    object.__setattr__(model, MASKED_BEFORE, {parameter for _, parameter, _ in mask_hooks(model)})
+    network = network_of_model(model)
+    if resumed:
+        for hook in found.values():
+            hook.connect(session, network)
+    else:
+        quantized = {} if storage.is_empty() else weight_quantizers(model, example)
+        trained = session.parts.parameters()
+        for key in session.parts.keys:
+            if key in quantized:
+                storage.delete_hook(quantized[key])
+            register_post_function_hook(model, key, 0, WeightHook(key, session, network, trained))
+            trained = []  # the first hook holds them
     return session
+
+
+def _session(
+    model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, restored: Sequence[WeightHook]
+) -> Session:
+    network = network_of_model(model)
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    sources = {
+        layer.weight: MaskedWeight(model, layer.weight)
+        for layer in network.layers.values()
+        if layer.hooked and counts[id(model.get_parameter(layer.weight))] == 1
+    }
+    for hook in restored:
+        hook.passing = True  # it cannot compute yet, and the order of layers is found by running the model
+    try:
+        return Session(config, schedule, network, sources, example_inputs=example)
+    finally:
+        for hook in restored:
+            hook.passing = False
 
 
 def _check_neighbours(
-    model: nn.Module, chains: Chains, config: NNCFConfig, sections: Mapping[str, Any], example: Any
+    model: nn.Module, session: Session, config: NNCFConfig, sections: Mapping[str, Any], example: Any
 ) -> None:
     """Raises TrainingError where NNCF has left a layer of a chain out."""
     for name in sections:
-        if name == "quantization":
+        if name == "quantization" and not session.parts.keys:
             there = set(weight_quantizers(model, example))
         elif name.endswith("_sparsity"):
-            there = {f"{layer}.weight" for c in chains for layer in c.layers if MaskedWeight(model, layer).pruned}
+            there = {key for chain in session.chains for key in chain.keys if MaskedWeight(model, key).pruned}
         else:
             continue
         scopes = [*(config.get("ignored_scopes") or []), *(sections[name].get("ignored_scopes") or [])]
         weights = sections[name].get("weights", {}).get("ignored_scopes") or []
         meant = {layer for scope in [*scopes, *weights] for layer in match(scope, model)}
-        for chain in chains:
-            for layer in chain.layers:
-                if f"{layer}.weight" not in there and layer not in meant:
+        for chain in session.chains:
+            for layer, key in zip(chain.layers, chain.keys, strict=True):
+                if key not in there and layer not in meant:
                     raise TrainingError(
                         f"layer {layer!r}: NNCF's {name} has left its weight out without saying so; name it in the "
                         "section's ignored_scopes if that is meant"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,65 +19,147 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.training import ClosedLoop
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.training import Session
+from ilwp_plugin.training.parts import Parts
+
+from ..network import DescribedNetwork
 
 __all__ = [
     "FrozenRBPruningMask",
     "MaskedWeight",
-    "ResidualQuantizer",
-    "ilwp_residual_quantize",
+    "Restored",
+    "WeightHook",
+    "ilwp_weight",
     "mask_hooks",
     "parameter_hooks",
-    "residual_quantizers",
+    "weight_hooks",
     "weight_quantizers",
 ]
 
 _MASKS = (UnstructuredPruningMask, RBPruningMask)
 
 
-def ilwp_residual_quantize(weight: Tensor, hook: ResidualQuantizer) -> Tensor:
+def ilwp_weight(weight: Tensor, hook: WeightHook) -> Tensor:
     """One operation for NNCF's graph, whatever goes on inside."""
     if has_torch_function_unary(weight):
-        return handle_torch_function(ilwp_residual_quantize, (weight,), weight, hook)
-    return hook.loop(hook.number, weight)
+        return handle_torch_function(ilwp_weight, (weight,), weight, hook)
+    return weight if hook.passing else hook.owner.parts.weight(hook.key, weight)
 
 
-class ResidualQuantizer(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
+class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
     """Function hook on a parameter: it becomes what the file will restore.
 
     Args:
-        config: of the chain.
-        layers: of the chain, in order.
-        number: of the layer in it.
-        loop: of the chain; None for a hook that is restored from NNCF's config.
+        key: of the weight.
+        owner: the model's session; of a hook that NNCF has restored, what stands for it.
+        network: the model.
+        trained: what recipes train beside the weights; the hook holds it for the optimizer.
+
+    Attributes:
+        passing: whether the weight is left as it is, whatever the recipes say.
     """
 
-    _restored: ClassVar[dict[str, tuple[ClosedLoop, set[int]]]] = {}
-    """Chains whose hooks NNCF is restoring one by one, in any order; they are to share a loop."""
-
-    def __init__(self, config: IlwpConfig, layers: tuple[str, ...], number: int, loop: ClosedLoop) -> None:
+    def __init__(
+        self, key: str, owner: Session | Restored, network: Network | None = None, trained: Sequence[Any] = ()
+    ) -> None:
         super().__init__()
-        self.config, self.layers, self.number, self.loop = config, layers, number, loop
+        self.key, self.passing = key, False
+        self.owner: Session | Restored = owner
+        self.trained = nn.ParameterList(trained)
+        if isinstance(owner, Session) and network is not None:
+            self.connect(owner, network)
+
+    def connect(self, session: Session, network: Network) -> None:
+        """The hook's model is there."""
+        self.owner = session
+        self._shapes = {layer.weight: list(network.state[layer.weight].shape) for layer in network.layers.values()}
 
     def forward(self, weight: Tensor) -> Tensor:
-        return ilwp_residual_quantize(weight, self)
+        return ilwp_weight(weight, self)
 
     def get_config(self) -> dict[str, Any]:
         """For `nncf.torch.get_config`."""
-        return {"config": self.config.to_dict(), "layers": list(self.layers), "number": self.number}
+        if isinstance(self.owner, Restored):
+            return {"key": self.key, **self.owner.described(self.key)}
+        session = self.owner
+        described = {
+            "config": session.config.to_dict(),
+            "layers": [layer for chain in session.chains for layer in chain.layers],
+            "shapes": self._shapes,
+            "parts": session.parts.state(),
+        }
+        return {"key": self.key, **Restored.described_by(described, list(session.parts.keys), self.key)}
 
     @classmethod
-    def from_config(cls, state: dict[str, Any]) -> ResidualQuantizer:
+    def from_config(cls, state: dict[str, Any]) -> WeightHook:
         """For `nncf.torch.load_from_config`."""
-        config, layers, number = IlwpConfig.from_dict(state["config"]), tuple(state["layers"]), state["number"]
-        key = json.dumps([config.to_dict(), layers])
-        loop, numbers = cls._restored.pop(key, (None, set()))
-        if loop is None or number in numbers:
-            loop, numbers = ClosedLoop(config, layers, [_Unknown(layer) for layer in layers]), set()
-        numbers.add(number)
-        if len(numbers) < len(layers):
-            cls._restored[key] = (loop, numbers)
-        return cls(config, layers, number, loop)
+        return cls(state["key"], Restored.of(state["key"], state["keys"], state["model"]))
+
+
+class Restored:
+    """What the hooks of one model share, which NNCF restores one by one, in any order, before their model is there."""
+
+    _latest: ClassVar[Restored | None] = None
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys, self._seen = list(keys), set[str]()
+        self._model: Mapping[str, Any] | None = None
+        self._parts: Parts | None = None
+
+    @classmethod
+    def of(cls, key: str, keys: Sequence[str], model: Mapping[str, Any] | None) -> Restored:
+        """That of the model whose hooks are being restored, or of the next one."""
+        latest = cls._latest
+        if latest is None or latest._keys != list(keys) or key in latest._seen:
+            latest = cls(keys)
+        latest._seen.add(key)
+        latest._model = model or latest._model
+        cls._latest = None if len(latest._seen) == len(keys) else latest
+        return latest
+
+    def described(self, key: str) -> dict[str, Any]:
+        """What `of` takes, once more."""
+        return self.described_by(self._description, self._keys, key)
+
+    @staticmethod
+    def described_by(model: Mapping[str, Any], keys: Sequence[str], key: str) -> dict[str, Any]:
+        """The hooks of a model, and what is known of it: the first hook keeps that for all."""
+        return {"keys": list(keys), "model": dict(model) if key == keys[0] else None}
+
+    @property
+    def config(self) -> IlwpConfig:
+        """Of the session."""
+        return IlwpConfig.from_dict(self._description["config"])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Of the chains."""
+        return tuple(self._description["layers"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the parts."""
+        return dict(self._description["parts"])
+
+    @property
+    def _description(self) -> Mapping[str, Any]:
+        if self._model is None:
+            raise TrainingError("the hook of ilwp that holds the configuration of the others has not been restored")
+        return self._model
+
+    @property
+    def parts(self) -> Parts:
+        """Of the recipes; they know the model's shapes only."""
+        if self._parts is None:
+            sources = {key: _Unknown(key, shape) for key, shape in self._description["shapes"].items()}
+            state = {key: source.weight() for key, source in sources.items()}
+            network = DescribedNetwork.of_state(state, self.layers)
+            self._parts = Parts(self.config, network, {key: sources[key] for key in self._keys})
+            self._parts.load_state(self.state)
+            for source in sources.values():
+                source.ready = False
+        return self._parts
 
 
 class FrozenRBPruningMask(RBPruningMask):  # type: ignore[misc]
@@ -95,31 +176,33 @@ class _Unknown:
 
     pruned = False
 
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
+    def __init__(self, key: str, shape: Sequence[int]) -> None:
+        self.key, self._shape, self.ready = key, tuple(shape), True
 
     def weight(self) -> Tensor:
-        raise TrainingError(
-            f"layer {self.layer!r} has not run yet in this pass, and its hook has been restored without its model; "
-            "call ilwp_integrations.nncf.controller_of(model, example_input)"
-        )
+        if not self.ready:
+            raise TrainingError(
+                f"layer {self.key!r} has not run yet in this pass, and its hook has been restored without its model; "
+                "call ilwp_integrations.nncf.controller_of(model, example_input)"
+            )
+        return torch.zeros(()).expand(self._shape)
 
 
 class MaskedWeight:
-    """The weight of a layer as it enters the residual quantizer: with the masks before it applied.
+    """The weight of a layer as it enters our hook: with the masks before it applied.
 
     Args:
         model: the wrapped model.
-        layer: name.
+        key: of the weight.
     """
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        self.model, self.layer = model, layer
+    def __init__(self, model: nn.Module, key: str) -> None:
+        self.model, self.key = model, key
 
     @property
     def masks(self) -> list[nn.Module]:
         """The masks of NNCF on the weight."""
-        return [hook for _, hook in parameter_hooks(self.model, f"{self.layer}.weight") if isinstance(hook, _MASKS)]
+        return [hook for _, hook in parameter_hooks(self.model, self.key) if isinstance(hook, _MASKS)]
 
     @property
     def pruned(self) -> bool:
@@ -128,7 +211,7 @@ class MaskedWeight:
 
     def weight(self) -> Tensor:
         """A `WeightSource`; the gradient goes to the weight, not to masks that are learned."""
-        weight: Tensor = self.model.get_parameter(f"{self.layer}.weight")
+        weight: Tensor = self.model.get_parameter(self.key)
         masks = self.masks
         if not masks:
             return weight
@@ -155,10 +238,10 @@ def parameter_hooks(model: nn.Module, parameter: str) -> list[tuple[str, nn.Modu
     )
 
 
-def residual_quantizers(model: nn.Module) -> dict[str, ResidualQuantizer]:
-    """By their names in the hook storage; none in a model that is not wrapped."""
+def weight_hooks(model: nn.Module) -> dict[str, WeightHook]:
+    """Ours, by their names in the hook storage; none in a model that is not wrapped."""
     hooks = get_hook_storage(model).named_hooks() if is_wrapped(model) else []
-    return {name: hook for name, hook in hooks if isinstance(hook, ResidualQuantizer)}
+    return {name: hook for name, hook in hooks if isinstance(hook, WeightHook)}
 
 
 def mask_hooks(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:

@@ -8,7 +8,7 @@ from nncf.torch import model_graph_manager
 
 from .config import NNCFConfig, register_default_init_args
 from .creation import create_compressed_model
-from .hooks import ilwp_residual_quantize
+from .hooks import ilwp_weight
 
 __all__ = ["register"]
 
@@ -21,8 +21,8 @@ def register() -> None:
     """
     # Else nncf.prune and nncf.quantize do not see the parameter behind it, and leave the layer out without a word.
     kinds = model_graph_manager.AVAILABLE_NODE_TYPES_FOR_WEIGHT_SUBGRAPH
-    if ilwp_residual_quantize.__name__ not in kinds:
-        kinds.append(ilwp_residual_quantize.__name__)
+    if ilwp_weight.__name__ not in kinds:
+        kinds.append(ilwp_weight.__name__)
     for module, name, value in (
         (nncf, "NNCFConfig", NNCFConfig),
         (nncf.torch, "create_compressed_model", create_compressed_model),

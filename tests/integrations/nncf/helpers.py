@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from ilwp_plugin.testing import settle
 from ilwp_plugin.zoo import build_model
 
-ILWP = {"algorithm": "ilwp", "bits": 4, "loss_weight": 3.0}
+ILWP = {"algorithm": "ilwp", "preset": "paper", "bits": 4, "loss_weight": 3.0}
+"""The chains alone: outputs then stay the same bit for bit from training to file."""
+WHOLE = {"algorithm": "ilwp", "loss_weight": 3.0}
+"""The default: every layer, norms and biases."""
 MAGNITUDE = {
     "algorithm": "magnitude_sparsity",
     "sparsity_init": 0.3,
@@ -54,6 +57,11 @@ def compressed(sections: Any, model: nn.Module | None = None, state: Any = None,
     model = network() if model is None else model
     sections = list(sections) if isinstance(sections, tuple) else sections
     return create_compressed_model(model, config_of(sections, **more), compression_state=state, dump_graphs=False)
+
+
+def session_of(controller: Any) -> Any:
+    """That of the section of ours."""
+    return next(c.session for c in getattr(controller, "child_ctrls", [controller]) if hasattr(c, "session"))
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

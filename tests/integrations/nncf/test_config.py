@@ -41,8 +41,9 @@ def test_a_wrong_section_is_refused_when_it_is_read(section: dict[str, Any], mes
 
 
 def test_two_sections_are_refused() -> None:
-    with pytest.raises(ConfigError, match="2 sections 'ilwp'"):
-        NNCFConfig.from_dict({"compression": [ILWP, ILWP]})
+    for second in (ILWP, {"algorithm": "grid", "weight_step": 0.05}):
+        with pytest.raises(ConfigError, match=r"2 sections of ilwp \('ilwp', '(ilwp|grid)'\), expected one"):
+            NNCFConfig.from_dict({"compression": [ILWP, second]})
 
 
 def test_scopes_of_the_whole_config_count_too() -> None:

@@ -16,7 +16,7 @@ from ilwp_plugin import load
 from ilwp_plugin.errors import TrainingError
 from tests.integrations.nncf.helpers import images, network, optimizer_of, train
 
-CONFIG = {"bits": 4, "loss_weight": 3.0}
+CONFIG = {"preset": "paper", "bits": 4, "loss_weight": 3.0}
 
 
 def pruned(model: nn.Module) -> nn.Module:

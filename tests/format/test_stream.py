@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ilwp_plugin.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.faults import FAULTS

@@ -149,7 +149,7 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
         restored = hooks[0].owner
         assert isinstance(restored, Restored), "other hooks come with their session"
         session = _attach(model, restored.config, schedule or Schedule(), example, resumed=True)
-        session.parts.load_state(restored.state)
+        session.parts.load_state_dict(restored.state)
     return Controller(model, [IlwpPart(session)], example, {"filters": None})
 
 

@@ -87,7 +87,7 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
             "config": session.config.to_dict(),
             "layers": [layer for chain in session.chains for layer in chain.layers],
             "shapes": self._shapes,
-            "parts": session.parts.state(),
+            "parts": session.parts.state_dict(),
         }
         return {"key": self.key, **Restored.described_by(described, list(session.parts.keys), self.key)}
 
@@ -156,7 +156,7 @@ class Restored:
             state = {key: source.weight() for key, source in sources.items()}
             network = DescribedNetwork.of_state(state, self.layers)
             self._parts = Parts(self.config, network, {key: sources[key] for key in self._keys})
-            self._parts.load_state(self.state)
+            self._parts.load_state_dict(self.state)
             for source in sources.values():
                 source.ready = False
         return self._parts

@@ -139,12 +139,14 @@ class StepGroup:
         keys: of the weights.
         measured: whether each gets a step of its own, by what its errors do to the outputs.
         share: of a mean step that is chosen for several groups together.
+        least: by key, the smallest step that a weight may have, whatever the mean.
     """
 
     mean: float | Literal["auto"]
     keys: tuple[str, ...]
     measured: bool
     share: float = 1.0
+    least: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

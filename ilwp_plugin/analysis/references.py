@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,20 +53,42 @@ class ReferenceShares:
         }
 
 
-def reference_shares(kernel_size: tuple[int, int], layers: Sequence[str], kernels: Sequence[Tensor]) -> ReferenceShares:
+SAMPLE = 2048
+"""Kernels of a layer that are searched for, at most."""
+
+
+def reference_shares(
+    kernel_size: tuple[int, int],
+    layers: Sequence[str],
+    kernels: Sequence[Tensor],
+    report: Callable[[int, int], None] | None = None,
+) -> ReferenceShares:
     """Search the best reference of every kernel, among the unquantized kernels of all earlier layers.
+
+    Of layers with more than SAMPLE kernels, as dense convolutions have, as many are searched for, at even distances:
+    a share is then known to some two per cent.
 
     Args:
         kernel_size: height and width.
         layers: names, in order.
         kernels: (kernels, taps) float32 of each layer.
+        report: is told how many kernels are done, and of how many.
     """
     counts = torch.tensor([len(layer) for layer in kernels])
     ends = counts.cumsum(0)
     rows = [(0.0,) * len(layers)]
+    samples = [layer[:: -(-len(layer) // SAMPLE)] for layer in kernels]
+    total, done = sum(map(len, samples[1:])), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if report is not None:
+            report(done, total)
+
     for i in range(1, len(kernels)):
-        best = nearest_kernels(kernels[i], torch.cat(list(kernels[:i])))
+        best = nearest_kernels(samples[i], torch.cat(list(kernels[:i])), tell)
         sources = torch.bucketize(best, ends, right=True)
-        share = torch.bincount(sources, minlength=len(layers)).double() / len(kernels[i])
+        share = torch.bincount(sources, minlength=len(layers)).double() / len(samples[i])
         rows.append(tuple(share.tolist()))
     return ReferenceShares(kernel_size, tuple(layers), tuple(rows))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def analyze(
     config: IlwpConfig | None = None,
     *,
     example_inputs: Any = None,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw the heat map of best references (Fig. 2, 3) and the distributions (Fig. 7) of every chain.
 
@@ -42,6 +44,7 @@ def analyze(
         folder: is made if need be.
         config: chooses the layers.
         example_inputs: see `compress`.
+        report: is told what is searched, how many kernels are done, and of how many.
 
     Returns:
         What `analysis.json` holds: by kernel size and title, `references` and `distributions`.
@@ -53,7 +56,7 @@ def analyze(
     folder = Path(folder)
     found: dict[str, dict[str, Analysis]] = {}
     for title, model in models.items():
-        for size, analysis in _analyses(model, config, example_inputs).items():
+        for size, analysis in _analyses(model, config, example_inputs, report).items():
             found.setdefault(size, {})[title] = analysis
     result = {size: {title: _to_dict(a) for title, a in panels.items()} for size, panels in found.items()}
     try:
@@ -76,14 +79,21 @@ def analysis_of(model: Model, config: IlwpConfig | None = None, *, example_input
     return {size: _to_dict(analysis) for size, analysis in _analyses(model, config, example_inputs).items()}
 
 
-def _analyses(model: Model, config: IlwpConfig | None, example_inputs: Any) -> dict[str, Analysis]:
+def _analyses(
+    model: Model,
+    config: IlwpConfig | None,
+    example_inputs: Any,
+    report: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Analysis]:
     state: Mapping[str, Tensor] = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
     found: dict[str, Analysis] = {}
     options = IlwpConfig.of(config).ilwp() or IlwpOptions()
     for chain in chains_of(model, options, example_inputs=example_inputs):
         kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
-        shares = reference_shares(chain.kernel_size, chain.layers, kernels)
-        found[f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"] = (shares, distributions(kernels))
+        size = f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"
+        tell = None if report is None else partial(report, f"references of {size} kernels")
+        shares = reference_shares(chain.kernel_size, chain.layers, kernels, tell)
+        found[size] = (shares, distributions(kernels))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,14 +99,18 @@ def _width(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, where that is a terminal; yields a function (what, done, total) to move it.
+    """Progress on stderr; yields a function (what, done, total) that tells it.
 
-    A bar that is full goes away.
+    On a terminal there are bars, with the time that is left; one that is full goes away. Elsewhere what takes long says
+    how far it is, and how long it will take, now and then.
     """
+    if not errors.is_terminal:
+        yield _Reports().tell
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def move(what: str, done: int, total: int) -> None:
@@ -114,3 +119,34 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[what], completed=done, visible=done < total)
 
         yield move
+
+
+class _Reports:
+    """Lines instead of bars."""
+
+    EVERY = 20.0
+    """Seconds between two lines."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._begun: dict[str, float] = {}
+        self._open: dict[str, tuple[int, int]] = {}
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        begun = self._begun.setdefault(what, now)
+        self._open[what] = (done, total)
+        if done >= total:
+            del self._open[what]
+        elif now - self._last >= self.EVERY:
+            self._last = now
+            stand = "; ".join(f"{name}: {some:,} of {all_:,}" for name, (some, all_) in self._open.items())
+            left = f", about {_duration((now - begun) * (total - done) / done)} left for {what}" if done else ""
+            errors.print(f"ilwp: {stand}{left}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -45,26 +45,32 @@ def estimate(
     from ilwp_plugin.method.prediction import PREDICTORS
     from ilwp_plugin.method.quantization import BITS
     from ilwp_plugin.models.weights import read_state_dict
-    from ilwp_plugin.pipeline.compress import estimate as estimate_model
+    from ilwp_plugin.pipeline.estimates import estimates
 
     state = read_state_dict(source, key, mapped=True)
     grid = [(mode, bits) for mode in PREDICTORS for bits in BITS]
-    sizes = []
+    sizes: list[dict[str, int]] = []
     with ui.progress_bar() as report, warnings.catch_warnings():
         warnings.simplefilter("ignore", IlwpWarning)  # few bits are worse than zeros for some layers; none is chosen
-        for done, (mode, bits) in enumerate(grid):
-            report("estimates", done, len(grid))
-            ledger = estimate_model(state, base.replace(mode=mode, bits=bits))
+        ledgers = estimates(state, base, grid, lambda _, done, total: report(_named(grid[len(sizes)]), done, total))
+        for ledger in ledgers:
             sizes.append(ledger.whole.to_dict())
+            report("estimates", len(sizes), len(grid))
     if as_json:
         rows = zip(grid, sizes, strict=True)
         ui.print_json({"rows": [{"mode": mode, "bits": bits, **size} for (mode, bits), size in rows]})
         return
     parts = [part for part in sizes[0] if any(size[part] for size in sizes)]
     heads = ["mode", *(part.removesuffix("_bytes").replace("_", " ") for part in parts)]
-    estimates = zip(grid, sizes, strict=True)
-    cells = [[f"{mode} {bits}", *(f"{size[part]:,}" for part in parts)] for (mode, bits), size in estimates]
+    cells = [[_named(choice), *(f"{size[part]:,}" for part in parts)] for choice, size in zip(grid, sizes, strict=True)]
     ui.table(f"{source}: bytes by mode and bits", heads, cells)
+    if all(size == sizes[0] for size in sizes):
+        output.print("no two layers predict each other here, so modes and bits make no difference")
+
+
+def _named(choice: tuple[str, int]) -> str:
+    mode, bits = choice
+    return f"{mode} {bits}"
 
 
 def analyze(
@@ -86,7 +92,9 @@ def analyze(
     from ilwp_plugin import analysis
     from ilwp_plugin.models.weights import read_state_dict
 
-    result = analysis.analyze({source.name: read_state_dict(source, key, mapped=True)}, out, chosen)
+    state = read_state_dict(source, key, mapped=True)
+    with ui.progress_bar() as report:
+        result = analysis.analyze({source.name: state}, out, chosen, report=report)
     if as_json:
         ui.print_json(result)
         return

@@ -94,6 +94,7 @@ def choose_steps(
             chosen.update({key: safe_step(weight) or 1.0 for key, weight in weights.items()})
         else:
             chosen.update(dict.fromkeys(weights, group.mean))
+        chosen.update({key: max(chosen[key], least) for key, least in group.least.items()})
     return chosen
 
 

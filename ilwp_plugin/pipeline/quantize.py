@@ -14,7 +14,7 @@ from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.pipeline.calibration import BatchNormMoments, calibrate
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.plan import Plan, Progress
-from ilwp_plugin.recipes.base import Encoding, EncodingContext, NormFit, Recipe
+from ilwp_plugin.recipes.base import Encoding, EncodingContext, NormFit, Recipe, kernels_of
 
 __all__ = ["LARGE_ERROR", "Quantized", "few", "quantize"]
 
@@ -61,7 +61,7 @@ class _Pass:
 
     def __init__(self, plan: Plan, recipes: Sequence[Recipe], progress: Progress | None, trained: bool) -> None:
         self._plan, self._trained = plan, trained
-        rows = sum(_rows(plan, key) for claims in plan.claims for key in claims.tensors)
+        rows = sum(kernels_of(plan.network.state[key]) for claims in plan.claims for key in claims.tensors)
         counter = _ProgressCounter(progress, rows)
         context = EncodingContext(
             plan.network, plan.infos, plan.steps(recipes), plan.request.references, counter.finished, counter.searched
@@ -110,11 +110,6 @@ class _Pass:
         values = {"running_mean": mean.float(), "running_var": unbiased.float()}
         self.changed.update({f"{name}.{key}": value for key, value in values.items()})
         return values
-
-
-def _rows(plan: Plan, key: str) -> int:
-    shape = plan.network.state[key].shape
-    return int(shape[0]) if shape else 1
 
 
 def quantize(

@@ -7,6 +7,7 @@ each of what the earlier ones have left.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ __all__ = [
     "WeightSource",
     "WeightTraining",
     "check_finite",
+    "kernels_of",
 ]
 
 AUTO: Literal["auto"] = "auto"
@@ -137,12 +139,14 @@ class StepGroup:
         keys: of the weights.
         measured: whether each gets a step of its own, by what its errors do to the outputs.
         share: of a mean step that is chosen for several groups together.
+        least: by key, the smallest step that a weight may have, whatever the mean.
     """
 
     mean: float | Literal["auto"]
     keys: tuple[str, ...]
     measured: bool
     share: float = 1.0
+    least: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -388,6 +392,11 @@ class Recipe(ABC):
 RECIPES: Registry[type[Recipe]] = Registry("recipe")
 
 
+def kernels_of(weight: Tensor) -> int:
+    """What progress is counted in: kernels of convolutions, rows of other tensors."""
+    return math.prod(weight.shape[:2] if weight.dim() == 4 else weight.shape[:1])
+
+
 def check_finite(name: str, weight: Tensor) -> None:
     """Raises TensorError where a tensor holds NaN or infinity."""
     bad = int((~weight.isfinite()).sum())
@@ -414,7 +423,7 @@ class WeightEncoding(Encoding):
         self.done.add(info.name)
         if bool((restored == 0).all()) and bool((value != 0).any()):
             self.notes[self.context.network.layer_of(key)] = "becomes 0 as a whole"
-        self.context.progress(key, value.shape[0] if value.dim() else 1)
+        self.context.progress(key, kernels_of(value))
         restored = restored.to(value.dtype).reshape(value.shape)
         if not bool(restored.isfinite().all()):
             raise TensorError(

@@ -79,6 +79,11 @@ class GridOptions(StepOptions):
         "0.5 needs calibration inputs or training, so that the rest of the network can follow; 'auto' is "
         f"{CALIBRATED_DEAD_ZONE} with calibration inputs, else 0.5.",
     )
+    weight_bits: Annotated[int, Field(strict=True, ge=2, le=16)] | None = Field(
+        default=None,
+        description="Bits of a code of these weights at most, as hardware has them: a layer whose largest weight needs "
+        "more gets a larger step. null sets no limit.",
+    )
     feedback_damping: Step = Field(
         default=10.0,
         description="Damping of the error feedback of these weights, as a share of the mean input energy. Small "
@@ -148,7 +153,16 @@ class Grid(WeightRecipe):
             return ()
         biases = claims.weights if isinstance(claims, GridClaims) else {}
         keys = tuple(key for key in claims.tensors if key not in biases)
-        return (StepGroup(step, keys, self.options.step_allocation == "measured"),)
+        least: dict[str, float] = {}
+        if self._largest is not None:
+            least = {key: float(network.state[key].detach().abs().max()) / self._largest for key in keys}
+        return (StepGroup(step, keys, self.options.step_allocation == "measured", least=least),)
+
+    @property
+    def _largest(self) -> int | None:
+        """The largest code of a weight, where there is a limit."""
+        bits = self.options.weight_bits
+        return None if bits is None else (1 << (bits - 1)) - 1
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         assert isinstance(claims, GridClaims) or not claims.tensors
@@ -184,10 +198,10 @@ class Grid(WeightRecipe):
         dead_zone = 0.5 if self.options.dead_zone == AUTO else self.options.dead_zone
         with naming(f"tensor {key!r}"):
             if feedback is None:
-                codes = grid_codes(weight, step, dead_zone)
+                codes = grid_codes(weight, step, dead_zone, self._largest)
             else:
                 target = feedback.target(weight)
-                rounding = dead_zone_rounding(dead_zone)
+                rounding = dead_zone_rounding(dead_zone, self._largest)
                 codes = feedback.codes(target, torch.zeros_like(target), step, rounding, self.options.feedback_damping)
                 check_codes(codes, step)
         stored = IntegerTensor(codes.cpu().numpy().astype(np.int16), np.asarray(step, np.float32))
@@ -196,7 +210,7 @@ class Grid(WeightRecipe):
     def restored(self, key: str, weight: Tensor, step: float | None) -> Tensor:
         assert step is not None
         dead_zone = 0.5 if self.options.dead_zone == AUTO else self.options.dead_zone
-        return restore_codes(grid_codes(weight, step, dead_zone), step).to(weight.dtype)
+        return restore_codes(grid_codes(weight, step, dead_zone, self._largest), step).to(weight.dtype)
 
     def sections(self, entries: Sequence[tuple[TensorInfo, Any]]) -> Sequence[Section]:
         infos, values = zip(*entries, strict=True)
@@ -276,7 +290,7 @@ class _GridEncoding(WeightEncoding):
         for bias, weight in self._biases.items():
             steps[bias] = (steps[weight] if weight in claims.tensors else mean) * BIAS_SHARE
         super().__init__(recipe, claims, replace(context, steps=steps))
-        self._weights, self._plain = recipe, Grid(recipe.options.changed(dead_zone=0.5))
+        self._weights, self._plain = recipe, Grid(recipe.options.changed(dead_zone=0.5, weight_bits=None))
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
         self._recipe = self._plain if key in self._biases else self._weights

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.analysis import analyze, distributions, reference_shares
+from ilwp_plugin.analysis import analyze, distributions, reference_shares, references
 from ilwp_plugin.errors import ChainError, FileError, TensorError
 
 
@@ -24,6 +24,19 @@ def test_shares_count_the_nearest_kernels() -> None:
 def test_two_layers_have_no_choice(tmp_path: Path) -> None:
     assert reference_shares((3, 3), ["a", "b"], [torch.ones(2, 9), torch.ones(2, 9)]).previous_layer_share is None
     analyze({"x": {f"{n}.weight": torch.ones(2, 1, 3, 3) for n in "ab"}}, tmp_path)
+
+
+def test_large_layers_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense convolutions have hundreds of thousands of kernels, of which a search takes hours."""
+    generator = torch.Generator().manual_seed(0)
+    kernels = [torch.randn(n, 9, generator=generator) for n in (300, 700, 1000)]
+    exact = reference_shares((3, 3), ["a", "b", "c"], kernels)
+    monkeypatch.setattr(references, "SAMPLE", 400)
+    told: list[tuple[int, int]] = []
+    sampled = reference_shares((3, 3), ["a", "b", "c"], kernels, lambda done, total: told.append((done, total)))
+    assert told[-1] == (350 + 334, 350 + 334) and told == sorted(told)
+    assert np.abs(np.array(exact.shares) - np.array(sampled.shares)).max() < 0.08
+    assert [sum(row) for row in sampled.shares] == pytest.approx([0, 1, 1])
 
 
 def test_distributions_against_scipy() -> None:

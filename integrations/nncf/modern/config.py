@@ -13,7 +13,7 @@ from torch import Tensor
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, nearest
 
-from ..config import ALGORITHM, Section, algorithm_sections, section_schema
+from ..config import Section, algorithm_sections, algorithms, section_schema
 
 __all__ = ["NNCFConfig", "check_keys", "example_input", "init_inputs", "register_default_init_args", "schema"]
 
@@ -90,7 +90,7 @@ class NNCFConfig(dict[str, Any]):
         for section, name in zip(algorithm_sections(loaded_json), names, strict=True):
             if names.count(name) > 1:
                 raise ConfigError(f"compression: two sections {name!r}")
-            if name != ALGORITHM:
+            if name not in algorithms():
                 check_keys(section)
         masks = [str(name) for name in names if str(name).endswith("_sparsity")]
         if len(masks) > 1:
@@ -101,7 +101,7 @@ def check_keys(section: Mapping[str, Any]) -> None:
     """Raises ConfigError for an algorithm or an option that has no counterpart in NNCF 3."""
     name = section.get("algorithm")
     if name not in KNOWN:
-        mapped = nearest(str(name), [*KNOWN, ALGORITHM])
+        mapped = nearest(str(name), [*KNOWN, *algorithms()])
         raise ConfigError(f"algorithm {name!r} cannot be mapped to NNCF 3; NNCF 2.19 may have it. {mapped}")
 
     def check(values: Mapping[str, Any], place: str) -> None:
@@ -119,7 +119,7 @@ def check_keys(section: Mapping[str, Any]) -> None:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of what is mapped from NNCF 2's config, with our section in it."""
+    """The JSON schema of what is mapped from NNCF 2's config, with our sections in it."""
 
     def place(name: str, path: str) -> dict[str, Any]:
         inner = KNOWN[name]
@@ -129,7 +129,7 @@ def schema() -> dict[str, Any]:
             properties[key] = place(name, below) if below in inner else {}
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
-    sections: dict[str, Any] = {ALGORITHM: section_schema()}
+    sections: dict[str, Any] = {name: section_schema(name) for name in algorithms()}
     for name in KNOWN:
         sections[name] = place(name, "")
         sections[name]["properties"] |= {"algorithm": {"const": name}, **{scope: {} for scope in _SCOPES}}

@@ -28,6 +28,9 @@ class Shown(Protocol):
     @property
     def metadata(self) -> Mapping[str, Any]: ...
 
+    @property
+    def left(self) -> Mapping[str, str]: ...
+
 
 def _layers(file: Shown) -> list[Summary]:
     found = [summary for section in file.sections for summary in section.summaries()]
@@ -48,8 +51,7 @@ def report_of(file: Shown) -> dict[str, Any]:
     }
     tensors = {name: parts.file_bytes for name, parts in by_layer.items() if name not in layers}
     report = {**file.ledger.whole.to_dict(), "layers": layers, "tensors": tensors, "metadata": file.metadata}
-    left = getattr(file, "left", None)  # known when a model was just compressed
-    return {**report, "left": left} if left else report
+    return {**report, "left": dict(file.left)} if file.left else report
 
 
 def _bytes(layer: Summary, by_layer: Mapping[str, LayerBytes]) -> LayerBytes:
@@ -99,7 +101,7 @@ def show(file: Shown, title: str) -> None:
         name = kind.replace("_", " ")
         ui.table(f"{name} (entropy in bits a value)" if "entropy" in columns else name, heads, rows)
     reasons: dict[str, list[str]] = {}
-    for layer_name, reason in getattr(file, "left", {}).items():
+    for layer_name, reason in file.left.items():
         reasons.setdefault(reason, []).append(layer_name)
     for reason, names in reasons.items():
         more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections import Counter
@@ -71,6 +72,13 @@ class IlwpFile:
             if isinstance(section, MetadataSection):
                 return section.value
         return {}
+
+    @property
+    def left(self) -> dict[str, str]:
+        """Tensors of real or complex numbers, not single ones, that are stored as they are, by name."""
+        exact = {name for section in self.sections if section.lossless for name in section.names}
+        inexact = [info for info in self.infos if info.dtype.startswith(("float", "bfloat", "complex"))]
+        return {i.name: "in full precision" for i in inexact if i.name in exact and math.prod(i.shape) > 1}
 
     def info(self, name: str) -> TensorInfo:
         """A tensor's entry in the directory.

@@ -1,4 +1,4 @@
-"""What a user has set up around a call: default device and dtype, autocast. Our arithmetic goes by none of it.
+"""What a user has set up around a call: default device and dtype, inference mode, autocast. Our arithmetic ignores it.
 
 `exact` leaves it, and `as_user` goes back to it, for the user's own code: models, functions and loaders.
 """
@@ -19,6 +19,7 @@ __all__ = ["as_user", "exact"]
 class _Surroundings:
     device: torch.device
     dtype: torch.dtype
+    inference: bool
     autocast: dict[str, torch.dtype]
 
     @classmethod
@@ -26,7 +27,8 @@ class _Surroundings:
         device = torch.get_default_device()
         kinds = {"cpu", device.type, *(("cuda",) if torch.cuda.is_available() else ())}
         kinds = {kind for kind in kinds if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)}
-        return cls(device, torch.get_default_dtype(), {kind: torch.get_autocast_dtype(kind) for kind in kinds})
+        autocast = {kind: torch.get_autocast_dtype(kind) for kind in kinds}
+        return cls(device, torch.get_default_dtype(), torch.is_inference_mode_enabled(), autocast)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -37,13 +39,15 @@ class _Surroundings:
             if self.dtype != before.dtype:
                 torch.set_default_dtype(self.dtype)
                 stack.callback(torch.set_default_dtype, before.dtype)
+            if self.inference != before.inference:
+                stack.enter_context(torch.inference_mode(self.inference))
             for kind in {*self.autocast, *before.autocast}:
                 if (dtype := self.autocast.get(kind)) != before.autocast.get(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=dtype is not None))
             yield
 
 
-_PLAIN = _Surroundings(torch.device("cpu"), torch.float32, {})
+_PLAIN = _Surroundings(torch.device("cpu"), torch.float32, False, {})
 _USER: ContextVar[_Surroundings | None] = ContextVar("surroundings", default=None)
 
 

@@ -13,7 +13,8 @@ and what are many follows these rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ MOST_BYTES = 4 << 30
 
 _TRIED = 2
 """Examples that the model is tried with: some models drop a dimension where there is only one."""
+
+_TRIED_ENTRIES = 8
+"""Of a batch that the model does not run with as a whole."""
 
 _CONSTANTS = (type(None), bool, int, float, str)
 
@@ -125,6 +129,8 @@ class _Reader:
         if len(given) < 2 or not _alike(given):
             return [given]
         single = self._outcome(given[0])
+        if single is not None and isinstance(given[0], Tensor) and self._outcome(given[0][None]) is None:
+            return list(given)  # examples, which is what will be said
         if whole is None and single is None:
             raise CalibrationError(
                 f"calibration: {type(self._model).__name__} runs with a tuple of {len(given)} both as arguments and as "
@@ -170,32 +176,35 @@ class _Reader:
 
     def _refusal(self, given: Any, batch: Any, failure: Exception) -> CalibrationError:
         """What the model does not run with, and what it would run with."""
-        name = type(self._model).__name__
         mend = "give batches of inputs as the model takes them, without labels"
         if self._pick is not None:
             mend = "`inputs` has to return what the model is called with: a tensor, a tuple or a dict of arguments"
         elif isinstance(batch, Tensor) and self._failure(batch[None]) is None:
             mend = "that is one example, and the model takes batches: torch.stack(examples) makes one"
         elif isinstance(batch, (tuple, dict)):
-            keys = range(len(batch)) if isinstance(batch, tuple) else list(batch)
-            for key in keys:
-                if self._failure(batch[key]) is None:
-                    mend = (
-                        f"it runs with entry {key!r} alone: "
-                        f"compress(..., calibration=batches, inputs=lambda batch: batch[{key!r}])"
-                    )
-                    break
-            else:
-                mend = (
-                    "pick what it takes from each batch: "
-                    "compress(..., calibration=batches, inputs=lambda batch: (batch[0], ...))"
-                )
+            found = self._picked(batch)
+            picked = "(batch[0], ...)" if found is None else found
+            mend = "it runs with a part of each batch" if found else "pick what it takes from each batch"
+            mend = f"{mend}: compress(..., calibration=batches, inputs=lambda batch: {picked})"
         if isinstance(failure, CalibrationError):
             return CalibrationError(f"calibration: {failure}; {mend}")
         return CalibrationError(
-            f"{name} does not run on the calibration inputs, {_described(given)} ({type(failure).__name__}: "
-            f"{' '.join(str(failure).split())}); {mend}"
+            f"{type(self._model).__name__} does not run on the calibration inputs, {_described(given)} "
+            f"({type(failure).__name__}: {' '.join(str(failure).split())}); {mend}"
         )
+
+    def _picked(self, batch: tuple[Any, ...] | dict[Any, Any]) -> str | None:
+        """A part of a batch that the model runs with, as an expression."""
+        if isinstance(batch, tuple):
+            for count in range(len(batch) - 1, 1, -1):
+                if self._failure(batch[:count]) is None:
+                    return f"batch[:{count}]"
+        else:
+            known = [key for key in batch if key in _parameters(self._model)]
+            if known and self._failure({key: batch[key] for key in known}) is None:
+                return "{" + ", ".join(f"{key!r}: batch[{key!r}]" for key in known) + "}"
+        keys = list(range(len(batch)) if isinstance(batch, tuple) else batch)[:_TRIED_ENTRIES]
+        return next((f"batch[{key!r}]" for key in keys if self._failure(batch[key]) is None), None)
 
     def _check(self, tensor: Tensor) -> Tensor:
         self._bytes += tensor.numel() * tensor.element_size()
@@ -210,6 +219,14 @@ class _Reader:
                 f"{len(tensor)} examples of a batch; leave them out, or mend what loads them"
             )
         return tensor
+
+
+def _parameters(model: nn.Module) -> Collection[str]:
+    """The names of the arguments that a model takes."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 def device_of(model: nn.Module) -> torch.device:

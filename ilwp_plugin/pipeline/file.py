@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -47,8 +45,6 @@ __all__ = ["CompressedModel", "assembled", "load", "loads", "lossless_sections",
 
 S = TypeVar("S", bound=Section)
 
-_AS_THEY_ARE = (RawSection, SparseSection, FieldSection, FloatSection)
-_INEXACT = re.compile("b?float|complex")
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WORTH_FIELDS = 64
 """Integers of fewer bytes are not worth a look."""
@@ -246,7 +242,7 @@ class CompressedModel:
             TensorError: a compressed tensor is missing, or has changed since.
         """
         state = network_of(model).state
-        kept = [section for section in self.sections if section.names and not isinstance(section, _AS_THEY_ARE)]
+        kept = [section for section in self.sections if section.names and not section.lossless]
         claimed = [name for section in kept for name in section.names]
         for name in claimed:
             if name not in state or not same_bits(state[name].detach().cpu(), self.tensor(name)):
@@ -306,7 +302,7 @@ class CompressedModel:
 
 def untouched(compressed: CompressedModel) -> set[str]:
     """Names of the tensors that are stored without any change of their values."""
-    return {name for section in compressed.sections if isinstance(section, _AS_THEY_ARE) for name in section.names}
+    return {name for section in compressed.sections if section.lossless for name in section.names}
 
 
 def lossless_sections(
@@ -413,11 +409,4 @@ def loads(data: bytes | memoryview, where: str = "data", *, max_bytes: int | Non
 
 
 def _of(file: ilwp_format.IlwpFile) -> CompressedModel:
-    compressed = CompressedModel(file.infos, file.sections, ledger=file.ledger)
-    names = untouched(compressed)
-    compressed.left = {
-        info.name: "in full precision"
-        for info in file.infos
-        if info.name in names and math.prod(info.shape) > 1 and _INEXACT.match(info.dtype)
-    }
-    return compressed
+    return CompressedModel(file.infos, file.sections, left=file.left, ledger=file.ledger)

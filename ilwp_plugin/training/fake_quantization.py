@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.network import Network
@@ -122,6 +122,11 @@ class FakeQuantizer:
             references=references,
             calibration=calibration,
         )
+        if not self.parts.keys:
+            raise ConfigError(
+                "the configuration quantizes no layer that trains; set `bits` to 2..8, or a `weight_step`; the "
+                "inter-layer loss alone is training.InterLayerLoss"
+            )
         self.names = [network.layer_of(key) for key in self.parts.keys]
         self._modules = {name: self._model.get_submodule(name) for name in self.names}
         for key, module in zip(self.parts.keys, self._modules.values(), strict=True):

@@ -24,7 +24,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def state() -> tuple[Any, ...]:
-    return torch.get_default_device(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
+    inference, autocast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return torch.get_default_device(), torch.get_default_dtype(), inference, autocast
 
 
 class Watching(nn.Module):
@@ -55,7 +56,11 @@ AROUND: list[Callable[[], AbstractContextManager[Any]]] = [
 
 
 @pytest.mark.parametrize("around", AROUND, ids=["device", "double", "bfloat16", "autocast", "inference"])
-@pytest.mark.parametrize("options", [{"calibration": X}, {"calibration": X, "target_bytes": 700}, {}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"calibration": X}, {"calibration": X, "target_bytes": 700}, {}],
+    ids=["calibrated", "target", "plain"],
+)
 def test_the_file_is_the_same(around: Callable[[], AbstractContextManager[Any]], options: dict[str, Any]) -> None:
     model, inside = Watching(), set[Any]()
 
@@ -70,7 +75,7 @@ def test_the_file_is_the_same(around: Callable[[], AbstractContextManager[Any]],
         assert compress(model, evaluate=evaluate, **options).to_bytes() == expected
         assert state() == own
     assert model.seen <= {own} and inside <= {own}
-    assert state() == (torch.device("cpu"), torch.float32, False)
+    assert state() == (torch.device("cpu"), torch.float32, False, False)
 
 
 def test_nesting() -> None:

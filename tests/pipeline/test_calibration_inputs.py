@@ -120,9 +120,11 @@ def test_read_once_also_where_files_are_searched() -> None:
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
-        (LOADER, r"a list of 2 .*runs with entry 0 alone: compress\(.*inputs=lambda batch: batch\[0\]\)"),
+        (LOADER, r"a list of 2 .*runs with a part of each batch: compress\(.*inputs=lambda batch: batch\[0\]\)"),
         ((X, Y), r"a tuple of 2 .*batch\[0\]"),
         ([{"image": X, "label": Y}], r"a dict with 'image', 'label' .*inputs=lambda batch: batch\['image'\]"),
+        (tuple(X), r"torch.stack\(examples\) makes one"),
+        ([{"x": X, "label": Y}], r"inputs=lambda batch: \{'x': batch\['x'\]\}"),
         ([X, Y], r"do not fit together.*\[\(x, y\)\] is one batch of two arguments"),
         ([X[:4], X[:4, :, 1:]], "give all examples one size"),
         ([{"x": X}, {"x": X, "y": X}], "different keys"),
@@ -143,6 +145,15 @@ def test_read_once_also_where_files_are_searched() -> None:
 def test_what_is_refused(calibration: Any, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         read_inputs(Net(), calibration)
+
+
+def test_the_call_that_works_is_said_for_several_arguments() -> None:
+    with pytest.raises(CalibrationError, match=r"inputs=lambda batch: batch\[:2\]\)"):
+        read_inputs(Two(), [(X, X, Y)])
+    with pytest.raises(CalibrationError, match=r"batch: \{'shift': batch\['shift'\], 'x': batch\['x'\]\}"):
+        read_inputs(Two(), [{"shift": X, "label": Y, "x": X}])
+    with pytest.raises(CalibrationError, match=r"pick what it takes from each batch: .*batch: \(batch\[0\], ...\)"):
+        read_inputs(Two(), [(Y, Y)])
 
 
 def test_what_is_picked_has_to_be_what_the_model_takes() -> None:

@@ -138,13 +138,16 @@ def test_killed_rank_leaves_the_last_checkpoint(tmp_path: Path, two_processes: P
         process.run(tmp_path, norms=True)
 
 
-def test_the_file_holds_what_the_model_computes_with(tmp_path: Path, mobilenet: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_the_file_holds_what_the_model_computes_with(
+    preset: str, tmp_path: Path, mobilenet: nn.Module, images: Tensor
+) -> None:
     data = torch.utils.data.TensorDataset(images.repeat(4, 1, 1, 1), torch.arange(4).repeat(4))
     result = fine_tune(
         mobilenet,
         data,
         process.loss,
-        {"bits": 4, "anchor": "fp16"},
+        {"preset": preset, "bits": 4, "anchor": "fp16"},
         FineTuning(epochs=2, batch=4, norm_batches=0),
         example_inputs=images,
         coupler=Coupling,
@@ -153,7 +156,8 @@ def test_the_file_holds_what_the_model_computes_with(tmp_path: Path, mobilenet: 
     assert result.alignment is not None and len(result.alignment.aligned) == 13 and not result.alignment.refused
     restored = load(tmp_path / "x.ilwp").state_dict()
     assert same(restored, dict(mobilenet.state_dict()))
-    assert all(layer.bits == 4 for layer in result.compressed.layers[1:]) and result.loss_weight > 0
+    bits = [layer.details.get("bits") for layer in result.compressed.layers if layer.kind == "chain"]
+    assert (bits == [None, *[4] * 12] or preset == "small") and result.loss_weight > 0
 
 
 class Square(Dataset[Tensor]):
@@ -206,7 +210,7 @@ def test_quantization_begins_when_it_should(monkeypatch: pytest.MonkeyPatch) -> 
     assert states == [False] * 3 + [True] * 7
 
 
-def test_other_optimizer_needs_a_weight() -> None:
+def test_other_optimizers() -> None:
     def adam(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), 1e-3)
 
@@ -214,8 +218,7 @@ def test_other_optimizer_needs_a_weight() -> None:
     loss = process.loss
     result = fine_tune(small(), Square(), loss, {"loss_weight": 2.0}, plan, optimizer=adam)
     assert result.loss_weight == 2.0
-    with pytest.raises(TrainingError, match="or set loss_weight to a number"):
-        fine_tune(small(), Square(), loss, plan=plan, optimizer=adam)
+    assert fine_tune(small(), Square(), loss, plan=plan, optimizer=adam).loss_weight > 0
 
 
 def test_batch_norms_are_those_of_the_data() -> None:
@@ -241,15 +244,15 @@ def test_errors(tmp_path: Path) -> None:
         plan = plan or FineTuning(epochs=1, batch=5, norm_batches=0)
         fine_tune(small(), data or Square(), options.pop("loss", process.loss), plan=plan, **options)
 
-    with pytest.raises(ConfigError, match="bits: None"):
-        tune(config=IlwpConfig(bits=None))
+    with pytest.raises(ConfigError, match="quantizes nothing"):
+        tune(config=IlwpConfig.paper(bits=None))
     with pytest.raises(TrainingError, match="Stream has no length"):
         tune(Stream())
     with pytest.raises(TrainingError, match="batches of 11 of 10 samples"):
         tune(plan=FineTuning(batch=11))
     with pytest.raises(FileError, match="there is no folder"):
         tune(out=tmp_path / "absent" / "x.ilwp")
-    with pytest.raises(TrainingError, match="the loss is nan at step 1 of 2"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 1; lower the learning rate"):
         tune(loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
     with pytest.raises(TrainingError, match="references and a coupler"):
         tune(coupler=Coupling, references={"1": torch.zeros(4)}, example_inputs=torch.zeros(1, 4, 4, 4))

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from ilwp_plugin.selection import chains_of
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.errors import ConfigError, TrainingError
-from ilwp_plugin.training import ClosedLoop, InterLayerLoss, Schedule, Session
+from ilwp_plugin.models.torch_network import network_of
+from ilwp_plugin.training import InterLayerLoss, Schedule, Session
 
 
 class Source:
@@ -27,68 +27,90 @@ class Source:
 
 
 def session_of(model: nn.Module, config: IlwpConfig, share: float = 0.0, **schedule: object) -> Session:
-    chains = chains_of(model, config)
+    network = network_of(model)
     generator = torch.Generator().manual_seed(0)
     sources = {}
-    for layer in (layer for chain in chains for layer in chain.layers):
-        weight = model.get_submodule(layer).weight
+    for layer in network.layers.values():
+        weight = model.get_parameter(layer.weight)
         mask = torch.rand(weight.shape, generator=generator) >= share if share else None
-        sources[layer] = Source(weight, mask)
-    return Session(config, Schedule(**schedule), chains, sources, model)
+        sources[layer.weight] = Source(weight, mask)
+    return Session(config, Schedule(**schedule), network, sources)
+
+
+def sources_of(session: Session) -> dict[str, Source]:
+    return {key: source for part in session.parts.parts for key, source in part.sources.items()}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
 @pytest.mark.parametrize("mode", ["none", "collocated", "local", "full"])
 @pytest.mark.parametrize("fields", [{}, {"anchor": "quantized", "range": "mse"}, {"residual_step": 0.01}])
 def test_layer_by_layer_is_what_the_file_restores(mobilenet: nn.Module, share: float, mode: str, fields: dict) -> None:
-    config = IlwpConfig(bits=4, loss_weight=0, mode=mode, **fields)
-    session = session_of(mobilenet, config, share)
-    state = copy.deepcopy(mobilenet.state_dict())
-    masked = {
-        key: source.weight().detach()
-        for chain, sources in zip(session.chains, session._sources, strict=True)
-        for key, source in zip(chain.keys, sources, strict=True)
-    }
-    restored = compress({**state, **masked}, config.replace(layers=session.chains.chains[0].layers)).state_dict()
-    for chain, loop in zip(session.chains, session.loops, strict=True):
-        for number, key in enumerate(chain.keys):
-            out = loop(number, loop.sources[number].weight())
-            torch.testing.assert_close(out, restored[key], rtol=0, atol=0)
-            assert bool((out[masked[key] == 0] == 0).all()), "pruned weights stay 0"
-        for key, weight in zip(chain.keys, loop.reconstructed(), strict=True):
-            torch.testing.assert_close(weight, restored[key], rtol=0, atol=0)
+    config = IlwpConfig.paper(bits=4, loss_weight=0, mode=mode, **fields)
+    check_layer_by_layer(mobilenet, config, share)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("fields", [{}, {"bits": 4}, {"weight_step": 0.02}], ids=str)
+def test_every_layer_is_what_the_file_restores(mobilenet: nn.Module, share: float, fields: dict) -> None:
+    check_layer_by_layer(mobilenet, IlwpConfig(loss_weight=0, batch_norm="exact", **fields), share)
+
+
+def check_layer_by_layer(model: nn.Module, config: IlwpConfig, share: float) -> None:
+    session = session_of(model, config, share)
+    parts = session.parts
+    masked = {key: source.weight().detach() for key, source in sources_of(session).items()}
+    state = {**copy.deepcopy(model.state_dict()), **masked}
+    restored = parts.compressed(state).state_dict()
+    if config.weight_step != "auto":  # an automatic one follows what the training began with, masks aside
+        config = config.replace(layers=session.chains.chains[0].layers)
+        again = compress(state, config).state_dict()
+        assert all(torch.equal(again[key], restored[key]) for key in parts.keys)
+    for key in parts.keys:
+        out = parts.weight(key, sources_of(session)[key].weight())
+        torch.testing.assert_close(out, restored[key], rtol=0, atol=0)
+        assert bool((out[masked[key] == 0] == 0).all()), "pruned weights stay 0"
+    found = parts.reconstructed()
+    assert list(found) == list(parts.keys)
+    for key, weight in found.items():
+        torch.testing.assert_close(weight.reshape(restored[key].shape), restored[key], rtol=0, atol=0)
 
 
 def test_a_new_pass_forgets_the_one_before(mobilenet: nn.Module) -> None:
-    (loop,) = session_of(mobilenet, IlwpConfig(bits=4, loss_weight=0)).loops
-    first = [loop(n, source.weight()) for n, source in enumerate(loop.sources)]
+    session = session_of(mobilenet, IlwpConfig.paper(bits=4, loss_weight=0))
+    parts, sources = session.parts, sources_of(session)
+    first = {key: parts.weight(key, source.weight()) for key, source in sources.items()}
     with torch.no_grad():
-        for source in loop.sources:
+        for source in sources.values():
             source.weight().mul_(2)
-    alone = loop(3, loop.sources[3].weight())  # a part of the model alone: the others come from their sources
-    again = [loop(n, source.weight()) for n, source in enumerate(loop.sources)]
-    torch.testing.assert_close(again[3], alone, rtol=0, atol=0)
-    torch.testing.assert_close(again[3], 2 * first[3])
+    third = parts.keys[3]
+    alone = parts.weight(third, sources[third].weight())  # a part of the model: the others come from their sources
+    again = {key: parts.weight(key, source.weight()) for key, source in sources.items()}
+    torch.testing.assert_close(again[third], alone, rtol=0, atol=0)
+    torch.testing.assert_close(again[third], 2 * first[third])
 
 
-def test_gradient_goes_straight_through(mobilenet: nn.Module) -> None:
-    (loop,) = session_of(mobilenet, IlwpConfig(bits=4, loss_weight=0)).loops
-    weight = loop.sources[2].weight()
-    loop(2, weight).sum().backward()
-    torch.testing.assert_close(weight.grad, torch.ones_like(weight))
-    loop.enabled = False
-    assert loop(2, weight) is weight
-    with pytest.raises(ConfigError, match="bits: None"):
-        ClosedLoop(IlwpConfig(bits=None), [], [])
+@pytest.mark.parametrize("config", [IlwpConfig.paper(bits=4, loss_weight=0), IlwpConfig(loss_weight=0)])
+def test_gradient_goes_straight_through(mobilenet: nn.Module, config: IlwpConfig) -> None:
+    session = session_of(mobilenet, config)
+    for key in (session.parts.keys[2], session.parts.keys[-1]):
+        weight = sources_of(session)[key].weight()
+        out = session.parts.weight(key, weight)
+        assert not torch.equal(out, weight)
+        out.sum().backward()
+        torch.testing.assert_close(weight.grad, torch.ones_like(weight))
+    session.parts.enabled = False
+    assert session.parts.weight(key, weight) is weight
+    unquantized = session_of(mobilenet, IlwpConfig.paper(bits=None, loss_weight=0))
+    assert not unquantized.parts.keys and not unquantized.quantizes
 
 
 def test_the_loss_is_the_core_s_and_pruned_weights_do_not_count(mobilenet: nn.Module) -> None:
-    config = IlwpConfig(bits=None, loss_weight=2.0)
+    config = IlwpConfig.paper(bits=None, loss_weight=2.0)
     dense = session_of(mobilenet, config)
     torch.testing.assert_close(dense.loss(), InterLayerLoss(mobilenet, config)())
     masked = session_of(mobilenet, config, 0.5)
     masked.loss().backward()
-    for source in masked._sources[0]:
+    for source in sources_of(masked).values():
         assert bool((source.parameter.grad[~source.mask] == 0).all())
 
 

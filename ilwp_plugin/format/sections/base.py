@@ -76,6 +76,8 @@ class Section(ABC):
     untouched: ClassVar[bool] = False
     """Whether `decode` looks at none of its bytes, so that their checksum can wait until one of its tensors is asked
     for."""
+    lossless: ClassVar[bool] = False
+    """Whether it holds tensors just as the model had them."""
     part: ClassVar[str] = "other"
     """The part of the ledger that its entry in the header, and those of its tensors in the directory, belong to."""
 

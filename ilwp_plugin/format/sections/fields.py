@@ -46,6 +46,7 @@ class FieldSection(Section):
 
     number = 8
     name = "fields"
+    lossless = True
 
     def __init__(
         self,

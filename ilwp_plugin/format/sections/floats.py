@@ -45,6 +45,7 @@ class FloatSection(Section):
 
     number = 9
     name = "floats"
+    lossless = True
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]], coding: Coding = AUTO) -> None:
         self.infos = tuple(infos)

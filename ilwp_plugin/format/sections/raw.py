@@ -36,6 +36,7 @@ class RawSection(Section):
 
     number = 1
     name = "raw"
+    lossless = True
     untouched = True
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]]) -> None:

@@ -31,6 +31,7 @@ class SparseSection(Section):
 
     number = 7
     name = "sparse"
+    lossless = True
 
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]]) -> None:
         self.infos = tuple(infos)

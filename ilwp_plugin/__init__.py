@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ilwp_plugin._version import __version__
+from ilwp_plugin.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from ilwp_plugin.config import IlwpConfig
@@ -42,7 +43,16 @@ def __getattr__(name: str) -> Any:
     """Imported when they are needed, so that `ilwp_plugin.format` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"ilwp_plugin.{_HOMES[name]}"), name)
+    try:
+        module = importlib.import_module(f"ilwp_plugin.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "scipy"):
+            raise
+        raise MissingDependencyError(
+            f"ilwp_plugin.{name} needs {error.name}, which is not installed: pip install 'ilwp-plugin[torch]'; "
+            "ilwp_plugin.format reads files without it"
+        ) from error
+    value = globals()[name] = getattr(module, name)
     return value
 
 

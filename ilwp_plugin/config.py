@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -276,3 +277,7 @@ def _linked(recipes: list[Recipe]) -> list[Recipe]:
         else recipe
         for recipe in recipes
     ]
+
+
+if __name__ == "__main__":  # the file that `ilwp schema` prints
+    print(json.dumps(IlwpConfig.model_json_schema(), indent=1))

@@ -71,6 +71,16 @@ def run() -> None:
     except IlwpError as error:
         errors.print(f"ilwp: error: {' '.join(str(error).split())}", markup=False, soft_wrap=True, highlight=False)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "scipy"):
+            raise
+        errors.print(
+            f"ilwp: error: this command needs {error.name}, which is not installed: pip install 'ilwp-plugin[torch]'",
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `ilwp ... | head` is no error

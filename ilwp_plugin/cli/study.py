@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import warnings
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -118,9 +120,12 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of the configuration, for editors."""
+    if toolkit is None:  # as it was when the package was made, so that it needs no torch
+        content = resources.files("ilwp_plugin").joinpath("schema.json").read_text(encoding="utf-8")
+        ui.print_json(json.loads(content))
+        return
     from ilwp_plugin import toolkits
-    from ilwp_plugin.config import IlwpConfig
 
     with contextlib.redirect_stdout(sys.stderr):  # NNCF logs to stdout, into what may be a file
-        found = IlwpConfig.model_json_schema() if toolkit is None else toolkits.schema(toolkit)
+        found = toolkits.schema(toolkit)
     ui.print_json(found)

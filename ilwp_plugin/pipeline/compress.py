@@ -203,8 +203,8 @@ class _Job:
         for layer, note in compressed.notes.items():
             reasons.setdefault(note, []).append(layer)
         for note, layers in reasons.items():
-            mend = "smaller steps, more `bits`, mode 'auto', or training with the inter-layer loss mend it"
-            warn(f"{few(layers)} {note}; {mend}")
+            mend = "smaller steps, more `bits`, mode 'auto', `align`, or training with the inter-layer loss mend it"
+            warn(f"{few(layers)}: {note}; {mend}")
 
 
 def trained_file(

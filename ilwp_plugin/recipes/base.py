@@ -421,8 +421,10 @@ class WeightEncoding(Encoding):
         stored, restored = self._recipe.quantize(key, value.detach(), self.context.steps.get(key), feedback)
         self._stored[info.name] = (info, stored)
         self.done.add(info.name)
-        if bool((restored == 0).all()) and bool((value != 0).any()):
-            self.notes[self.context.network.layer_of(key)] = "becomes 0 as a whole"
+        layer = self.context.network.layer_of(key)
+        bias = layer in self.context.network.layers and self.context.network.layers[layer].bias == key
+        if not bias and bool((restored == 0).all()) and bool((value != 0).any()):
+            self.notes[layer] = "becomes 0 as a whole"
         self.context.progress(key, kernels_of(value))
         restored = restored.to(value.dtype).reshape(value.shape)
         if not bool(restored.isfinite().all()):

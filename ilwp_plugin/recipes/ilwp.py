@@ -72,6 +72,9 @@ _log = logging.getLogger(__name__)
 RESIDUAL_SHARE = 0.8
 """Step of the residuals in steps of the other weights: depthwise kernels are few, and errors in them cost more."""
 
+_CLEARLY = 1.25
+"""Ratio of squared errors (1 dB) from which on one is worse than the other, and not unlucky in rounding."""
+
 Anchor = Literal["fp32", "fp16", "quantized"]
 Bits = Annotated[int, Field(strict=True, ge=BITS[0], le=BITS[-1])]
 Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
@@ -224,6 +227,21 @@ class ClosedLoop:
         """The first layer as it is stored; None where it is quantized like the others."""
         return stored_anchor(kernels, dtype, self._options[0].anchor)
 
+    def loses(self, number: int, kernels: Tensor, restored: Tensor, *, feedback: Any = None) -> bool:
+        """Whether a layer that is predicted comes out clearly worse than without prediction, at the same bits or step.
+
+        Args:
+            number, kernels, feedback: see `quantize`.
+            restored: (kernels, taps) float32.
+        """
+        options = self._options[number]
+        if number == 0 or options.mode == "none" or (options.mode == AUTO and self._references[number] is None):
+            return False
+        nothing = KernelPool.of([], self.chain.taps)
+        plain = reconstruct(quantize_layer(kernels, nothing, options, feedback=feedback), nothing.filled)
+        errors = [float((kernels - values).double().square().sum()) for values in (restored, plain)]
+        return errors[0] > _CLEARLY * errors[1]
+
     def quantize(
         self,
         number: int,
@@ -367,8 +385,8 @@ class _ChainEncoding:
         self._anchor: Tensor | None = None
         self._layers: list[CodedLayer] = []
 
-    def quantize(self, key: str, weight: Tensor, feedback: Feedback | None) -> tuple[Tensor, Tensor]:
-        """The next layer: what it is restored to, and the weight that this approximates."""
+    def quantize(self, key: str, weight: Tensor, feedback: Feedback | None) -> tuple[Tensor, str | None]:
+        """The next layer: what it is restored to, and what the user has to be told of it."""
         number = len(self._layers)
         name, info = self.chain.layers[number], self._infos[number]
         if key != self.chain.keys[number]:
@@ -385,25 +403,24 @@ class _ChainEncoding:
                 raise TensorError(f"tensor {info.name!r}: beyond the range of float16; choose anchor='fp32'")
             self._pool.append(self._anchor.float())
             self._layers.append(CodedLayer(info, None, "none"))
-            return self._pool.layers[0].reshape(shape), weight
+            return self._pool.layers[0].reshape(shape), _note(kernels, self._pool.layers[0], False)
 
         def rounded(reference: Tensor, step: float, rounding: Rounding) -> Tensor:
             assert feedback is not None
             return feedback.codes(kernels.reshape(shape), reference.reshape(shape), step, rounding)
 
+        rounding = None if feedback is None else rounded
         layer = self._loop.quantize(
-            number,
-            kernels,
-            self._pool,
-            feedback=None if feedback is None else rounded,
-            searched=partial(self._context.searched, name),
+            number, kernels, self._pool, feedback=rounding, searched=partial(self._context.searched, name)
         )
         ancestral = self._given[number] if self._pruned else None
         known = None if ancestral is None else ancestral.numpy()
         mode = storage_mode(layer.references.cpu().numpy(), self._counts[:number], known) if number else "none"
         self._layers.append(CodedLayer(info, _stored(layer), mode))
         self._pool.append(reconstruct(layer, self._pool.filled))
-        return self._pool.layers[number].reshape(shape), weight
+        restored = self._pool.layers[number]
+        loses = self._loop.loses(number, kernels, restored, feedback=rounding)
+        return restored.reshape(shape), _note(kernels, restored, loses)
 
     @property
     def kernels(self) -> int:
@@ -430,18 +447,25 @@ class _IlwpEncoding(Encoding):
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
         chain, layer = self._chain_of[key], key.removesuffix(".weight")
-        restored, wanted = chain.quantize(key, value.detach(), feedback)
+        restored, note = chain.quantize(key, value.detach(), feedback)
         self.done.add(self.context.infos[key].name)
-        power, error = float(wanted.double().square().sum()), float((restored - wanted).double().square().sum())
-        if power and not bool(restored.any()):
-            self.notes[layer] = "becomes 0 as a whole"
-        elif error > power:
-            self.notes[layer] = "comes out worse than zeros would"
+        if note is not None:
+            self.notes[layer] = note
         self.context.progress(layer, chain.kernels)
         return restored.to(value.dtype)
 
     def sections(self) -> Sequence[Section]:
         return [chain.section() for chain in self._chains]
+
+
+def _note(kernels: Tensor, restored: Tensor, loses: bool) -> str | None:
+    """What the user has to be told of a layer that is restored to something else."""
+    power, error = float(kernels.double().square().sum()), float((restored - kernels).double().square().sum())
+    if power and not bool(restored.any()):
+        return "becomes 0 as a whole"
+    if error > power:
+        return "comes out worse than zeros would"
+    return "comes out worse than without prediction at the same bits" if loses else None
 
 
 def _stored(layer: QuantizedLayer) -> StoredLayer:

@@ -19,6 +19,7 @@ from ilwp_plugin.method.quantization import BITS, STEP_RULES
 
 MODES = ["auto", *PREDICTORS]
 STEPS = [0.4 / 3**i for i in range(6)]
+PAPER = IlwpConfig(preset="paper")
 SLACK = 1.02
 """Of a squared error: rounding is noise, so that a step that changes by a little may be lucky."""
 
@@ -59,7 +60,7 @@ def check_order(errors: Sequence[float], sizes: Sequence[int]) -> None:
 def test_residual_step(mode: str) -> None:
     state = weights()
     names = depthwise(state)[1:]
-    files = [compress(state, IlwpConfig(mode=mode, residual_step=step)) for step in STEPS]
+    files = [compress(state, PAPER.replace(mode=mode, residual_step=step)) for step in STEPS]
     errors = [error(state, file, names) for file in files]
     check_order(errors, [len(file.to_bytes()) for file in files])
     assert all(3 < coarse / fine < 30 for coarse, fine in itertools.pairwise(errors)), "as the square of the step"
@@ -71,7 +72,7 @@ def test_bits(mode: str, rule: str) -> None:
     state = weights()
     names = depthwise(state)[1:]
     for name in names:
-        files = [compress(state, IlwpConfig(mode=mode, bits=bits, range=rule)) for bits in BITS]
+        files = [compress(state, PAPER.replace(mode=mode, bits=bits, range=rule)) for bits in BITS]
         check_order([error(state, file, [name]) for file in files], [len(file.to_bytes()) for file in files])
 
 
@@ -87,7 +88,7 @@ def test_whole_model_without_calibration(anchor: str) -> None:
 
 def test_batch_norm_bits() -> None:
     state = weights()
-    config = IlwpConfig(batch_norm="merged", batch_norm_eps=1e-5)
+    config = PAPER.replace(batch_norm="merged", batch_norm_eps=1e-5)
     plain = {f"{i}": norm(state, f"{i}.norm") for i in range(4)}
     files = [compress(state, config.replace(batch_norm_bits=bits)) for bits in range(1, 13)]
     errors = []
@@ -152,7 +153,7 @@ def test_outputs_with_calibration(changes: dict[str, Any], values: list[dict[str
     fresh = torch.randn(64, 8, 8, 8, generator=torch.Generator().manual_seed(2))
     errors, sizes = [], []
     for value in values:
-        compressed = compress(model, IlwpConfig.from_dict({**changes, **value}), calibration=inputs)
+        compressed = compress(model, PAPER.replace(**changes, **value), calibration=inputs)
         sizes.append(len(compressed.to_bytes()))
         restored = copy.deepcopy(model)
         compressed.apply_to(restored)
@@ -176,7 +177,7 @@ def test_any_scales_of_layers(exponents: list[float], mode: str, exponent: float
     largest = max(float(state[name].abs().max()) for name in depthwise(state))
     steps = [largest * 10**exponent, largest * 10 ** (exponent - finer)]
     try:
-        files = [compress(state, IlwpConfig(mode=mode, residual_step=step)) for step in steps]
+        files = [compress(state, PAPER.replace(mode=mode, residual_step=step)) for step in steps]
     except StepError as refused:
         assert "layer '" in str(refused) and refused.smallest > steps[1]
         return
@@ -192,8 +193,8 @@ def test_any_scales_of_layers(exponents: list[float], mode: str, exponent: float
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (IlwpConfig(residual_step=2e-4), "layer '1'"),
-        (IlwpConfig(weight_step=2e-4), "layer '2.dense'"),
+        (PAPER.replace(residual_step=2e-4), "layer '1'"),
+        (PAPER.replace(weight_step=2e-4), "tensor '2.dense.weight'"),
     ],
 )
 def test_a_step_too_fine_is_refused_by_name(config: IlwpConfig, name: str) -> None:
@@ -210,7 +211,7 @@ def test_auto_is_as_good_as_no_prediction(scale: float, bits: int) -> None:
     """Also where a layer is predicted by a larger one, so that its residuals are larger than itself."""
     state = weights((1.0, scale, 1.0, 1.0))
     names = depthwise(state)[2:]
-    plain, best = (error(state, compress(state, IlwpConfig(mode=m, bits=bits)), names) for m in ("none", "auto"))
+    plain, best = (error(state, compress(state, PAPER.replace(mode=m, bits=bits)), names) for m in ("none", "auto"))
     assert best <= 1.1 * plain
 
 
@@ -218,6 +219,5 @@ def test_a_search_stops_at_the_finest_step(tmp_path: Path) -> None:
     """A target that everything meets: then the finest step that a file holds."""
     state = weights()
     finest = compress(state, target_bytes=1 << 20, resume=tmp_path / "trials.jsonl")
-    for step in (finest.layers[-1].step, float(finest.quantized["0.dense.weight"].scale)):
-        assert step is not None and step < 1e-3
-    assert max(layer.bits or 0 for layer in finest.layers) == 15
+    assert max(int(layer.details["bits"]) for layer in finest.layers if "bits" in layer.details) == 15
+    assert float(finest.quantized["0.dense.weight"].scale) < 1e-3

@@ -96,7 +96,7 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
             own = {
                 name
                 for name in values
-                if name in fields and values[name] != fields[name].get_default(call_default_factory=True)
+                if name in fields and _plain(values[name]) != fields[name].get_default(call_default_factory=True)
             }
             if misplaced := sorted(own - {"recipes"}):
                 raise ConfigError(f"`recipes` have their own options: move {', '.join(misplaced)} into one of them")
@@ -241,6 +241,11 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
     def ilwp(self) -> IlwpOptions | None:
         """The options of the recipe `ilwp`; None where it is not among the recipes."""
         return next((recipe.options for recipe in self.recipe_list() if isinstance(recipe, Ilwp)), None)
+
+
+def _plain(value: object) -> object:
+    """A list as the tuple that it becomes."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _recipes(specified: Sequence[Mapping[str, Any]]) -> list[Recipe]:

@@ -10,10 +10,52 @@ from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import ConfigError, FileError
 
 
-def test_defaults_are_those_of_the_method() -> None:
-    config = IlwpConfig()
+def test_presets() -> None:
+    config = IlwpConfig.paper()
     assert (config.mode, config.bits, config.loss_weight, config.scope) == ("collocated", 8, "auto", "depthwise")
     assert (config.anchor, config.range, config.coder) == ("fp32", "max", "auto")
+    assert (config.residual_step, config.weight_step, config.batch_norm) == (None, None, "exact")
+    small = IlwpConfig()
+    assert (small.mode, small.bits, small.anchor, small.batch_norm) == ("auto", 8, "quantized", "auto")
+    assert (small.residual_step, small.weight_step) == ("auto", "auto") and small == IlwpConfig.of("small").replace(
+        preset=None
+    )
+    assert IlwpConfig(bits=4).residual_step is None and IlwpConfig(bits=4, residual_step=0.1).residual_step == 0.1
+    lossless = IlwpConfig.lossless()
+    assert (lossless.bits, lossless.weight_step, lossless.batch_norm) == (None, None, "exact")
+    with pytest.raises(ConfigError, match="preset: 'papr' is none; known: .*did you mean 'paper'"):
+        IlwpConfig.of("papr")
+
+
+def test_recipes() -> None:
+    config = IlwpConfig.from_dict(
+        {"recipes": [{"name": "grid", "weight_step": 0.05, "target_scopes": ["a"]}, {"name": "ilwp", "bits": 4}]}
+    )
+    grid, ilwp = config.recipe_list()
+    assert (grid.name, grid.options.weight_step, grid.options.target_scopes) == ("grid", 0.05, ("a",))
+    assert (ilwp.name, ilwp.options.bits, ilwp.options.residual_step) == ("ilwp", 4, None)
+    assert config.ilwp() == ilwp.options and IlwpConfig.from_json(json.dumps(config.to_dict())) == config
+    linked = IlwpConfig.from_dict({"recipes": [{"name": "ilwp"}, {"name": "grid", "weight_step": 0.05}]})
+    assert linked.recipe_list()[0].options.residual_step == pytest.approx(0.04)
+    assert IlwpConfig.from_dict({"recipes": [{"name": "grid"}]}).ilwp() is None
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        ([], "recipes: expected one or more; known: 'batch_norm', 'grid', 'ilwp'"),
+        ([{"bits": 4}], r"recipes\.0\.name: None is no recipe"),
+        ([{"name": "gird"}], r"recipes\.0\.name: 'gird' is no recipe; .*did you mean 'grid'"),
+        ([{"name": "grid"}, {"name": "grid"}], r"recipes\.1: 'grid' for the second time"),
+        ([{"name": "grid", "bits": 4}], r"unknown key 'recipes\.0\.bits'"),
+        ([{"name": "ilwp", "bits": 9}], r"recipes\.0\.bits: .*less than or equal to 8, got 9"),
+    ],
+)
+def test_invalid_recipes_are_refused(recipes: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IlwpConfig.from_dict({"recipes": recipes})
+    with pytest.raises(ConfigError, match="have their own options: move bits into one of them"):
+        IlwpConfig.from_dict({"recipes": [{"name": "ilwp"}], "bits": 4})
 
 
 @pytest.mark.parametrize(
@@ -129,7 +171,7 @@ def test_overrides() -> None:
     assert IlwpConfig.from_json(json.dumps(config.to_dict())) == config
     for overrides, message in (
         ({"a": {"bits": 9}}, r"overrides\.a\.bits: .*less than or equal to 8, got 9"),
-        ({"a": {"bist": 4}}, r"overrides\.a\.bist.*known: mode, bits, range"),
+        ({"a": {"bist": 4}}, r"overrides\.a\.bist.*known: 'mode', 'bits', 'range'"),
         ({"a": {"mode": "ful"}}, "did you mean 'full'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -33,7 +33,7 @@ def masked(model: nn.Module, amount: float) -> nn.Module:
 def test_zeros_stay_exactly_zero(mobilenet: nn.Module, mode: str, anchor: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = masked(mobilenet, 0.3)
-    compressed = compress(model, {"mode": mode, "bits": 4, "anchor": anchor})
+    compressed = compress(model, {"preset": "paper", "mode": mode, "bits": 4, "anchor": anchor})
     compressed.save(tmp_path / "x.ilwp")
     restored = load(tmp_path / "x.ilwp").state_dict()
     assert compressed.ledger.file_bytes == (tmp_path / "x.ilwp").stat().st_size
@@ -46,8 +46,8 @@ def test_zeros_stay_exactly_zero(mobilenet: nn.Module, mode: str, anchor: str, t
 def test_zeros_cost_their_map_only(mobilenet: nn.Module, amount: float) -> None:
     """At most the entropy of the map (in bytes of it, a table included) and the codes of what is not zero."""
     torch.manual_seed(0)
-    dense = compress(mobilenet, {"bits": 4}).ledger
-    sparse = compress(masked(copy.deepcopy(mobilenet), amount), {"bits": 4}).ledger
+    dense = compress(mobilenet, {"preset": "paper", "bits": 4}).ledger
+    sparse = compress(masked(copy.deepcopy(mobilenet), amount), {"preset": "paper", "bits": 4}).ledger
     weights = sum(m.weight.numel() for _, m in depthwise(mobilenet)[1:])
     entropy = -amount * np.log2(amount) - (1 - amount) * np.log2(1 - amount)
     maps = weights * entropy / 8
@@ -64,7 +64,7 @@ def test_any_pattern(rows: list[list[float]]) -> None:
         "c.weight": torch.tensor(rows[::-1]).view(-1, 1, 2, 2) * 0.9,
     }
     for mode in ("none", "collocated", "full"):
-        config = IlwpConfig(mode=mode, bits=3, layers=("a", "b", "c"))
+        config = IlwpConfig.paper(mode=mode, bits=3, layers=("a", "b", "c"))
         restored = loads(compress(state, config).to_bytes()).state_dict()
         for name, tensor in state.items():
             assert bool((restored[name][tensor == 0] == 0).all())
@@ -74,7 +74,7 @@ def test_masks_survive_quantization_aware_training(mobilenet: nn.Module, images:
     torch.manual_seed(0)
     model = masked(mobilenet, 0.5)
     zeros = {name: module.weight.detach() == 0 for name, module in depthwise(model)}
-    config = IlwpConfig(bits=4)
+    config = IlwpConfig.paper(bits=4)
     quantizer = FakeQuantizer(model, config)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
     for _ in range(3):

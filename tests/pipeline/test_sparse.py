@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from ilwp_plugin import IlwpConfig, compress, loads
+from ilwp_plugin import CompressedModel, IlwpConfig, compress, loads
+from ilwp_plugin.format import SparseSection
 from ilwp_plugin.ledger import Ledger
 
 
@@ -18,6 +19,10 @@ def state(density: float, dtype: torch.dtype = torch.float32) -> dict[str, torch
     }
 
 
+def sparse(model: CompressedModel) -> list[str]:
+    return [name for section in model.sections if isinstance(section, SparseSection) for name in section.names]
+
+
 def size(ledger: Ledger) -> int:
     return ledger.layers["sparse.weight"].file_bytes
 
@@ -27,7 +32,7 @@ def size(ledger: Ledger) -> int:
 def test_little_more_than_the_other_values_and_the_entropy_of_the_map(density: float, dtype: torch.dtype) -> None:
     model = state(density, dtype)
     weight = model["sparse.weight"]
-    compressed = compress(model, IlwpConfig(bits=4))
+    compressed = compress(model, IlwpConfig.paper(bits=4))
     data = compressed.to_bytes()
     restored = loads(data)
     assert all(torch.equal(t, compressed.state_dict()[name]) for name, t in restored.state_dict().items())
@@ -35,14 +40,16 @@ def test_little_more_than_the_other_values_and_the_entropy_of_the_map(density: f
     others = int((weight != 0).sum())
     share = others / weight.numel()
     bound = others * weight.itemsize + weight.numel() / 8 * entropy([share, 1 - share], base=2)
-    assert bound < size(compressed.ledger) < bound + 0.05 * weight.numel() / 8 + 200
+    found = size(compressed.ledger)
+    assert found < bound + 0.05 * weight.numel() / 8 + 200
+    assert bound < found or not sparse(compressed), "the values' own redundancy was worth more"
     assert restored.ledger == compressed.ledger and len(data) == compressed.ledger.file_bytes
 
 
 def test_only_the_sign_of_zeros_is_lost() -> None:
     model = state(0.1)
     model["sparse.weight"][0, :4] = torch.tensor([-0.0, float("nan"), float("inf"), -1e-45])
-    restored = loads(compress(model).to_bytes()).state_dict()["sparse.weight"]
+    restored = loads(compress(model, "paper").to_bytes()).state_dict()["sparse.weight"]
     assert bool(model["sparse.weight"].signbit().logical_and(model["sparse.weight"] == 0).any())
     expected = torch.where(model["sparse.weight"] == 0, 0.0, model["sparse.weight"])
     assert restored.numpy().tobytes() == expected.numpy().tobytes()
@@ -52,16 +59,18 @@ def test_what_would_not_be_smaller_stays_as_it_is() -> None:
     dense = state(1.0)
     one_zero = {**dense, "sparse.weight": dense["sparse.weight"].clone()}
     one_zero["sparse.weight"][0, 0] = 0
-    assert not compress(dense).lossless and size(compress(one_zero).ledger) <= size(compress(dense).ledger)
-    assert not compress({**dense, "bias": torch.zeros(4096), "flags": torch.zeros(64, 64, dtype=torch.bool)}).lossless
+    whole = compress(dense, "paper")
+    assert not sparse(whole) and size(compress(one_zero, "paper").ledger) <= 1.001 * size(whole.ledger)
+    others = {"bias": torch.zeros(4096), "flags": torch.zeros(64, 64, dtype=torch.bool)}
+    assert not sparse(compress({**dense, **others}, "paper"))
 
 
 def test_shared_weights_are_stored_once_and_new_values_are_taken_over() -> None:
     model = state(0.2)
-    compressed = compress({**model, "again": model["sparse.weight"]}, IlwpConfig(bits=4))
-    assert [list(section.tensors) for section in compressed.lossless] == [["sparse.weight"]]
+    compressed = compress({**model, "again": model["sparse.weight"]}, IlwpConfig.paper(bits=4))
+    assert sparse(compressed) == ["sparse.weight"]
     assert torch.equal(loads(compressed.to_bytes()).state_dict()["again"], model["sparse.weight"])
     changed = compressed.state_dict() | {"sparse.weight": torch.ones(256, 128)}
     later = compressed.with_others_of(changed)
-    assert [list(section.tensors) for section in later.lossless] == [["again"]]
+    assert sparse(later) == ["again"]
     assert torch.equal(loads(later.to_bytes()).state_dict()["sparse.weight"], torch.ones(256, 128))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["BITS", "KernelPool", "QuantizedLayer", "collocated_references", "largest_code", "reconstruct"]
+
+_ROWS = 1 << 12
+"""Kernels that are computed at one time."""
 
 BITS = range(2, 16)
 """Bit widths of codes in a chain; the paper has 2 to 8."""
@@ -43,27 +45,33 @@ class QuantizedLayer:
     zeros: NDArray[np.bool_] | None = None
 
 
-def reconstruct(layer: QuantizedLayer, pool: NDArray[np.float32]) -> NDArray[np.float32]:
+def reconstruct(
+    layer: QuantizedLayer, pool: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """`Khat = codes * step + reference`, or 0 where the layer says so; one operation after the other, in float32.
 
     Args:
         layer: the quantized layer.
         pool: (m, taps) float32, the reconstructed kernels of all earlier layers, in order.
+        out: (kernels, taps) float32, to be filled.
 
     Returns:
         (kernels, taps) float32.
     """
+    restored = np.empty(layer.codes.shape, np.float32) if out is None else out
     with np.errstate(over="ignore", invalid="ignore"):
-        restored: NDArray[np.float32] = layer.codes.astype(np.float32) * np.float32(layer.step)
-        predicted = layer.references >= 0
-        if predicted.all() and len(pool):
-            restored += pool[layer.references]
-        elif predicted.any():
-            restored += np.where(predicted[:, None], pool[np.maximum(layer.references, 0)], np.float32(0))
-        else:
-            restored += np.float32(0)
-    if layer.zeros is not None:
-        restored[layer.zeros] = 0
+        for start in range(0, len(restored), _ROWS):
+            rows = slice(start, start + _ROWS)
+            part, references = layer.codes[rows].astype(np.float32), layer.references[rows]
+            part *= np.float32(layer.step)
+            predicted = references >= 0
+            if predicted.any():
+                part += np.where(predicted[:, None], pool[np.maximum(references, 0)], np.float32(0))
+            else:
+                part += np.float32(0)
+            if layer.zeros is not None:
+                part[layer.zeros[rows]] = 0
+            restored[rows] = part
     return restored
 
 
@@ -76,16 +84,16 @@ class KernelPool:
         self.layers: list[NDArray[np.float32]] = []
         """(kernels, taps) of each layer so far."""
 
-    @property
-    def filled(self) -> NDArray[np.float32]:
-        """(m, taps): the kernels of all layers so far."""
-        return self._all[: self._filled]
-
-    def append(self, layer: NDArray[Any]) -> None:
-        """Add a layer."""
-        start, self._filled = self._filled, self._filled + len(layer)
-        self._all[start : self._filled] = layer
-        self.layers.append(self._all[start : self._filled])
+    def append(self, layer: QuantizedLayer | NDArray[np.float32]) -> None:
+        """Add a layer, reconstructed if it is quantized."""
+        start = self._filled
+        self._filled += len(layer.codes) if isinstance(layer, QuantizedLayer) else len(layer)
+        place = self._all[start : self._filled]
+        if isinstance(layer, QuantizedLayer):
+            reconstruct(layer, self._all[:start], place)
+        else:
+            place[:] = layer
+        self.layers.append(place)
 
 
 def collocated_references(kernels: int, earlier: Sequence[int]) -> NDArray[np.int64]:

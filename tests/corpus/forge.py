@@ -15,12 +15,14 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.coding import AnsCoder, HuffmanCode, HuffmanCoder, Run
+from ilwp_plugin.format.coding import AnsCoder, HuffmanCode, HuffmanCoder, Run, write_indices
 from ilwp_plugin.format.container.archive import read_archive
 from ilwp_plugin.format.stream import ByteWriter
 
@@ -47,6 +49,13 @@ def entry(name: list[bytes], code: int, shape: list[int] | None = None, shared: 
     """A directory entry; `name` holds its tokens."""
     dims = b"" if shape is None else varint(len(shape)) + b"".join(varint(d) for d in shape)
     return varint(shared) + varint(len(name)) + b"".join(name) + bytes([code]) + dims + extra
+
+
+def indices(values: NDArray[Any], bound: int) -> bytes:
+    """An index stream."""
+    writer = ByteWriter()
+    write_indices(writer, values, bound)
+    return writer.getvalue()
 
 
 def table(low: int, lengths: list[int]) -> bytes:

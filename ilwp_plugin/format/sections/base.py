@@ -30,11 +30,13 @@ class Context:
         directory: the tensors of the file.
         budget: memory that may be taken besides the restored tensors.
         earlier: the sections before this one.
+        notes: what sections of a kind leave for those that come after them, by name of the kind.
     """
 
     directory: Sequence[TensorInfo]
     budget: Budget
     earlier: list[Section] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def find(self, kind: type[S]) -> S | None:
         """The first earlier section of a kind."""

@@ -23,7 +23,6 @@ from ilwp_plugin.format.kernels import (
     QuantizedLayer,
     collocated_references,
     largest_code,
-    reconstruct,
 )
 from ilwp_plugin.format.origins import Lineage, Provenance, chain_origins
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
@@ -65,6 +64,9 @@ _References = Callable[[], NDArray[np.int64]]
 
 _LAYER_BYTES = 2048
 """Memory that a layer takes however small it is, about."""
+
+_WEIGHT_BYTES, _KERNEL_BYTES = 4, 16
+"""The same of a weight and of a kernel, while a layer is restored."""
 
 _REFERENCE_BYTES = 48
 """The same of a reference that is stored, while it is read."""
@@ -166,7 +168,7 @@ class ChainSection(Section):
         while len(self._pool.layers) <= number:
             layer = self.layers[len(self._pool.layers)]
             if layer.quantized is not None:
-                self._pool.append(reconstruct(layer.quantized, self._pool.filled))
+                self._pool.append(layer.quantized)
             else:
                 assert self.anchor is not None and self.anchor_dtype is not None
                 self._pool.append(to_float32(self.anchor, self.anchor_dtype))
@@ -272,6 +274,8 @@ class ChainSection(Section):
         ]
         codes = StoredCodes(reader, accounts, segments, _TABLE, context.budget)
         context.budget.hold(4 * sum(info.numel for info, _ in heads), "a chain of so many weights")
+        largest = max(info.numel for info, _ in heads)
+        context.budget.borrow(_WEIGHT_BYTES * largest + _KERNEL_BYTES * (largest // taps), "a layer of a chain")
         ancestral = _ancestral(reader, heads, context.find(StructureSection), context.budget)
         counts = np.array([info.numel // taps for info, _ in heads], np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])

@@ -243,8 +243,10 @@ class _StoredValues(Sequence[IntegerTensor]):
         if values.ndim == 0:
             return values
         shape, axis = self._infos[number].shape, self._heads[number].axis
-        inner = math.prod(shape[axis + 1 :])
-        return values[np.arange(at, at + count) // inner % shape[axis]]
+        inner = math.prod(shape[axis + 1 :])  # so many elements in a row have the same index
+        rows = np.arange(at // inner, (at + count - 1) // inner + 1)
+        ends = np.minimum((rows + 1) * inner, at + count)
+        return np.repeat(values[rows % shape[axis]], np.diff(ends, prepend=at))
 
     def _centred(self, number: int, pieces: Iterator[Symbols]) -> Iterator[NDArray[Any]]:
         """Codes less zero points, prediction added, checked; in pieces."""

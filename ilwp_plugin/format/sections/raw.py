@@ -74,11 +74,12 @@ class RawSection(Section):
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> RawSection:
-        done = sum(len(section.infos) for section in context.earlier if isinstance(section, cls))
-        infos = []
-        for info in _ordered([info for info in context.directory if info.storage == "raw"])[done:]:
-            if info.nbytes and not reader.remaining:
-                break
+        if cls.name not in context.notes:
+            left = _ordered([info for info in context.directory if info.storage == "raw"])
+            context.notes[cls.name] = left[::-1]
+        left, infos = context.notes[cls.name], []
+        while left and (reader.remaining or not left[-1].nbytes):
+            info = left.pop()
             infos.append(info)
             with reader.charge(cls.part, info.name):
                 reader.raw(info.nbytes)

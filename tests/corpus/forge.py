@@ -29,6 +29,7 @@ from ilwp_plugin.format.stream import ByteWriter
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
 RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE, FIELDS, FLOATS = 1, 2, 3, 4, 5, 6, 7, 8, 9
+GRAPH, CODEBOOK = 10, 11
 LARGE = 1 << 18
 F32, U8, I64, BOOL, F8 = 0, 4, 8, 9, 12
 _RAW, _CODED, _ALIAS, _SAME = 0 << 5, 1 << 5, 2 << 5, 0x80
@@ -140,7 +141,7 @@ class File:
         header = varint(count) + b"".join(self.tensors)
         header += varint(len(sections) if self.section_count is None else self.section_count)
         for i, (kind, body) in enumerate(sections):
-            header += varint(kind << 1 | (kind == METADATA) ^ (i in self.other_importance))
+            header += varint(kind << 1 | (kind in (METADATA, GRAPH)) ^ (i in self.other_importance))
             header += varint(self.section_lengths.get(i, len(body)))
             header += struct.pack("<I", self.section_crcs.get(i, zlib.crc32(body)))
         header += self.header_tail
@@ -210,6 +211,9 @@ def case(name: str, code: str, message: str) -> Callable[[Callable[[File], objec
         return change
 
     return enter
+
+
+GRAPH_HEX = "e002cf001d5d00339c8846bc2b0e1806209331f9b1aeec4e2da5c59bd00b7cfe2992400000"
 
 
 def change(name: str, code: str, message: str, edit: Callable[[File], object]) -> None:
@@ -457,7 +461,7 @@ change(
 # --- metadata
 change("metadata_duplicate_key", "metadata", "duplicate key 'a'", _set(metadata=b'{"a":1,"a":2}'))
 change("metadata_nan", "metadata", "NaN is no JSON number", _set(metadata=b'{"a":NaN}'))
-change("metadata_overflow_to_infinity", "metadata", "holds inf, which JSON has not", _set(metadata=b'{"a":1e999}'))
+change("metadata_overflow_to_infinity", "metadata", "1e999 is too large", _set(metadata=b'{"a":1e999}'))
 change("metadata_deep_nesting", "metadata", "nested too deeply", _set(metadata=b'{"a":' + b"[" * 50000))
 change(
     "metadata_nesting_17", "metadata", "nested deeper than 16", _set(metadata=b'{"a":' + b"[" * 17 + b"]" * 17 + b"}")
@@ -1179,6 +1183,76 @@ change(
     "too-short",
     "needs 1099511627776 bytes",
     _floats(tensor=entry([token("f"), token("weight")], _CODED | F32, [1 << 20, 1 << 20])),
+)
+
+
+# --- graph section
+PACKED = bytes.fromhex(GRAPH_HEX)
+GRAPH_BODY = varint(4) + b"onnx" + varint(720) + PACKED
+
+
+def _graph(body: bytes) -> Callable[[File], object]:
+    return lambda f: setattr(f, "sections", [(GRAPH, body), (CHAIN, f.chain.build()), (RAW, f.raw)])
+
+
+change("graph_kind_empty", "range", "the name of a format of 0 bytes", _graph(b"\0" + GRAPH_BODY))
+change("graph_kind_strange", "range", "a graph of kind 'a/b'", _graph(varint(3) + b"a/b" + varint(720) + PACKED))
+change("graph_too_large", "range", "268,435,457 bytes", _graph(varint(4) + b"onnx" + varint((1 << 28) + 1) + PACKED))
+change("graph_shorter", "payload", "a graph of other than 721 bytes", _graph(b"\4onnx" + varint(721) + PACKED))
+change("graph_longer", "payload", "a graph of other than 719 bytes", _graph(b"\4onnx" + varint(719) + PACKED))
+change("graph_cut", "payload", "a graph of other than 720 bytes", _graph(GRAPH_BODY[:-5]))
+change("graph_trailing", "payload", "a graph of other than 720 bytes", _graph(GRAPH_BODY + b"x"))
+change("graph_not_packed", "payload", "cannot be unpacked", _graph(b"\4onnx" + varint(720) + b"\x77" * 60))
+change("graph_twice", "section-twice", "a second section", lambda f: setattr(f, "sections", [(GRAPH, GRAPH_BODY)] * 2))
+
+
+# --- codebook section
+def _book(
+    books: bytes = b"\2\2" + struct.pack("<4f", 1, 2, 3, 4),
+    heads: bytes = b"\0\0",
+    codes: list[int] | None = None,
+    *,
+    books_count: int = 1,
+    count: int = 1,
+    tensor: bytes | None = None,
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with one tensor of four values, pairs of which are entries of a codebook."""
+
+    def apply(file: File) -> None:
+        file.tensors = [
+            tensor or entry([token("c"), token("weight")], _CODED | F32, [4]),
+            entry([token("bias")], _RAW | F32, [0], shared=1),
+        ]
+        body = varint(books_count) + books + varint(count) + heads
+        file.sections = [(CODEBOOK, body + group(codes or [0, 1], count).build() + tail), (RAW, b"")]
+
+    return apply
+
+
+_TWO = struct.pack("<2f", 1, -0.0)
+change("book_count_0", "count", "0 codebooks", _book(b"", books_count=0))
+change("book_of_no_entries", "range", "a codebook of 0 entries of 2 values", _book(b"\0\2"))
+change("book_of_no_width", "range", "a codebook of 2 entries of 0 values", _book(b"\2\0"))
+change("book_too_wide", "range", "a codebook of 1 entries of 65 values", _book(b"\1\x41" + bytes(260)))
+change("book_too_long", "range", "a codebook of 32769 entries", _book(varint(32769) + b"\1"))
+change("book_entry_nan", "range", "NaN, infinite or -0", _book(b"\2\1" + struct.pack("<2f", 1, float("nan"))))
+change("book_entry_minus_zero", "range", "NaN, infinite or -0", _book(b"\2\1" + _TWO))
+change("book_truncated", "too-short", "needs 4096 bytes", _book(varint(512) + b"\2"))
+change("book_tensors_0", "count", "a codebook section of 0 tensors", _book(count=0))
+change("book_tensor_unknown", "position", "refers to tensor 9", _book(heads=b"\x09\0"))
+change("book_unknown", "position", "codebook 1 does not fit", _book(heads=b"\0\1"))
+change("book_does_not_divide", "position", "does not fit its 3 values", _book(tensor=entry([token("c")], _CODED, [3])))
+change("book_tensor_twice", "ownership", "c.weight: twice", _book(heads=b"\0\0\0\0", count=2))
+change("book_of_integers", "unfit", "coded, int64", _book(tensor=entry([token("c")], _CODED | I64, [4])))
+change("book_index_too_large", "code", "an index beyond the 2 entries", _book(codes=[0, 2]))
+change("book_index_negative", "code", "an index beyond the 2 entries", _book(codes=[0, -1]))
+change("book_trailing_bytes", "too-long", "1 bytes too many", _book(tail=b"\0"))
+change(
+    "book_infinite",
+    "not-finite",
+    "an entry is beyond the range of float16",
+    _book(b"\2\2" + struct.pack("<4f", 1, 2, 3, 1e6), tensor=entry([token("c")], _CODED | 1, [4])),
 )
 
 

@@ -307,6 +307,21 @@ def floats() -> Parts:
     return make.parts()
 
 
+def codebooks() -> Parts:
+    """Books of several widths, shared and not; indices of one entry."""
+    make = Maker(8)
+    books = [make.random.standard_normal((n, width)).astype(np.float32) for n, width in ((5, 1), (300, 4), (1, 2))]
+    tensors = []
+    for i, (book, shape, dtype) in enumerate(
+        [(0, (4, 9), "float32"), (1, (10, 8), "float16"), (2, (6,), "bfloat16"), (0, (3, 1, 3, 3), "float64")]
+    ):
+        count = int(np.prod(shape)) // books[book].shape[1]
+        indices = make.random.randint(0, len(books[book]), count)
+        tensors.append(ilwp.CodebookTensor(make.info(f"{i}.weight", shape, dtype), book, indices))
+    make.sections.append(ilwp.CodebookSection(books, tensors))
+    return make.parts()
+
+
 class _Unknown(ilwp.OpaqueSection):
     """An ancillary section of a kind that nobody knows."""
 
@@ -344,6 +359,7 @@ WRITTEN: dict[str, Callable[[], Parts]] = {
     "sparse": sparse,
     "fields": fields,
     "floats": floats,
+    "codebooks": codebooks,
     "unknown_section": unknown_section,
     "nothing": lambda: ([], []),
 }
@@ -449,12 +465,20 @@ def floats_without_codes() -> bytes:
     return file.build()
 
 
+def graph() -> bytes:
+    """Packed by a known version of LZMA; others may pack it otherwise."""
+    file = forge.good()
+    file.sections = [(forge.GRAPH, forge.GRAPH_BODY), (forge.CHAIN, file.chain.build()), (forge.RAW, file.raw)]
+    return file.build()
+
+
 FORGED: dict[str, Callable[[], bytes]] = {
     "good": lambda: forge.good().build(),
     "tables": tables,
     "codes": codes,
     "metadata_without_tensors": metadata_without_tensors,
     "floats_without_codes": floats_without_codes,
+    "graph": graph,
 }
 
 

@@ -368,6 +368,8 @@ def test_kinds_keep_their_numbers() -> None:
         "sparse": (7, False, False),
         "fields": (8, False, False),
         "floats": (9, False, False),
+        "graph": (10, True, True),
+        "codebook": (11, False, False),
     }
     assert all(SECTIONS[name].name == name for name in SECTIONS)
     assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2}

@@ -1,5 +1,6 @@
 """What reading takes, of every kind of section, from files that claim as much as they can."""
 
+import lzma
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,24 @@ def floats(count: int = 1 << 23) -> forge.File:
     return one_tensor(forge.FLOATS, b"\0", zeros(4 * count, 4).build(), [count])
 
 
+def codebook(count: int = 1 << 26) -> forge.File:
+    book = b"\1\1\x40" + struct.pack("<64f", *range(64))
+    file = one_tensor(forge.CODEBOOK, b"", b"", [count])
+    file.sections = [(forge.CODEBOOK, book + b"\1\0\0" + zeros(count // 64).build())]
+    return file
+
+
+def graph(size: int = 1 << 28) -> forge.File:
+    packed = lzma.compress(bytes(size), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
+    file = forge.good()
+    file.sections = [(forge.GRAPH, b"\4onnx" + forge.varint(size) + packed), *golden_sections(file)]
+    return file
+
+
+def golden_sections(file: forge.File) -> list[tuple[int, bytes]]:
+    return [(forge.CHAIN, file.chain.build()), (forge.RAW, file.raw)]
+
+
 def norms(channels: int = 1 << 20) -> forge.File:
     file = forge.good()
     roles = ["weight", "bias", "running_mean", "running_var"]
@@ -209,6 +228,8 @@ BOMBS: dict[str, Callable[[], forge.File]] = {
         fields,
         floats,
         norms,
+        codebook,
+        graph,
         raw,
         one_bit_each,
         metadata,

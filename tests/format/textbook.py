@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import lzma
 import math
 import struct
 import zlib
@@ -353,7 +354,7 @@ def read(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         if kind not in KINDS:
             require(ancillary)
             continue
-        require(ancillary == (kind == 3))
+        require(ancillary == (kind in (3, 10)))
         piece = Bytes(content)
         KINDS[kind](piece, tensors, state)
         piece.end()
@@ -662,6 +663,39 @@ def floats_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -
         t.give(out)
 
 
+def graph_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+    require("graph" not in state)
+    kind = piece.take(piece.varint())
+    require(1 <= len(kind) <= 32 and all(chr(c).isalnum() or c == 45 for c in kind) and kind.isascii())
+    require(any(c != 45 for c in kind))
+    size = piece.varint()
+    require(size <= 2**28)
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**20}])
+    try:
+        state["graph"] = unpacker.decompress(piece.take(len(piece.data) - piece.at))
+    except lzma.LZMAError:
+        raise Fault from None
+    require(unpacker.eof and not unpacker.unused_data and len(state["graph"]) == size)
+
+
+def codebook_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+    books = []
+    for _ in range(how_many(piece, tensors)):
+        n, width = piece.varint(), piece.varint()
+        require(1 <= n <= 32768 and 1 <= width <= 64)
+        values = [piece.f32() for _ in range(n * width)]
+        require(all(math.isfinite(v) and (v or math.copysign(1, v) > 0) for v in values))
+        books.append([values[i : i + width] for i in range(0, n * width, width)])
+    heads = []
+    for _ in range(how_many(piece, tensors)):
+        t, book = coded(piece, tensors, REAL), piece.varint()
+        require(book < len(books) and t.size % len(books[book][0]) == 0)
+        heads.append((t, books[book]))
+    for (t, book), own in zip(heads, runs(piece, [t.size // len(b[0]) for t, b in heads]), strict=True):
+        require(all(0 <= index < len(book) for index in own))
+        t.give(converted([F32(v) for index in own for v in book[index]], t.dtype))
+
+
 KINDS = {
     1: raw_section,
     2: chain_section,
@@ -672,4 +706,6 @@ KINDS = {
     7: sparse_section,
     8: fields_section,
     9: floats_section,
+    10: graph_section,
+    11: codebook_section,
 }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.errors import TensorError
+from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
-from ilwp_plugin.format.dtypes import cast, is_finite, is_real
+from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
@@ -26,6 +27,8 @@ _INDICES = register_part(
 )
 
 _MAX_ENTRIES, _MAX_WIDTH = 1 << 15, 64
+_CHUNK = 1 << 12
+"""Indices that are looked up at one time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +61,14 @@ class CodebookSection(Section):
 
     number = 11
     name = "codebook"
-    single = False
     part = _INDICES
 
     def __init__(
         self, books: Sequence[NDArray[np.float32]], tensors: Sequence[CodebookTensor], coding: Coding = AUTO
     ) -> None:
         self.books = tuple(np.asarray(book, np.float32) + np.float32(0) for book in books)
-        self.tensors = tuple(tensors)
+        self.tensors: Sequence[CodebookTensor] = tuple(tensors)
+        self.infos = tuple(tensor.info for tensor in tensors)
         self.coding = coding
         for book in self.books:
             if book.ndim != 2 or not (1 <= len(book) <= _MAX_ENTRIES and 1 <= book.shape[1] <= _MAX_WIDTH):
@@ -89,12 +92,25 @@ class CodebookSection(Section):
 
     @property
     def names(self) -> list[str]:
-        return [tensor.info.name for tensor in self.tensors]
+        return [info.name for info in self.infos]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {info.name: number for number, info in enumerate(self.infos)}
 
     def restore(self, name: str) -> NDArray[Any]:
-        tensor = next(tensor for tensor in self.tensors if tensor.info.name == name)
-        values = self.books[tensor.book][tensor.indices.astype(np.int64)]
-        return cast(values.reshape(tensor.info.shape), tensor.info.dtype)
+        number = self._positions[name]
+        if isinstance(self.tensors, _StoredTensors):
+            return self.tensors.restore(number)
+        tensor = self.tensors[number]
+        book = cast(self.books[tensor.book], tensor.info.dtype)
+        return book[tensor.indices.astype(np.int64)].reshape(tensor.info.shape)
+
+    def check(self) -> None:
+        if isinstance(self.tensors, _StoredTensors):
+            for number in range(len(self.tensors)):
+                for _ in self.tensors.pieces(number):
+                    pass
 
     def summaries(self) -> list[Summary]:
         found = []
@@ -144,15 +160,16 @@ class CodebookSection(Section):
             for _ in range(count):
                 entries, width = reader.varint(), reader.varint()
                 if not (1 <= entries <= _MAX_ENTRIES and 1 <= width <= _MAX_WIDTH):
-                    raise reader.fail("form", f"a codebook of {entries} entries of {width} values")
+                    raise reader.fail("range", f"a codebook of {entries} entries of {width} values")
                 content = np.frombuffer(reader.raw(4 * entries * width), "<f4").reshape(entries, width)
                 if not np.isfinite(content).all() or (np.signbit(content) & (content == 0)).any():
-                    raise reader.fail("value", "an entry of a codebook is NaN, infinite or -0")
-                books.append(content.astype(np.float32))
+                    raise reader.fail("range", "an entry of a codebook is NaN, infinite or -0")
+                books.append(content)
         count = reader.varint()
         if not 1 <= count <= len(directory):
             raise reader.fail("count", f"a codebook section of {count} tensors, the file has {len(directory)}")
         heads: list[tuple[TensorInfo, int]] = []
+        names: set[str] = set()
         for _ in range(count):
             with reader.charge_later() as entry:
                 info = read_info(reader, directory, "a codebook section")
@@ -162,20 +179,75 @@ class CodebookSection(Section):
                     raise reader.fail("unfit", f"{info.name}: in a codebook section, and {info.storage}, {info.dtype}")
                 if book >= len(books) or info.numel % books[book].shape[1]:
                     raise reader.fail("position", f"{info.name}: codebook {book} does not fit its {info.numel} values")
-                if any(info is other for other, _ in heads):
+                if info.name in names:
                     raise reader.fail("ownership", f"{info.name}: twice in a codebook section")
+                names.add(info.name)
                 heads.append((info, book))
         segments = [Segment.flat(info.numel // books[book].shape[1]) for info, book in heads]
         accounts = [(_INDICES, info.name) for info, _ in heads]
         codes = StoredCodes(reader, accounts, segments, _INDICES, context.budget)
         reader.finish()
-        runs = [codes.layer(number) for number in range(len(heads))]
-        for (info, book), run in zip(heads, runs, strict=True):
-            if int(run.min()) < 0 or int(run.max()) >= len(books[book]):
-                raise reader.fail("code", f"{info.name}: an index beyond the {len(books[book])} entries")
-        try:
-            return cls(
-                books, [CodebookTensor(i, b, run) for (i, b), run in zip(heads, runs, strict=True)], codes.coding
-            )
-        except TensorError as error:
-            raise reader.fail("value", str(error)) from None
+        section = cls.__new__(cls)
+        section.books, section.coding = tuple(books), codes.coding
+        section.infos = tuple(info for info, _ in heads)
+        section.tensors = _StoredTensors(heads, section.books, codes, reader.where)
+        return section
+
+
+class _StoredTensors(Sequence[CodebookTensor]):
+    """The tensors as they stand in a file; each is decoded when it is asked for."""
+
+    def __init__(
+        self,
+        heads: Sequence[tuple[TensorInfo, int]],
+        books: Sequence[NDArray[np.float32]],
+        codes: StoredCodes,
+        where: str,
+    ) -> None:
+        self._heads, self._books, self._codes, self._where = heads, books, codes, where
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @overload
+    def __getitem__(self, number: int) -> CodebookTensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[CodebookTensor]: ...
+
+    def __getitem__(self, number: int | slice) -> CodebookTensor | list[CodebookTensor]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        info, book = self._heads[number]
+        return CodebookTensor(info, book, self._codes.layer(number))
+
+    def pieces(self, number: int) -> Iterator[NDArray[Any]]:
+        """The values of a tensor in its dtype, (n, width) some at a time."""
+        info, number_of_book = self._heads[number]
+        book = cast(self._books[number_of_book], info.dtype)
+        finite = is_finite(book, info.dtype)
+        for piece in self._codes.pieces(number):
+            for start in range(0, len(piece), _CHUNK):
+                part = piece[start : start + _CHUNK]
+                if int(part.min()) < 0 or int(part.max()) >= len(book):
+                    raise self._fail(info, "code", f"an index beyond the {len(book)} entries")
+                values = book[part]
+                if not finite and not is_finite(values, info.dtype):
+                    raise self._fail(info, "not-finite", f"an entry is beyond the range of {info.dtype}")
+                yield values
+
+    def restore(self, number: int) -> NDArray[Any]:
+        """The values of a tensor."""
+        info, book = self._heads[number]
+        restored = np.empty(
+            (info.numel // self._books[book].shape[1], self._books[book].shape[1]), DTYPES[info.dtype].carrier
+        )
+        at = 0
+        for values in self.pieces(number):
+            restored[at : at + len(values)] = values
+            at += len(values)
+        return restored.reshape(info.shape)
+
+    def _fail(self, info: TensorInfo, code: str, what: str) -> FormatError:
+        return FormatError(f"{self._where}: {info.name}: {what}", code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -86,11 +86,10 @@ _CODER_BITS = 5
 """Of the byte that names the coder; the others are the number of low bits."""
 
 
-@dataclass(eq=False)
 class _Group:
     """Layers that share a code table and a payload.
 
-    Attributes:
+    Args:
         coder: the coder.
         table: the stored form of its model, which is read again when it is needed.
         payload: the codes, without their low bits.
@@ -98,49 +97,93 @@ class _Group:
         low: all of them, as they are.
         segments: of each layer.
         where: in words.
-        symbols: the codes decoded, where they are kept.
     """
 
-    coder: Coder
-    table: memoryview
-    payload: memoryview
-    low_bits: int
-    low: memoryview
-    segments: Sequence[Segment]
-    where: str
-    symbols: Symbols | None = field(default=None)
+    def __init__(
+        self,
+        coder: Coder,
+        table: memoryview,
+        payload: memoryview,
+        low_bits: int,
+        low: memoryview,
+        segments: Sequence[Segment],
+        where: str,
+    ) -> None:
+        self.coder, self.low_bits, self.segments = coder, low_bits, segments
+        self._table, self._payload, self._low, self._where = table, payload, low, where
+        self._starts = list(accumulate((segment.count for segment in segments), initial=0))
+        self._symbols: Symbols | None = None
+        self._cursor: tuple[int, Iterator[Symbols], Symbols] | None = None
 
     @property
-    def count(self) -> int:
-        """Number of symbols."""
-        return sum(segment.count for segment in self.segments)
+    def nbytes(self) -> int:
+        """Of what the layers share."""
+        return len(self._payload) + len(self._low)
+
+    def fit(self) -> Fit:
+        """The coder and its model, to find out what symbols cost."""
+        return Fit(self.coder, self._model(), b"", self.low_bits, 0)
 
     def _model(self) -> Any:
-        return self.coder.read_table(ByteReader(self.table, self.where))
+        return self.coder.read_table(ByteReader(self._table, self._where))
 
-    def decode(self) -> Symbols:
-        """All symbols at once."""
-        symbols = self.coder.decode(self._model(), self.payload, self.segments, ByteReader(self.payload, self.where))
-        if not self.low_bits:
-            return symbols
-        return np.concatenate([self._whole(symbols[i : i + _CHUNK], i) for i in range(0, len(symbols), _CHUNK)])
+    def kept(self, budget: Budget) -> Symbols | None:
+        """All symbols, decoded, where there is room to keep them."""
+        if self._symbols is None and budget.keep(4 * self._starts[-1]):  # at most: most symbols take two bytes
+            reader = ByteReader(self._payload, self._where)
+            symbols = self.coder.decode(self._model(), self._payload, self.segments, reader)
+            if self.low_bits:
+                parts = (self._whole(symbols[i : i + _CHUNK], i) for i in range(0, len(symbols), _CHUNK))
+                symbols = np.concatenate(list(parts))
+            self._symbols = symbols
+        return self._symbols
+
+    def layer(self, number: int, budget: Budget) -> Symbols:
+        """The symbols of a layer."""
+        symbols = self.kept(budget)
+        if symbols is None:
+            return np.concatenate(list(self.pieces(number, budget)))
+        return symbols[self._starts[number] : self._starts[number + 1]]
+
+    def pieces(self, number: int, budget: Budget) -> Iterator[Symbols]:
+        """The symbols of a layer, some at a time.
+
+        Where they are not kept, layers that are asked for in order are decoded once; going back begins anew.
+        """
+        symbols = self.kept(budget)
+        if symbols is not None:
+            yield symbols[self._starts[number] : self._starts[number + 1]]
+            return
+        start, stop = self._starts[number], self._starts[number + 1]
+        at, source, left = self._cursor or (0, self._decoded(), _NOTHING)
+        self._cursor = None
+        if at > start:
+            at, source, left = 0, self._decoded(), _NOTHING
+        while at < stop:
+            if not len(left):
+                left = next(source)
+            piece, left = left[: (start if at < start else stop) - at], left[(start if at < start else stop) - at :]
+            if at >= start:
+                yield piece
+            at += len(piece)
+        if stop == self._starts[-1]:
+            for _ in source:  # lets the coder see that its payload ends as it has to
+                raise AssertionError("symbols are left")
+        else:
+            self._cursor = at, source, left
+
+    def _decoded(self) -> Iterator[Symbols]:
+        at = 0
+        reader = ByteReader(self._payload, self._where)
+        for piece in self.coder.pieces(self._model(), self._payload, self.segments, reader):
+            yield self._whole(piece, at) if self.low_bits else piece
+            at += len(piece)
 
     def _whole(self, symbols: Symbols, start: int) -> Symbols:
         """Symbols, from a position on, with their low bits; in the smaller of int16 and int32 that holds them."""
-        low = read_low_bits(self.low, start, len(symbols), self.low_bits).astype(np.int32)
+        low = read_low_bits(self._low, start, len(symbols), self.low_bits).astype(np.int32)
         whole = (symbols.astype(np.int32) << self.low_bits) | low
         return whole.astype(smallest_dtype(int(whole.min()), int(whole.max())))
-
-    def pieces(self) -> Iterator[Symbols]:
-        """All symbols, some at a time."""
-        if self.symbols is not None:
-            yield self.symbols
-        else:
-            at = 0
-            reader = ByteReader(self.payload, self.where)
-            for piece in self.coder.pieces(self._model(), self.payload, self.segments, reader):
-                yield self._whole(piece, at) if self.low_bits else piece
-                at += len(piece)
 
 
 class StoredCodes:
@@ -162,7 +205,7 @@ class StoredCodes:
     ) -> None:
         self._segments, self._accounts, self._budget = segments, accounts, budget
         self._groups: list[_Group] = []
-        self._home: list[tuple[int, int]] = []  # of each layer its group, and where it begins there
+        self._home: list[tuple[_Group, int]] = []  # of each layer its group, and its number there
         while len(self._home) < len(segments):
             self._read_group(reader, table)
         reader.ledger.defer(self._charges)
@@ -189,8 +232,11 @@ class StoredCodes:
         if total * low_bits % 8 and low[-1] & ((1 << -total * low_bits % 8) - 1):
             raise reader.fail("padding", "the padding after the low bits is not zero")
         group = _Group(coder, own, payload, low_bits, low, segments, where)
-        self._home += [(len(self._groups), at) for at in accumulate((s.count for s in group.segments[:-1]), initial=0)]
+        self._home += [(group, i) for i in range(count)]
         self._groups.append(group)
+
+    def __len__(self) -> int:
+        return len(self._segments)
 
     @property
     def coding(self) -> Coding:
@@ -200,70 +246,25 @@ class StoredCodes:
 
     def layer(self, number: int) -> Symbols:
         """The codes of a layer: 1-D, not to be changed."""
-        group, at = self._home[number]
-        count = self._segments[number].count
-        symbols = self._symbols(self._groups[group])
-        if symbols is not None:
-            return symbols[at : at + count]
-        return np.concatenate(list(self.pieces(number)))
+        group, place = self._home[number]
+        return group.layer(place, self._budget)
 
     def pieces(self, number: int) -> Iterator[Symbols]:
-        """The codes of a layer, some at a time; those of earlier layers of its group are passed over."""
-        group, at = self._home[number]
-        self._symbols(self._groups[group])
-        yield from _cut(self._groups[group].pieces(), at, self._segments[number].count)
-
-    def each(self) -> Iterator[Iterator[Symbols]]:
-        """The pieces of each layer in turn; every group is decoded once. Each has to be used up before the next."""
-        for group in self._groups:
-            self._symbols(group)
-            source = _Source(group.pieces())
-            for segment in group.segments:
-                yield source.take(segment.count)
-            source.finish()
-
-    def _symbols(self, group: _Group) -> Symbols | None:
-        """All of a group, decoded, where there is room to keep them."""
-        if group.symbols is None and self._budget.keep(4 * group.count):  # at most: most codes take two bytes
-            group.symbols = group.decode()
-        return group.symbols
+        """The codes of a layer, some at a time; asked for in order, all layers are decoded once."""
+        group, place = self._home[number]
+        return group.pieces(place, self._budget)
 
     def _charges(self) -> Iterator[tuple[str, str | None, int]]:
         """The share of each layer in the payloads, which takes a histogram of its codes."""
-        histograms = (Histogram.total([Histogram.of(piece) for piece in pieces]) for pieces in self.each())
         number = 0
         for group in self._groups:
-            fit = Fit(group.coder, group._model(), b"", group.low_bits, 0)
-            bits = [fit.bits(next(histograms)) for _ in group.segments]
-            for share in split_bits(bits, len(group.payload) + len(group.low)):
-                part, layer = self._accounts[number]
+            fit = group.fit()
+            layers = range(number, number + len(group.segments))
+            bits = [fit.bits(Histogram.total([Histogram.of(piece) for piece in self.pieces(i)])) for i in layers]
+            for i, share in zip(layers, split_bits(bits, group.nbytes), strict=True):
+                part, layer = self._accounts[i]
                 yield part, layer, share
-                number += 1
+            number += len(group.segments)
 
 
-class _Source:
-    """Pieces, to be taken in other lengths."""
-
-    def __init__(self, pieces: Iterator[Symbols]) -> None:
-        self._pieces = pieces
-        self._left = np.empty(0, np.int16)
-
-    def take(self, count: int) -> Iterator[Symbols]:
-        while count:
-            if not len(self._left):
-                self._left = next(self._pieces)
-            piece, self._left = self._left[:count], self._left[count:]
-            count -= len(piece)
-            yield piece
-
-    def finish(self) -> None:
-        """Lets the coder see that its payload ends as it has to."""
-        for _ in self._pieces:
-            raise AssertionError("symbols are left")
-
-
-def _cut(pieces: Iterator[Symbols], start: int, count: int) -> Iterator[Symbols]:
-    source = _Source(pieces)
-    for _ in source.take(start):
-        pass
-    yield from source.take(count)
+_NOTHING: Symbols = np.empty(0, np.int16)

@@ -59,9 +59,15 @@ class FloatSection(Section):
     def restore(self, name: str) -> NDArray[Any]:
         return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()
 
+    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        if isinstance(self.values, _Stored):
+            yield from self.values.all()
+        else:
+            yield from super().restore_all()
+
     def check(self) -> None:
-        for name in self.names:
-            self.values[name]
+        if isinstance(self.values, _Stored):
+            self.values.check()
 
     def summaries(self) -> list[Summary]:
         return [Summary(info.name, self.name, info.shape, {"dtype": info.dtype}) for info in self.infos]
@@ -154,30 +160,55 @@ class _Stored(Mapping[str, NDArray[Any]]):
         codes: StoredCodes,
         where: str,
     ) -> None:
-        self._infos = {info.name: (info, tensor) for tensor, info in enumerate(infos)}
+        self._infos, self._numbers = infos, {info.name: number for number, info in enumerate(infos)}
         self._planes, self._runs, self._codes, self._where = planes, runs, codes, where
 
     def __len__(self) -> int:
         return len(self._infos)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
+        return iter(self._numbers)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        info, tensor = self._infos[name]
-        width = DTYPES[info.dtype].itemsize
-        words = np.zeros(info.numel, f"<u{width}")
-        for plane in range(width):
-            shift, at = words.dtype.type(8 * (width - 1 - plane)), 0
-            for piece in self._pieces(plane, tensor, info):
-                words[at : at + len(piece)] |= piece.astype(words.dtype) << shift
-                at += len(piece)
+        tensor = self._numbers[name]
+        words = self._empty(tensor)
+        for plane in range(words.itemsize):
+            self._fill(words, plane, tensor)
+        return self._finished(words, tensor)
+
+    def all(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Every tensor, the codes decoded in the order in which they stand."""
+        words = [self._empty(tensor) for tensor in range(len(self))]
+        for plane, tensor in [*self._planes, *self._runs]:
+            self._fill(words[tensor], plane, tensor)
+        for tensor, info in enumerate(self._infos):
+            yield info.name, self._finished(words[tensor], tensor)
+
+    def check(self) -> None:
+        """Raises FormatError where a byte is none."""
+        for plane, tensor in self._runs:
+            for _ in self._pieces(plane, tensor):
+                pass
+
+    def _empty(self, tensor: int) -> NDArray[Any]:
+        info = self._infos[tensor]
+        return np.zeros(info.numel, f"<u{DTYPES[info.dtype].itemsize}")
+
+    def _fill(self, words: NDArray[Any], plane: int, tensor: int) -> None:
+        shift, at = words.dtype.type(8 * (words.itemsize - 1 - plane)), 0
+        for piece in self._pieces(plane, tensor):
+            words[at : at + len(piece)] |= piece.astype(words.dtype) << shift
+            at += len(piece)
+
+    def _finished(self, words: NDArray[Any], tensor: int) -> NDArray[Any]:
+        info = self._infos[tensor]
         for start in range(0, info.numel, _CHUNK):
             part = words[start : start + _CHUNK]
-            part[:] = (part >> 1) | (part << (8 * width - 1))
+            part[:] = (part >> 1) | (part << (8 * words.itemsize - 1))
         return words.view(DTYPES[info.dtype].carrier).reshape(info.shape)
 
-    def _pieces(self, plane: int, tensor: int, info: TensorInfo) -> Iterator[NDArray[Any]]:
+    def _pieces(self, plane: int, tensor: int) -> Iterator[NDArray[Any]]:
+        info = self._infos[tensor]
         if (plane, tensor) in self._planes:
             whole = np.frombuffer(self._planes[plane, tensor], np.uint8)
             yield from (whole[start : start + _CHUNK] for start in range(0, info.numel, _CHUNK))

@@ -6,9 +6,9 @@ The file is read without it; who has the other format's library makes the whole 
 from __future__ import annotations
 
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from ilwp_plugin.errors import TensorError
+from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
@@ -18,8 +18,8 @@ __all__ = ["GraphSection"]
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
 _MAX_BYTES = 1 << 28
 _MAX_KIND = 32
-_MAX_RATIO = 1 << 13
-"""LZMA packs no more than some 7,000 bytes into one."""
+_PIECE = 1 << 20
+"""Bytes that are unpacked at one time."""
 
 
 @SECTIONS.register("graph")
@@ -37,6 +37,7 @@ class GraphSection(Section):
     number = 10
     name = "graph"
     ancillary = True
+    single = True
 
     def __init__(self, kind: str, content: bytes) -> None:
         if not _is_kind(kind) or len(content) > _MAX_BYTES:
@@ -44,38 +45,61 @@ class GraphSection(Section):
                 f"graph: expected the name of a format and at most {_MAX_BYTES:,} bytes, got {kind!r} and "
                 f"{len(content):,}"
             )
-        self.kind, self.content = kind, content
+        self.kind, self.size = kind, len(content)
+        self._packed: bytes | memoryview = lzma.compress(content, lzma.FORMAT_RAW, filters=_FILTERS)
+        self._where = self.name
+
+    @property
+    def content(self) -> bytes:
+        """Unpacked anew each time."""
+        return b"".join(self._pieces())
+
+    def check(self) -> None:
+        for _ in self._pieces():
+            pass
+
+    def _pieces(self) -> Iterator[bytes]:
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
+        packed, done = bytes(self._packed), 0
+        while not unpacker.eof:
+            try:
+                piece = unpacker.decompress(packed, _PIECE)
+            except lzma.LZMAError as error:
+                raise self._fail(f"a graph that cannot be unpacked: {error}") from None
+            packed, done = b"", done + len(piece)
+            if done > self.size or (not piece and unpacker.needs_input):
+                break
+            yield piece
+        if done != self.size or not unpacker.eof or unpacker.unused_data:
+            raise self._fail(f"a graph of other than {self.size:,} bytes")
+
+    def _fail(self, what: str) -> FormatError:
+        return FormatError(f"{self._where}: {what}", "payload")
 
     def summaries(self) -> list[Summary]:
-        return [Summary(self.kind, self.name, (), {"bytes": len(self.content)})]
+        return [Summary(self.kind, self.name, (), {"bytes": self.size})]
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
-        packed = lzma.compress(self.content, lzma.FORMAT_RAW, filters=_FILTERS)
         with writer.charge(self.part, None):
             writer.varint(len(self.kind))
             writer.raw(self.kind.encode("ascii"))
-            writer.varint(len(self.content))
-            writer.raw(packed)
+            writer.varint(self.size)
+            writer.raw(bytes(self._packed))
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> GraphSection:
+        section = cls.__new__(cls)
+        section._where = reader.where
         with reader.charge(cls.part, None):
             length = reader.varint()
             if not 1 <= length <= _MAX_KIND:
-                raise reader.fail("form", f"the name of a format of {length} bytes")
-            kind = bytes(reader.raw(length)).decode("ascii", "replace")
-            size = reader.varint()
-            if not _is_kind(kind) or size > min(_MAX_BYTES, reader.remaining * _MAX_RATIO):
-                raise reader.fail("form", f"a graph of kind {kind!r} and {size:,} bytes in {reader.remaining}")
-            packed = bytes(reader.raw(reader.remaining))
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
-        try:
-            content = unpacker.decompress(packed, size + 1)
-        except lzma.LZMAError as error:
-            raise reader.fail("value", f"a graph that cannot be unpacked: {error}") from None
-        if len(content) != size or not unpacker.eof or unpacker.unused_data:
-            raise reader.fail("value", f"a graph of other than {size:,} bytes")
-        return cls(kind, content)
+                raise reader.fail("range", f"the name of a format of {length} bytes")
+            section.kind = bytes(reader.raw(length)).decode("ascii", "replace")
+            section.size = reader.varint()
+            if not _is_kind(section.kind) or section.size > _MAX_BYTES:
+                raise reader.fail("range", f"a graph of kind {section.kind!r} and {section.size:,} bytes")
+            section._packed = reader.raw(reader.remaining)
+        return section
 
 
 def _is_kind(kind: str) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.coding import Histogram, Run, Segment, Symbols
+from ilwp_plugin.format.coding import Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real, largest_value
 from ilwp_plugin.format.integers import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum, largest_magnitude
@@ -74,12 +74,6 @@ class GridSection(Section):
         if isinstance(self.values, _StoredValues):
             return self.values.restore(number)
         return cast(self.values[number].restore(), info.dtype).reshape(info.shape)
-
-    def restore_all(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        if isinstance(self.values, _StoredValues):
-            yield from zip(self.names, self.values.restore_all(), strict=True)
-        else:
-            yield from super().restore_all()
 
     def check(self) -> None:
         if isinstance(self.values, _StoredValues):
@@ -197,37 +191,29 @@ class _StoredValues(Sequence[IntegerTensor]):
             return [self[i] for i in range(*number.indices(len(self)))]
         number = range(len(self))[number]
         head, info = self._heads[number], self._infos[number]
-        own = np.concatenate(list(self._centred(number, self._codes.pieces(number)))).reshape(info.shape)
+        own = np.concatenate(list(self._centred(number))).reshape(info.shape)
         return IntegerTensor.from_centred(own, head.scale, head.zero_point, head.axis)
 
     def restore(self, number: int) -> NDArray[Any]:
         """The values of a tensor in its dtype."""
-        return self._restore(number, self._codes.pieces(number))
-
-    def restore_all(self) -> Iterator[NDArray[Any]]:
-        """Of every tensor in turn."""
-        for number, pieces in enumerate(self._codes.each()):
-            yield self._restore(number, pieces)
-
-    def check(self) -> None:
-        """Raises FormatError where a code or a value is out of range."""
-        for number, pieces in enumerate(self._codes.each()):
-            info, head = self._infos[number], self._heads[number]
-            safe = LARGEST_CODE * float(head.scale.max()) <= largest_value(info.dtype)
-            at = 0
-            for own in self._centred(number, pieces):
-                if not safe:
-                    self._values(number, own, at)
-                at += len(own)
-
-    def _restore(self, number: int, pieces: Iterator[Symbols]) -> NDArray[Any]:
         info = self._infos[number]
         restored = np.empty(info.numel, DTYPES[info.dtype].carrier)
         at = 0
-        for own in self._centred(number, pieces):
+        for own in self._centred(number):
             restored[at : at + len(own)] = self._values(number, own, at)
             at += len(own)
         return restored.reshape(info.shape)
+
+    def check(self) -> None:
+        """Raises FormatError where a code or a value is out of range."""
+        for number in range(len(self)):
+            info, head = self._infos[number], self._heads[number]
+            safe = LARGEST_CODE * float(head.scale.max()) <= largest_value(info.dtype)
+            at = 0
+            for own in self._centred(number):
+                if not safe:
+                    self._values(number, own, at)
+                at += len(own)
 
     def _values(self, number: int, own: NDArray[Any], at: int) -> NDArray[Any]:
         """Codes less zero points, from a position on, times their scale, in the tensor's dtype."""
@@ -248,9 +234,9 @@ class _StoredValues(Sequence[IntegerTensor]):
         ends = np.minimum((rows + 1) * inner, at + count)
         return np.repeat(values[rows % shape[axis]], np.diff(ends, prepend=at))
 
-    def _centred(self, number: int, pieces: Iterator[Symbols]) -> Iterator[NDArray[Any]]:
+    def _centred(self, number: int) -> Iterator[NDArray[Any]]:
         """Codes less zero points, prediction added, checked; in pieces."""
-        head, info = self._heads[number], self._infos[number]
+        head, info, pieces = self._heads[number], self._infos[number], self._codes.pieces(number)
         whole: list[NDArray[Any]] = []
         if head.predicted or self._predicting[number]:
             self._budget.borrow(_PREDICTED_BYTES * info.numel, "a predicted tensor")
@@ -285,7 +271,7 @@ class _StoredValues(Sequence[IntegerTensor]):
             path.append(self._reference[path[-1]] or 0)
         for i in reversed(path):
             if i not in self._kept:
-                for _ in self._centred(i, self._codes.pieces(i)):
+                for _ in self._centred(i):
                     pass
         return self._kept[number]
 

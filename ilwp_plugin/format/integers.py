@@ -56,7 +56,7 @@ class IntegerTensor:
             )
         if zero_point is not None and zero_point.size != scale.size:
             raise TensorError(f"integer tensor: {zero_point.size} zero points for {scale.size} scales")
-        scale = scale.astype(np.float32).reshape(-1 if scale.size > 1 else ()) + np.float32(0)
+        scale = scale.astype(np.float32).reshape(() if scale.size == 1 else -1) + np.float32(0)
         if scale.size == 0 or not bool((np.isfinite(scale) & (scale >= 0)).all()):
             raise TensorError("integer tensor: expected finite scales >= 0")
         object.__setattr__(self, "scale", np.asarray(scale, np.float32))

@@ -28,7 +28,7 @@ from ilwp_plugin.compare.training import Companion, Plan, prepared, train_on
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.models.tensors import integers_of
 
-from .config import ALGORITHM, Section, algorithm_sections
+from .config import ALGORITHM, Section, algorithm_sections, algorithms, sections_by_name
 from .modern import NNCFConfig, apply_ilwp, controller_of, create_compressed_model, register, register_default_init_args
 from .modern.algorithms import ignored_scope
 from .modern.controller import Controller, weight_fake_quantizers
@@ -59,19 +59,12 @@ class QuantizeOptions(Options):
     images: Images = Field(default=300, description="Training images, without labels, for ranges and biases.")
     ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
 
-    @field_validator("ilwp")
-    @classmethod
-    def _chains_only(cls, value: IlwpConfig | None) -> IlwpConfig | None:
-        if value is not None and value.recipes is None and isinstance(value.weight_step, float):
-            raise ConfigError("ilwp.weight_step: NNCF has all other layers on grids of its own; leave it out")
-        return value
-
 
 class Quantize(_NNCF):
     """`nncf.quantize` with its defaults: INT8 of weights and activations after training, biases corrected.
 
-    With ilwp the depthwise layers are on ilwp's grid instead (`apply_ilwp`). The file holds the codes of all weights
-    and the scales and zero points of the activations.
+    With ilwp the layers that it quantizes are on its grid instead (`apply_ilwp`). The file holds the codes of all
+    weights and the scales and zero points of the activations.
     """
 
     options: ClassVar[Any] = QuantizeOptions
@@ -80,7 +73,7 @@ class Quantize(_NNCF):
         return "NNCF quantize" + _stacked(options.ilwp)
 
     def compress(self, case: Case, options: QuantizeOptions) -> Compressed:
-        model, config = _prepared(case, options.ilwp)
+        model, config = prepared(case, options.ilwp)
         batches = torch.split(case.calibration(options.images), _BATCH)
         with _quietly():
             model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
@@ -220,7 +213,7 @@ class Train(_NNCF):
     options: ClassVar[Any] = TrainOptions
 
     def title(self, options: TrainOptions) -> str:
-        names = [str(section["algorithm"]) for section in options.compression if section["algorithm"] != ALGORITHM]
+        names = [name for name in sections_by_name({"compression": options.compression}) if name not in algorithms()]
         section = Section.find({"compression": options.compression})
         words = " + ".join(names)
         if section is not None:
@@ -229,13 +222,13 @@ class Train(_NNCF):
 
     def compress(self, case: Case, options: TrainOptions) -> Compressed:
         section = Section.find({"compression": options.compression})
-        model, config = _prepared(case, None if section is None else section.config)
+        model, config = prepared(case, None if section is None else section.config)
         plan = Plan(options.epochs, options.lr)
         sections = copy.deepcopy(options.compression)
         for own in (s for s in algorithm_sections({"compression": sections}) if s["algorithm"] == ALGORITHM):
             assert config is not None and isinstance(own, dict)
-            own |= {"align": False, "batch_norm_eps": config.batch_norm_eps}
-            own["loss_weight"] = plan.loss_weight(model, config, case)
+            if config.recipes is None:
+                own |= {"align": False, "loss_weight": plan.loss_weight(model, config, case)}
         calibration = case.calibration(options.images)
         nncf_config = NNCFConfig.from_dict({"compression": sections})
         register_default_init_args(nncf_config, [(batch,) for batch in torch.split(calibration, _BATCH)])
@@ -316,9 +309,10 @@ def _compressed(controller: Controller, weight_bits: WeightBits) -> Compressed:
     """
     structure = controller.strip().eval()
     weights, session = weight_fake_quantizers(structure), controller.session
-    chained = session is not None and session.config.bits is not None
-    if chained or weights or (session is not None and session.config.weight_step is not None):
-        whole = controller._compressed(**({} if chained else {"bits": None}))
+    if session is not None and session.changes:
+        whole = controller._compressed()
+    elif weights:
+        whole = controller._compressed(**({"preset": "lossless"} if session is None else {"bits": None}))
     else:
         whole = as_is(structure.state_dict())
     restored, activations = whole.state_dict(), _activation_quantizers(structure, weights)
@@ -367,17 +361,6 @@ def _activation_quantizers(model: nn.Module, weights: Mapping[str, Any]) -> list
     """The other quantizers, in the order of the model."""
     own = {id(quantizer) for quantizer in weights.values()}
     return [module for module in model.modules() if isinstance(module, FakeQuantize) and id(module) not in own]
-
-
-def _prepared(case: Case, config: IlwpConfig | None) -> tuple[nn.Module, IlwpConfig | None]:
-    """See `prepared`; with the eps of batch norms that are to be merged, which the controller's state dict lacks."""
-    model, config = prepared(case, config)
-    if config is None or config.batch_norm == "exact" or config.batch_norm_eps is not None:
-        return model, config
-    found = {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
-    if len(found) > 1:
-        raise ConfigError(f"batch_norm: 'merged' under NNCF needs one eps for all batch norms, got {sorted(found)}")
-    return model, config.replace(batch_norm_eps=found.pop() if found else None)
 
 
 def _smallest(values: Tensor) -> Tensor:

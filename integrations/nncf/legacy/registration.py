@@ -50,14 +50,17 @@ def register() -> None:
 
 
 def _add_recipes() -> None:
-    """Make every recipe that is registered by now an algorithm."""
+    """Make the recipes that are registered by now algorithms, and no others of ours."""
     # One list stands in both branches, that of a single section and that of an array of them.
     options: list[Any] = NNCF_CONFIG_SCHEMA["properties"]["compression"]["oneOf"][0]["oneOf"]
+    builders = PT_COMPRESSION_ALGORITHMS.registry_dict
+    for name in [name for name, builder in builders.items() if issubclass(builder, Builder)]:
+        del builders[name], REF_VS_ALGO_SCHEMA[name]
+        options.remove({"$ref": f"#/$defs/{name}"})
     for name in algorithms():
-        if name not in PT_COMPRESSION_ALGORITHMS.registry_dict:
-            REF_VS_ALGO_SCHEMA[name] = section_schema(name)
-            options.append({"$ref": f"#/$defs/{name}"})
-            PT_COMPRESSION_ALGORITHMS.register(name)(type(f"{Builder.__name__}_{name}", (Builder,), {}))
+        REF_VS_ALGO_SCHEMA[name] = section_schema(name)
+        options.append({"$ref": f"#/$defs/{name}"})
+        PT_COMPRESSION_ALGORITHMS.register(name)(type(f"{Builder.__name__}_{name}", (Builder,), {}))
 
 
 def _add_validation() -> None:

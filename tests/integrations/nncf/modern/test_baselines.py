@@ -14,7 +14,7 @@ from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.errors import ConfigError
 from tests.integrations.comparing import check_that_all_comes_from_the_file, outputs_of, run, small_case
 
-ILWP = {"bits": 4, "anchor": "quantized", "loss_weight": 2.0}
+ILWP = {"preset": "paper", "bits": 4, "anchor": "quantized", "loss_weight": 2.0}
 INT8 = {"algorithm": "quantization"}
 SPARSE = {"algorithm": "magnitude_sparsity", "sparsity_init": 0.5, "params": {"sparsity_target": 0.5}}
 SPARSE["params"] |= {"schedule": "exponential", "sparsity_target_epoch": 1}  # type: ignore[operator]
@@ -133,8 +133,6 @@ def test_errors() -> None:
         weights.options.from_dict({"mode": "int4_sym"})
     with pytest.raises(ConfigError, match="mode"):
         weights.options.from_dict({"mode": "int7"})
-    with pytest.raises(ConfigError, match="weight_step"):
-        find_method("nncf.quantize").options.from_dict({"ilwp": {"weight_step": 0.02}})
     with pytest.raises(ConfigError, match="compression"):
         train.options.from_dict({})
     with pytest.raises(ConfigError, match="quantisation.*quantization"):

@@ -316,6 +316,9 @@ def smallest(networks: Sequence[Network]) -> str:
                     if (m := network.summary(mode, loss, bits)) is not None and m.depthwise is not None
                     if m.change.points >= -most
                 ]
+                if not all(any(network.of(mode, loss, bits) for bits in BITS) for _, mode, loss in curves):
+                    cells.append("not yet run")
+                    continue
                 if not found:
                     cells.append("none")
                     continue
@@ -416,7 +419,8 @@ def missing(preset: str, networks: Sequence[Network]) -> str:
             how = "without the loss" if loss == 0 else "with the loss" if loss == WITH else f"weight {loss:g}"
             left.setdefault(f"{NAMES[task.network.model]} {how}", set()).add(task.network.seed)
     count = sum(task.key in done for task in tasks)
-    text = f"`{preset}.json`: {count} of {len(tasks)} results."
+    seeds = ", ".join(f"{n.name} {len(n.section.seeds)}" for n in networks)
+    text = f"`{preset}.json`: {count} of {len(tasks)} results; seeds: {seeds or 'none'}."
     if left:
         lists = [f"{what} (seed {', '.join(map(str, sorted(seeds)))})" for what, seeds in left.items()]
         text += f" Not yet run, or in part: {'; '.join(lists)}."
@@ -439,6 +443,7 @@ def draw_references(networks: Sequence[Network], target: Path) -> None:
             maps = [s.shares for s in network.shares(loss)]
             axis.set_title(f"{network.name}\n{TITLES[loss]}")
             if not maps:
+                axis.text(0.5, 0.5, "not yet run", ha="center", va="center", transform=axis.transAxes)
                 axis.axis("off")
                 continue
             mean = 100 * np.mean(maps, axis=0)

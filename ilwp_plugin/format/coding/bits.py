@@ -40,20 +40,22 @@ def pack_bytes(words: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
 
 
 def pack_low_bits(symbols: NDArray[Any], width: int) -> bytes:
-    """The lowest `width` bits of each symbol, one after the other."""
+    """The lowest `width` bits of each symbol, 1 to 8, one after the other."""
     out = bytearray()
     for start in range(0, len(symbols), _CHUNK):  # a multiple of 8 symbols: each piece ends with a byte
-        part = symbols[start : start + _CHUNK].astype(np.int64)[:, None]
-        out += np.packbits(((part >> np.arange(width - 1, -1, -1)) & 1).astype(np.uint8)).tobytes()
+        part = (symbols[start : start + _CHUNK].astype(np.int64) << (8 - width)).astype(np.uint8)
+        out += np.packbits(np.unpackbits(part[:, None], axis=1, count=width)).tobytes()
     return bytes(out)
 
 
-def read_low_bits(data: memoryview, start: int, count: int, width: int) -> NDArray[np.int64]:
+def read_low_bits(data: memoryview, start: int, count: int, width: int) -> NDArray[np.uint8]:
     """Numbers from such a string, from the one of a position on."""
     first, last = start * width // 8, ((start + count) * width + 7) // 8
     bits = np.unpackbits(np.frombuffer(data[first:last], np.uint8))
     at = start * width - 8 * first
-    return read_fields(bits[at : at + count * width], width)
+    lifted = np.packbits(bits[at : at + count * width].reshape(count, width), axis=1)[:, 0]
+    numbers: NDArray[np.uint8] = lifted >> np.uint8(8 - width)
+    return numbers
 
 
 def read_fields(bits: NDArray[np.uint8], width: int) -> NDArray[np.int64]:

@@ -101,18 +101,18 @@ class BatchNorm(Recipe):
         norms = {name: norm for name, norm in norms.items() if name not in left}
         eps = self.options.batch_norm_eps
         norms = {name: Norm(norm.keys, eps if norm.eps is None else norm.eps) for name, norm in norms.items()}
-        if self.options.batch_norm == "merged" and any(norm.eps is None for norm in norms.values()):
+        unknown = [name for name, norm in norms.items() if norm.eps is None]
+        if self.options.batch_norm == "merged" and unknown:
             raise ConfigError(
                 "batch_norm_eps: a state dict does not tell the eps of its batch norms, which merging needs; it is "
                 "1e-5 in PyTorch's own modules"
             )
-        refused = _refused(network, norms)
-        known = _once(network, {name: norm for name, norm in norms.items() if name not in refused})
+        open_norms = {name: norm for name, norm in norms.items() if norm.eps is not None}
+        refused = _refused(network, open_norms)
+        known = _once(network, {name: norm for name, norm in open_norms.items() if name not in refused})
         merged = tuple(key for norm in known.values() for key in norm.keys)
-        if self.options.batch_norm == "merged":
-            return NormClaims(merged, {**left, **refused}, known)
-        rounded = tuple(key for name in refused for key in norms[name].keys[:4])
-        return NormClaims((*merged, *rounded), left, known, rounded)
+        rounded = tuple(key for name in unknown for key in norms[name].keys[:4])
+        return NormClaims((*merged, *rounded), {**left, **refused}, known, rounded)
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return _BatchNormEncoding(self, claims, context)
@@ -126,8 +126,7 @@ def _refused(network: Network, norms: Mapping[str, Norm]) -> dict[str, str]:
 
     def reason(name: str, norm: Norm) -> str | None:
         shapes = {tuple(state[key].shape) for key in norm.keys[:4]}
-        if norm.eps is None:
-            return "its eps is not known"
+        assert norm.eps is not None
         if not 0 <= float(torch.tensor(norm.eps)) < 1:  # as float32, which a file holds
             return f"its eps is {norm.eps}"
         if len(shapes) > 1 or len(*shapes) != 1 or any(state[key].dim() for key in norm.keys[4:]):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, load, loads
 from ilwp_plugin.errors import FormatError, IlwpError, IlwpWarning, StepError, TensorError
@@ -300,3 +301,99 @@ def test_a_fault_of_the_package_is_not_handed_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(type(other), "decode", lambda *_: other)
     with pytest.raises(FormatError, match=r"a fault of ilwp-plugin, please report it: .*'0\.weight' is not restored"):
         compress(state)
+
+
+class Drawn(nn.Module):
+    """Blocks in a row, of layers of all kinds, some of them the same or with the same tensors."""
+
+    def __init__(self, blocks: list[tuple[str, int]], channels: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for kind, twin in blocks:
+            made = self._make(kind, channels)
+            if kind == "same" and len(self.blocks):
+                made = self.blocks[twin % len(self.blocks)]
+            self.blocks.append(made)
+            mine = dict(made.named_parameters())
+            other = dict(self.blocks[twin % len(self.blocks)].named_parameters())
+            for name in mine.keys() & other.keys() if kind.startswith("tied") else ():
+                if mine[name].shape == other[name].shape:
+                    parent, _, local = name.rpartition(".")
+                    made.get_submodule(parent)._parameters[local] = other[name]
+        self.head = nn.Linear(channels, 5)
+
+    @staticmethod
+    def _make(kind: str, c: int) -> nn.Module:
+        depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=kind.endswith("bias"))
+        kinds: dict[str, nn.Module] = {
+            "norm": nn.BatchNorm2d(c),
+            "dense": nn.Conv2d(c, c, 1),
+            "grouped": nn.Conv2d(c, c, 3, padding=1, groups=2),
+            "large": nn.Conv2d(c, c, 5, padding=2, groups=c),
+            "transposed": nn.ConvTranspose2d(c, c, 3, padding=1),
+            "instance": nn.InstanceNorm2d(c, affine=True, track_running_stats=True),
+            "plain norm": nn.BatchNorm2d(c, affine=False),
+            "relu": nn.ReLU(),
+            "prelu": nn.PReLU(c),
+        }
+        return kinds.get(kind, nn.Sequential(depthwise, nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, c, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+KINDS = ["block", "block bias", "tied", "tied bias", "same", "norm", "dense", "grouped", "large", "transposed"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*KINDS, "instance", "plain norm", "relu", "prelu"]), st.integers(0, 9)), max_size=5
+    ),
+    st.sampled_from([2, 6, 8]),
+    st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    st.sampled_from(["none", "none", "removed", "on"]),
+    st.booleans(),
+    configs(),
+    st.integers(0, 99),
+)
+@settings(max_examples=80, suppress_health_check=list(hypothesis.HealthCheck))
+def test_any_module(
+    blocks: list[tuple[str, int]],
+    channels: int,
+    dtype: torch.dtype,
+    masks: str,
+    calibrated: bool,
+    config: IlwpConfig,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    model = Drawn(blocks, channels).to(dtype).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None and module.running_mean is not None:
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+        if masks != "none" and isinstance(module, nn.Conv2d) and not hasattr(module, "weight_mask"):
+            prune.random_unstructured(module, "weight", 0.3)
+            if masks == "removed":
+                prune.remove(module, "weight")
+    inputs = torch.randn(16, channels, 6, 6, dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IlwpWarning)
+            compressed = compress(model, config, calibration=inputs if calibrated else None)
+    except IlwpError as error:
+        hypothesis.event(f"refused: {str(error)[:40]}")
+        assert any(allowed in str(error) for allowed in (*ALLOWED, "mask on the layer", "too fine")), error
+        return
+    hypothesis.event("compressed")
+    assert all(same_bits(tensor, before[name]) for name, tensor in model.state_dict().items()), "the model changed"
+    if not calibrated:
+        check(model.state_dict(), compressed)
+    other = Drawn(blocks, channels).to(dtype).eval()
+    if masks != "on":
+        loads(compressed.to_bytes()).apply_to(other)
+        assert all(same_bits(tensor, compressed.tensor(name)) for name, tensor in other.state_dict().items())

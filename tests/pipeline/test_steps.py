@@ -56,11 +56,13 @@ def check_order(errors: Sequence[float], sizes: Sequence[int]) -> None:
     assert list(sizes) == sorted(sizes), sizes
 
 
+@pytest.mark.parametrize("rate_weight", [0.0, 0.1])
 @pytest.mark.parametrize("mode", MODES)
-def test_residual_step(mode: str) -> None:
+def test_residual_step(mode: str, rate_weight: float) -> None:
     state = weights()
     names = depthwise(state)[1:]
-    files = [compress(state, PAPER.replace(mode=mode, residual_step=step)) for step in STEPS]
+    config = PAPER.replace(mode=mode, rate_weight=rate_weight)
+    files = [compress(state, config.replace(residual_step=step)) for step in STEPS]
     errors = [error(state, file, names) for file in files]
     check_order(errors, [len(file.to_bytes()) for file in files])
     assert all(3 < coarse / fine < 30 for coarse, fine in itertools.pairwise(errors)), "as the square of the step"
@@ -84,6 +86,15 @@ def test_whole_model_without_calibration(anchor: str) -> None:
     sizes = [len(file.to_bytes()) for file in files]
     for names in (depthwise(state)[anchor != "quantized" :], [name for name in state if "dense" in name]):
         check_order([error(state, file, names) for file in files], sizes)
+
+
+def test_weight_bits() -> None:
+    state = weights()
+    names = [name for name in state if "dense" in name]
+    config = PAPER.replace(weight_step=1e-3)
+    for name in names:
+        files = [compress(state, config.replace(weight_bits=bits)) for bits in (2, 3, 4, 6, 8, 10, 16)]
+        check_order([error(state, file, [name]) for file in files], [len(file.to_bytes()) for file in files])
 
 
 def test_batch_norm_bits() -> None:
@@ -139,6 +150,7 @@ class Calibrated(nn.Sequential):
         ({"mode": "auto", "anchor": "quantized"}, [{"bits": bits} for bits in BITS]),
         ({"mode": "collocated"}, [{"bits": bits} for bits in BITS]),
         ({"mode": "auto", "dead_zone": 0.6}, [{"weight_step": step, "residual_step": step} for step in STEPS]),
+        ({"weight_step": 1e-3, "biases": False}, [{"weight_bits": bits} for bits in (2, 3, 4, 6, 8, 12)]),
         (
             {"batch_norm": "merged", "batch_norm_bits": 10, "step_allocation": "measured"},
             [{"weight_step": step} for step in STEPS],

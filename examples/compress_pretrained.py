@@ -21,7 +21,7 @@ state = read_state_dict(source)
 print(f"{source.name}: {sum(t.numel() for t in state.values()):,} numbers, {source.stat().st_size:,} bytes")
 for bits in (8, 6, 4):
     for mode in ("none", "collocated", "local", "full"):
-        ledger = estimate(state, IlwpConfig(mode=mode, bits=bits))
+        ledger = estimate(state, IlwpConfig.paper(mode=mode, bits=bits))
         print(
             f"{bits} bits, {mode:<10}: depthwise {ledger.total_bytes:>7,} bytes "
             f"(texture {ledger.texture_bytes:,}, non-texture {ledger.non_texture_bytes:,}), file {ledger.file_bytes:,}"

@@ -54,9 +54,12 @@ images = data.train_images.contiguous(memory_format=torch.channels_last)
 with torch.no_grad():
     model.eval()
     teacher = torch.cat([model(part) for part in images.split(1000)])
-baseline, before = compress(model, IlwpConfig(mode="none", coder="huffman")).ledger.total_bytes, accuracy(model, data)
+baseline, before = (
+    compress(model, IlwpConfig.paper(mode="none", coder="huffman")).ledger.total_bytes,
+    accuracy(model, data),
+)
 
-config = IlwpConfig(
+config = IlwpConfig.paper(
     bits=options.bits,
     anchor=options.anchor,
     range=options.range,

@@ -11,7 +11,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-from ilwp_plugin import IlwpConfig, compress, load
+from ilwp_plugin import IlwpConfig, load
 from ilwp_plugin.training import FakeQuantizer, InterLayerLoss, TrainingRun
 from ilwp_plugin.zoo import accuracy, build_model, load_data
 
@@ -30,7 +30,7 @@ steps_per_epoch = len(data.train_images) // 64
 optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps_per_epoch)
 
-config = IlwpConfig(bits=options.bits)  # ILWP
+config = IlwpConfig.paper(bits=options.bits)  # ILWP
 run = TrainingRun.of(optimizer, options.epochs * steps_per_epoch, schedule)  # ILWP
 regularizer = InterLayerLoss(model, config, run=run)  # ILWP
 print(f"weight of the inter-layer loss: {regularizer.loss_weight:.3g}")
@@ -52,7 +52,7 @@ for epoch in range(options.epochs):
     print(f"epoch {epoch + 1}: mean residual {residual:.4f}, accuracy {accuracy(model, data):.2f} %")
 
 quantizer.remove()  # ILWP
-ledger = compress(model, config).save(options.out)  # ILWP
+ledger = quantizer.compressed().save(options.out)  # ILWP
 
 restored = build_model("mobilenet", width=0.25, in_channels=data.channels, classes=data.classes)
 load(options.out).apply_to(restored)

@@ -41,7 +41,7 @@ for path in sys.argv[1:]:
         codes[layer] = IntegerTensor(torch.round(weight / scale.clamp(min=1e-12)[:, None, None, None]).short(), scale)
 
     on_grid = {f"{layer}.weight": value.restore() for layer, value in codes.items()}
-    int8 = bytes_of(compress({**state, **on_grid}, IlwpConfig(bits=None), quantized=codes), layers)
+    int8 = bytes_of(compress({**state, **on_grid}, IlwpConfig.paper(bits=None), quantized=codes), layers)
     for bits in (8, 6, 4):
-        stored = bytes_of(compress(state, IlwpConfig(bits=bits, layers=layers)), layers)
+        stored = bytes_of(compress(state, IlwpConfig.paper(bits=bits, layers=layers)), layers)
         print(f"| {path} | {bits} | {stored:,} | {int8:,} |")

@@ -91,6 +91,7 @@ class FakeQuantizer:
         example_inputs: see `compress`.
         references: index maps or origins by layer name, see `compress`.
         calibration: inputs by which steps are chosen, see `pipeline.calibration_inputs.read_inputs`.
+        loss_alone: whether a configuration will do that quantizes nothing, and only adds its losses.
 
     Attributes:
         parts: of the recipes.
@@ -110,6 +111,7 @@ class FakeQuantizer:
         example_inputs: Any = None,
         references: Mapping[str, Tensor] | Provenance | None = None,
         calibration: CalibrationInputs | None = None,
+        loss_alone: bool = False,
     ) -> None:
         self._model = unwrap(model)
         network = network_of(self._model)
@@ -122,7 +124,7 @@ class FakeQuantizer:
             references=references,
             calibration=calibration,
         )
-        if not self.parts.keys:
+        if not self.parts.keys and not loss_alone:
             raise ConfigError(
                 "the configuration quantizes no layer that trains; set `bits` to 2..8, or a `weight_step`; the "
                 "inter-layer loss alone is training.InterLayerLoss"

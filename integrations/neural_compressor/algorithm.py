@@ -102,7 +102,7 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
         if earlier is not None and earlier.quantizer is not None:
             raise TrainingError("the model is prepared already; convert it first")
         operators = operators_of(model)
-        quantizer = FakeQuantizer(model, self.config, example_inputs=self.example_inputs)
+        quantizer = FakeQuantizer(model, self.config, example_inputs=self.example_inputs, loss_alone=True)
         attach(model, Attached(self.config, operators, self.example_inputs, quantizer, _digest(model)))
         return model
 

@@ -125,9 +125,12 @@ def test_schedule(mobilenet: nn.Module) -> None:
     assert not session.quantizes and session.loss().item() == 0
     session.set_epoch(2)
     assert session.quantizes and session.current_loss_weight == 4.0
-    other = session_of(mobilenet, IlwpConfig(bits=4, loss_weight=1.0), loss_weight_schedule=points)
+    other = session_of(mobilenet, IlwpConfig(bits=4, loss_weight=8.0), loss_weight_schedule=points)
     other.load_state(session.state())
     assert other.current_loss_weight == 4.0
+    foreign = session_of(mobilenet, IlwpConfig(bits=4, loss_weight=1.0), loss_weight_schedule=points)
+    with pytest.raises(TrainingError, match=r"another configuration \(loss_weight: 8.0, now 1.0\)"):
+        foreign.load_state(session.state())
 
 
 def test_automatic_weight_needs_the_training(mobilenet: nn.Module) -> None:

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ilwp_plugin.stream import ByteReader
 from rich.console import Console
 from rich.progress import Progress
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.errors import IlwpWarning
-from ilwp_plugin.format.coding import AnsCoder, Histogram, HuffmanCoder, fast
+from ilwp_plugin.format.coding import AnsCoder, HuffmanCoder, Run, Segment, fast
+from ilwp_plugin.format.stream import ByteReader
 from ilwp_plugin.training import InterLayerLoss
 from ilwp_plugin.zoo import build_model
 
@@ -35,7 +34,7 @@ def test_loss_costs_at_most_one_per_cent_of_a_step() -> None:
     torch.manual_seed(0)
     model = build_model("mobilenet")
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
-    loss = InterLayerLoss(model, IlwpConfig(loss_weight=1.0))
+    loss = InterLayerLoss(model, IlwpConfig.paper(loss_weight=1.0))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
 
     def step() -> None:
@@ -54,11 +53,12 @@ def test_loss_costs_at_most_one_per_cent_of_a_step() -> None:
 def test_huffman_codes_ten_million_symbols_a_second() -> None:
     symbols = np.rint(np.random.default_rng(0).laplace(scale=1.2, size=1_000_000)).clip(-127, 127).astype(np.int64)
     coder = HuffmanCoder()
-    model = coder.fit(Histogram.of(symbols))
-    payload = memoryview(coder.encode(model, symbols))
+    segments = (Segment.flat(len(symbols)),)
+    model = coder.fit(Run.of(symbols))
+    payload = memoryview(coder.encode(model, symbols, segments))
     reader = ByteReader(memoryview(b""), "bench")
-    encode = 1 / best_of(5, lambda: coder.encode(model, symbols))
-    decode = 1 / best_of(5, lambda: coder.decode(model, payload, len(symbols), reader))
+    encode = 1 / best_of(5, lambda: coder.encode(model, symbols, segments))
+    decode = 1 / best_of(5, lambda: coder.decode(model, payload, segments, reader))
     print(f"\nHuffman, 1M symbols: encode {encode:.1f}, decode {decode:.1f} Msymbols/s")
     assert encode >= 10 and decode >= 10
 
@@ -78,7 +78,7 @@ def test_full_search_of_100_000_kernels(related: bool) -> None:
         task = progress.add_task("kernels")
         compress(
             state,
-            IlwpConfig(mode="full"),
+            IlwpConfig.paper(mode="full"),
             progress=lambda _, done, total: progress.update(task, completed=done, total=total),
         )
     duration = time.perf_counter() - start
@@ -92,12 +92,13 @@ def test_ans_codes_a_million_symbols_at_what_the_package_promises(
 ) -> None:
     monkeypatch.setattr(fast, "available", lambda count: compiled)
     symbols = np.rint(np.random.default_rng(0).laplace(scale=1.2, size=1_000_000)).clip(-127, 127).astype(np.int64)
-    histogram, coder = Histogram.of(symbols), AnsCoder()
-    model = coder.fit(histogram)
-    payload = memoryview(coder.encode(model, symbols))
+    run, coder = Run.of(symbols), AnsCoder()
+    histogram, segments = run.histogram, run.segments
+    model = coder.fit(run)
+    payload = memoryview(coder.encode(model, symbols, segments))
     reader = ByteReader(memoryview(b""), "bench")
-    encode = 1 / best_of(5, lambda: coder.encode(model, symbols))
-    decode = 1 / best_of(5, lambda: coder.decode(model, payload, len(symbols), reader))
+    encode = 1 / best_of(5, lambda: coder.encode(model, symbols, segments))
+    decode = 1 / best_of(5, lambda: coder.decode(model, payload, segments, reader))
     over = 8 * (len(payload) + len(coder.table(model))) / (histogram.entropy * len(symbols)) - 1
     print(f"\nANS, 1M symbols: encode {encode:.0f}, decode {decode:.0f} Msymbols/s, {over:.2%} over the entropy")
     assert encode >= (100 if compiled else 40) and decode >= (100 if compiled else 40) and over < 0.005
@@ -112,8 +113,7 @@ def test_loading_against_torch_load(
     model = build_model("mobilenet")
     torch.save(model.state_dict(), tmp_path / "model.pt")
     config = IlwpConfig(weight_step=0.06, residual_step=0.03, anchor="quantized", batch_norm="merged", mode="none")
-    with pytest.warns(IlwpWarning, match="calibration"):
-        compressed = compress(model, config)
+    compressed = compress(model, config)
     size = compressed.save(tmp_path / "model.ilwp").file_bytes
     ours = best_of(10, lambda: load(tmp_path / "model.ilwp").state_dict())
     theirs = best_of(10, lambda: torch.load(tmp_path / "model.pt"))

@@ -122,7 +122,7 @@ class CompressWeights(_NNCF):
         if config is not None:
             chained = compress(model, config, example_inputs=example)
             chained.apply_to(model)
-            layers = [info.name.rpartition(".")[0] for info in chained.tensors if info.storage == "coded"]
+            layers = [layer.name.removesuffix(".weight") for chain in chained.chains for layer in chain.summaries()]
             section = {"algorithm": "compress_weights", "ignored_scopes": [*layers, *_layers_of(chained.quantized)]}
             scope = ignored_scope(model, {}, section)
         with _quietly():

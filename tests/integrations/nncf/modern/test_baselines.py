@@ -8,10 +8,10 @@ import torch
 from ilwp_integrations.nncf import baselines
 from torch import nn
 
-from ilwp_plugin.compare import training
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.training.loop import Loop
 from tests.integrations.comparing import check_that_all_comes_from_the_file, outputs_of, run, small_case
 
 ILWP = {"preset": "paper", "bits": 4, "anchor": "quantized", "loss_weight": 2.0}
@@ -80,7 +80,7 @@ def test_prune(tmp_path: Path, models: list[Any]) -> None:
         zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         assert zeros >= 0.499
         assert outcome.percent > 80
-    rounded = {name: value.restore() for name, value in int8_weights(models[0]).items()}
+    rounded = {name: torch.from_numpy(value.restore()) for name, value in int8_weights(models[0]).items()}
     models[0].load_state_dict({**models[0].state_dict(), **rounded})
     assert torch.equal(alone.outputs, outputs_of(models[0], case))
     assert plain.compressed.raw_bytes == sum(tensor.nbytes for tensor in case.state.values())
@@ -112,16 +112,16 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     options = {"epochs": 2, "images": 50, "compression": sections}
     run(cases[0], "nncf.train", **options)
-    keep = training._keep
+    save = Loop.save
 
     def stop(*arguments: Any) -> None:
-        keep(*arguments)
+        save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_keep", stop)
+    monkeypatch.setattr(Loop, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(cases[1], "nncf.train", **options)
-    monkeypatch.setattr(training, "_keep", keep)
+    monkeypatch.setattr(Loop, "save", save)
     run(cases[1], "nncf.train", **options)
     first, second = ((case.folder / "model").read_bytes() for case in cases)
     assert first == second

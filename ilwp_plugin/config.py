@@ -20,7 +20,6 @@ from pydantic import (
 
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError, IlwpError, nearest
-from ilwp_plugin.format.coding import CODERS
 from ilwp_plugin.recipes import RECIPES
 from ilwp_plugin.recipes.base import AUTO, Options, Recipe
 from ilwp_plugin.recipes.batch_norm import BatchNorm, BatchNormOptions
@@ -92,7 +91,7 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
         if preset is not None and preset not in PRESETS:
             raise ConfigError(f"preset: {preset!r} is none; {nearest(str(preset), PRESETS)}")
         if values.get("recipes") is not None:
-            fields = cls.model_fields
+            fields = IlwpConfig.model_fields  # what a subclass adds is no option of a recipe
             own = {
                 name
                 for name in values
@@ -103,14 +102,6 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
         if preset != "paper" and values.get("bits") is not None and "residual_step" not in values:
             values["residual_step"] = None
         return {**PRESETS[preset or "small"], **values}
-
-    @field_validator("coder", mode="before")
-    @classmethod
-    def _known_coder(cls, value: object) -> object:
-        known = [*CODERS, AUTO]
-        if not isinstance(value, str) or value not in known:
-            raise ConfigError(f"coder: {value!r} is no {CODERS.what}; {nearest(str(value), known)}")
-        return value
 
     @field_validator("target_scopes", "ignored_scopes", "layers", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from ilwp_plugin import plugins
 from ilwp_plugin.errors import RegistryError, nearest
 
 __all__ = ["Registry"]
@@ -15,7 +16,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Objects by name. A duplicate name raises; an unknown one raises and names the nearest match.
 
-    A name is only ever looked up here; it never becomes an import path.
+    A name is only ever looked up here; it never becomes an import path. Where a look-up finds nothing, the packages
+    that announce plugins are imported, see `plugins`.
 
     >>> colours = Registry[str]("colour")
     >>> _ = colours.register("red")("#f00")
@@ -43,13 +45,23 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
-        try:
-            return self._items[name]
-        except KeyError:
-            raise RegistryError(f"unknown {self.what} {name!r}; {nearest(name, self._items)}") from None
+        if name not in self:
+            raise RegistryError(f"unknown {self.what} {name!r}; {nearest(name, self._items)}")
+        return self._items[name]
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._items:
+            plugins.load()
         return name in self._items
+
+    def find(self, wanted: Callable[[T], bool]) -> T | None:
+        """The first object that is wanted, in order of registration; None if there is none."""
+        for _ in range(2):
+            for item in self._items.values():
+                if wanted(item):
+                    return item
+            plugins.load()
+        return None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

@@ -25,29 +25,83 @@ output = Console(markup=False, highlight=False)  # names of tensors and files ar
 errors = Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="JSON file; see `ilwp schema`. Options override it.")]
-Mode = Annotated[str | None, typer.Option(help="Prediction mode: none, full, local, collocated (default), auto.")]
-Bits = Annotated[int | None, typer.Option(help="Bits of a residual code, 2 to 8 (default 8).")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Other defaults: small (every weight, as far as is safe), paper (chains only), lossless."),
+]
+Recipes = Annotated[
+    list[str] | None, typer.Option("--recipe", help="Use this recipe instead; may be repeated, in order of precedence.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=JSON",
+        help="Any field of the configuration; with --recipe its options, RECIPE.FIELD=JSON where there are several.",
+    ),
+]
+Mode = Annotated[str | None, typer.Option(help="Prediction mode: none, full, local, collocated, auto.")]
+Bits = Annotated[int | None, typer.Option(help="Bits of a residual code, 2 to 8.")]
 Scope = Annotated[str | None, typer.Option(help="depthwise (default), or conv: every kernel larger than 1x1.")]
-Anchor = Annotated[str | None, typer.Option(help="Storage of a chain's first layer: fp32 (default), fp16, quantized.")]
+Anchor = Annotated[str | None, typer.Option(help="Storage of a chain's first layer: fp32, fp16, quantized.")]
 Range = Annotated[str | None, typer.Option("--range", help="Step of the quantizer: max (default), percentile, mse.")]
 Coder = Annotated[str | None, typer.Option(help="Entropy coder: auto (default), huffman, ans.")]
 Targets = Annotated[list[str] | None, typer.Option("--target-scope", help="Take only this layer; may be repeated.")]
 Ignored = Annotated[list[str] | None, typer.Option("--ignored-scope", help="Leave out this layer; may be repeated.")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layers in order of prediction; repeat for each.")]
-WeightStep = Annotated[float | None, typer.Option(help="Step of all other weights; none keeps them as they are.")]
+WeightStep = Annotated[float | None, typer.Option(help="Step of all other weights.")]
 ResidualStep = Annotated[float | None, typer.Option(help="One step of all residuals, instead of bits and range.")]
-BatchNorm = Annotated[str | None, typer.Option(help="exact (default), or merged: one scale and shift a channel.")]
+BatchNorm = Annotated[str | None, typer.Option(help="exact, or merged: one scale and shift a channel.")]
 BatchNormEps = Annotated[float | None, typer.Option(help="The eps of the batch norms, which merging needs.")]
 Key = Annotated[str | None, typer.Option(help="Which state dict of a checkpoint with several (a.b: b inside a).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
-def make_config(file: Path | None, **options: Any) -> IlwpConfig:
-    """The configuration of a file, or the default one, with the options that were given."""
-    from ilwp_plugin.config import IlwpConfig
+def make_config(
+    file: Path | None, recipes: Sequence[str] | None = None, settings: Sequence[str] | None = None, **options: Any
+) -> IlwpConfig:
+    """The configuration of a file, or the default one, with the options that were given.
 
-    config = IlwpConfig.from_file(file) if file is not None else IlwpConfig()
-    return config.replace(**{name: value for name, value in options.items() if value is not None})
+    Args:
+        file: the file.
+        recipes: names of recipes, instead of those of the file.
+        settings: of the configuration, or of these recipes; see `Settings`.
+        options: fields by name; None where an option was not given.
+
+    Raises:
+        ConfigError: a field or a value is wrong.
+        FileError: the file cannot be read.
+    """
+    from ilwp_plugin import strict_json
+    from ilwp_plugin.config import IlwpConfig
+    from ilwp_plugin.errors import ConfigError
+
+    values: dict[str, Any] = {}
+    if file is not None:
+        IlwpConfig.from_file(file)  # whose errors name the file
+        values = dict(strict_json.load(file))
+    values.update({name: value for name, value in options.items() if value is not None})
+    chosen: dict[str, dict[str, Any]] = {name: {"name": name} for name in recipes or ()}
+    for setting in settings or ():
+        field, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected FIELD=JSON")
+        try:
+            value = strict_json.loads(text)
+        except ValueError:
+            value = text  # words need no quotation marks
+        if not chosen:
+            values[field] = value
+            continue
+        name, dot, option = field.partition(".")
+        if not dot:
+            name, option = next(iter(chosen)), field
+        if name not in chosen or (not dot and len(chosen) > 1):
+            raise ConfigError(f"--set {setting}: expected RECIPE.FIELD=JSON, with one of {', '.join(chosen)}")
+        chosen[name][option] = value
+    if chosen:
+        values["recipes"] = list(chosen.values())
+    return IlwpConfig.from_dict(values)
 
 
 def print_json(value: Any) -> None:

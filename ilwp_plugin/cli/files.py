@@ -28,6 +28,9 @@ def compress(
     source: Input,
     out: Annotated[Path, typer.Option("-o", "--output", help="The .ilwp file to write.")],
     config: ui.Config = None,
+    preset: ui.Preset = None,
+    recipes: ui.Recipes = None,
+    settings: ui.Settings = None,
     mode: ui.Mode = None,
     bits: ui.Bits = None,
     scope: ui.Scope = None,
@@ -48,12 +51,18 @@ def compress(
     key: ui.Key = None,
     as_json: ui.Json = False,
 ) -> None:
-    """Compress a state dict into one .ilwp file that restores all of it."""
+    """Make a state dict small: one .ilwp file that restores all of it.
+
+    Without options every weight goes on a grid that loses no more than 8-bit integers do.
+    """
     check_regular(source)
     if out.exists() and out.samefile(source):
         raise FileError(f"cannot write {out}: it is the input")
     chosen = ui.make_config(
         config,
+        recipes,
+        settings,
+        preset=preset,
         mode=mode,
         bits=bits,
         scope=scope,
@@ -68,9 +77,10 @@ def compress(
         batch_norm=batch_norm,
         batch_norm_eps=batch_norm_eps,
     )
-    from ilwp_plugin.cli.showing import report_of, show
+    from ilwp_plugin.cli.showing import report_of, sentence
     from ilwp_plugin.models.weights import read_state_dict
     from ilwp_plugin.pipeline.compress import compress as compress_model
+    from ilwp_plugin.pipeline.fidelity import weights_snr
 
     state = read_state_dict(source, key, mapped=True)
     before = source.stat().st_size
@@ -83,15 +93,11 @@ def compress(
             progress=lambda what, done, total: report("trials" if what.startswith("trial") else "kernels", done, total),
         )
     model.save(out)
+    snr = weights_snr(state, model)
     if as_json:
-        ui.print_json({**report_of(model), "file": str(out), "source_bytes": before})
+        ui.print_json({**report_of(model), "file": str(out), "source_bytes": before, "weights_snr_db": snr})
         return
-    show(model, str(out))
-    output.print(
-        f"{source}: {before:,} bytes -> {out}: {model.ledger.file_bytes:,} bytes "
-        f"({before / model.ledger.file_bytes:.2f} times smaller)",
-        soft_wrap=True,
-    )
+    output.print(f"{source} ({before:,} bytes) -> {out}: {sentence(model, before, snr)}", soft_wrap=True)
 
 
 def decompress(

@@ -10,7 +10,7 @@ from ilwp_plugin.cli.console import output
 from ilwp_plugin.format import Section, Summary
 from ilwp_plugin.ledger import PARTS, LayerBytes, Ledger
 
-__all__ = ["report_of", "show"]
+__all__ = ["report_of", "sentence", "show"]
 
 _AS_IT_IS = "raw"
 """The kind of sections whose tensors are listed by their bytes alone."""
@@ -62,6 +62,29 @@ def _bytes(layer: Summary, by_layer: Mapping[str, LayerBytes]) -> LayerBytes:
         for part, count in (by_layer[name].to_dict() if name in by_layer else {}).items():
             sizes[part] = sizes.get(part, 0) + count
     return LayerBytes(**{f"{part}_bytes": sizes.get(f"{part}_bytes", 0) for part in PARTS})
+
+
+def sentence(file: Shown, before: int, snr: float | None) -> str:
+    """What a compression has done, in one line.
+
+    Args:
+        file: the result.
+        before: bytes of the model's own file.
+        snr: see `pipeline.fidelity.weights_snr`.
+    """
+    ledger, by_layer = file.ledger, file.ledger.layers
+    sizes: dict[str, int] = {}
+    for layer in _layers(file):
+        sizes[layer.kind] = sizes.get(layer.kind, 0) + _bytes(layer, by_layer).file_bytes
+    sizes["names and the rest"] = ledger.file_bytes - sum(sizes.values())
+    shares = ", ".join(f"{kind.replace('_', ' ')} {size / ledger.file_bytes:.1%}" for kind, size in sizes.items())
+    kept = "no weight has changed"
+    if snr is not None:
+        kept = (
+            f"weights at {snr:.1f} dB; several times smaller at about the same outputs with calibration inputs "
+            "(compress(model, calibration=...) in Python)"
+        )
+    return f"{ledger.file_bytes:,} bytes, {before / ledger.file_bytes:.2f} times smaller ({shares}); {kept}"
 
 
 _COLUMNS: dict[str, list[str]] = {

@@ -164,12 +164,11 @@ def read(
 
 
 def _decode(data: memoryview, archive: Archive, where: str, budget: Budget, verify: bool) -> IlwpFile:
-    kinds = {kind.number: kind for kind in SECTIONS.values()}
     context = Context(archive.tensors, budget)
     ledger, seen = archive.ledger, set[int]()
     unchecked: dict[Section, Callable[[], None]] = {}
     for number, entry in enumerate(archive.sections):
-        kind = kinds.get(entry.number)
+        kind = _kind(entry.number)
         here = f"{where}, section {number} ({OpaqueSection.name if kind is None else kind.name})"
         piece = data[entry.offset : entry.offset + entry.length]
         if verify or kind is None or not kind.untouched:
@@ -211,6 +210,10 @@ def _check_owners(infos: Sequence[TensorInfo], sections: Sequence[Section], wher
             raise FormatError(
                 f"{where}: tensor {info.name!r} is in {counts[info.name]} sections, expected 1", "ownership"
             )
+
+
+def _kind(number: int) -> type[Section] | None:
+    return SECTIONS.find(lambda kind: kind.number == number)
 
 
 def _section(

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from ilwp_plugin.errors import TensorError
+from ilwp_plugin.errors import ConfigError, TensorError, nearest
+from ilwp_plugin.format.coding import CODERS
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.sections import Section
 from ilwp_plugin.method.error_feedback import Feedback
@@ -45,6 +46,7 @@ __all__ = [
     "WeightSource",
     "WeightTraining",
     "check_finite",
+    "registered",
     "kernels_of",
 ]
 
@@ -55,6 +57,13 @@ Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(strict=True, min_length=1)], ...], Field()]
 
 Self = TypeVar("Self", bound="Options")
+
+
+def registered(field_name: str, value: object, registry: Registry[Any], others: Sequence[str] = ()) -> object:
+    """A name that is registered, or one of some others. Raises ConfigError."""
+    if not isinstance(value, str) or (value not in others and value not in registry):
+        raise ConfigError(f"{field_name}: {value!r} is no {registry.what}; {nearest(str(value), [*registry, *others])}")
+    return value
 
 
 class Options(BaseModel):
@@ -81,6 +90,11 @@ class Options(BaseModel):
         targeted = matcher(self.target_scopes, names, "target_scopes", strict=False)
         left = {name: "not named by `target_scopes`" for name in names if self.target_scopes and not targeted(name)}
         return {**left, **{name: "named by `ignored_scopes`" for name in names if ignored(name)}}
+
+    @field_validator("coder", mode="before")
+    @classmethod
+    def _known_coder(cls, value: object) -> object:
+        return registered("coder", value, CODERS, [AUTO])
 
     def changed(self: Self, **changes: Any) -> Self:
         """A copy with some fields changed; they are valid already."""

@@ -49,6 +49,7 @@ from ilwp_plugin.recipes.base import (
     Weight,
     WeightSource,
     check_finite,
+    registered,
 )
 from ilwp_plugin.recipes.grid import StepOptions
 from ilwp_plugin.recipes.layer_quantizer import quantize_layer
@@ -88,10 +89,7 @@ def _name(registry: Registry[Any]) -> dict[str, Any]:
 def _registered(field_name: str, value: object) -> object:
     registries: dict[str, Registry[Any]] = {"mode": PREDICTORS, "range": STEP_RULES}
     registry = registries[field_name]
-    known = [*registry, AUTO] if field_name == "mode" else [*registry]
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{field_name}: {value!r} is no {registry.what}; {nearest(str(value), known)}")
-    return value
+    return registered(field_name, value, registry, [AUTO] if field_name == "mode" else [])
 
 
 class LayerOverride(BaseModel):

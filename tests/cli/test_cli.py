@@ -1,7 +1,9 @@
 """The command as a user runs it, in a process of its own."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +48,7 @@ def model_file(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactor
 def test_compress_inspect_verify_decompress(state: dict[str, Tensor], model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.ilwp"
     text = ilwp("compress", model_file, "-o", out, "--mode", "local", "--bits", "5").stdout
-    assert "times smaller" in text and "features.3.0.weight" in text
+    assert "times smaller" in text and text.count("\n") == 1
     model = compress(state, IlwpConfig(mode="local", bits=5))
     assert out.read_bytes() == model.to_bytes()
 
@@ -83,6 +85,52 @@ def test_configuration_file_and_options_go_through_one_model(
     )  # fmt: skip
     chain = [name for name, layer in report["layers"].items() if layer["kind"] == "chain"]
     assert chain == ["features.5.0.weight", "features.3.0.weight"]
+
+
+def test_one_line_says_what_was_done(state: dict[str, Tensor], model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.ilwp"
+    text = ilwp("compress", model_file, "-o", out).stdout
+    before, after = model_file.stat().st_size, out.stat().st_size
+    assert text.startswith(f"{model_file} ({before:,} bytes) -> {out}: {after:,} bytes, {before / after:.2f} times")
+    assert text.count("\n") == 1 and "calibration" in text and 0.15 < after / before < 0.3
+    shares = dict(re.findall(r"([a-z][a-z ]*) ([\d.]+)%", text))
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.3) and float(shares["grid"]) > 80
+    snr = float(re.findall(r"([\d.]+) dB", text)[0])
+    error = sum(float((load(out).tensor(k) - w).double().square().sum()) for k, w in state.items() if w.dim() > 1)
+    energy = sum(float(w.double().square().sum()) for w in state.values() if w.dim() > 1)
+    assert snr == pytest.approx(10 * math.log10(energy / error), abs=0.06) and snr > 40
+    assert "no weight has changed" in ilwp("compress", model_file, "-o", out, "--preset", "lossless").stdout
+    assert all(torch.equal(load(out).tensor(name), tensor) for name, tensor in state.items())
+    assert ilwp_json("compress", model_file, "-o", out)["weights_snr_db"] == pytest.approx(snr, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["--preset", "paper", "--bits", "5"], {"preset": "paper", "bits": 5}),
+        (["--set", "rate_weight=0.1", "--set", "mode=none"], {"rate_weight": 0.1, "mode": "none"}),
+        (["--recipe", "grid", "--set", "weight_step=0.03"], {"recipes": [{"name": "grid", "weight_step": 0.03}]}),
+        (
+            [
+                "--recipe",
+                "ilwp",
+                "--recipe",
+                "grid",
+                "--set",
+                "ilwp.bits=3",
+                "--set",
+                'grid.target_scopes=["classifier"]',
+            ],
+            {"recipes": [{"name": "ilwp", "bits": 3}, {"name": "grid", "target_scopes": ["classifier"]}]},
+        ),
+    ],
+    ids=str,
+)
+def test_presets_recipes_and_any_field(
+    arguments: list[str], fields: dict[str, Any], state: dict[str, Tensor], model_file: Path, tmp_path: Path
+) -> None:
+    ilwp("compress", model_file, "-o", tmp_path / "x", *arguments)
+    assert (tmp_path / "x").read_bytes() == compress(state, IlwpConfig.from_dict(fields)).to_bytes()
 
 
 def test_safetensors_input(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -142,6 +190,12 @@ def test_help_and_version() -> None:
         (["compress", "{model}", "-o", "x.ilwp", "--mode", "colocated"], "did you mean 'collocated'"),
         (["compress", "{model}", "-o", "absent/x.ilwp"], "cannot write"),
         (["compress", "{model}", "-o", "x.ilwp", "--ignored-scope", "nothing"], "'nothing' matches no convolution"),
+        (["compress", "{model}", "-o", "x", "--preset", "papr"], "preset: 'papr' is none; known: "),
+        (["compress", "{model}", "-o", "x", "--recipe", "gird"], "'gird' is no recipe; known: "),
+        (["compress", "{model}", "-o", "x", "--recipe", "grid", "--bits", "3"], "move bits into one of them"),
+        (["compress", "{model}", "-o", "x", "--recipe", "grid", "--set", "bits=3"], "unknown key 'recipes.0.bits'"),
+        (["compress", "{model}", "-o", "x", "--recipe", "grid", "--set", "ilwp.bits=3"], "RECIPE.FIELD=JSON, with one"),
+        (["compress", "{model}", "-o", "x", "--set", "bits"], "--set bits: expected FIELD=JSON"),
         (["inspect", "{model}"], "not an .ilwp file"),
         (["verify", "absent.ilwp"], "cannot read absent.ilwp"),
         (["demo", "--data", "mnist"], "unknown data set 'mnist'"),
@@ -241,7 +295,8 @@ def test_names_and_paths_are_shown_as_they_are(tmp_path: Path) -> None:
     state = {f"a[/b]{i}.weight": torch.randn(4, 1, 3, 3) for i in range(2)}
     torch.save(state, tmp_path / "m.pt")
     out = tmp_path / "o[red].ilwp"
-    assert "a[/b]1.weight" in ilwp("compress", tmp_path / "m.pt", "-o", out).stdout
+    assert "o[red].ilwp: " in ilwp("compress", tmp_path / "m.pt", "-o", out).stdout
+    assert "a[/b]1.weight" in ilwp("inspect", out).stdout
     assert "o[red].ilwp: good" in ilwp("verify", out).stdout
 
 
@@ -267,7 +322,8 @@ def test_tables_are_as_wide_as_the_terminal(width: int, tmp_path: Path) -> None:
     torch.save({f"{n}{name}": torch.randn(shape) for n in "ab"}, tmp_path / "m.pt")
     out = tmp_path / "a_file_with_quite_a_long_name_too.ilwp"
     environment = {**os.environ, "COLUMNS": str(width)}
-    for command in (["compress", "m.pt", "-o", out, "--mode", "local"], ["inspect", out], ["estimate", "m.pt"]):
+    ilwp("compress", tmp_path / "m.pt", "-o", out, "--mode", "local")
+    for command in (["inspect", out], ["estimate", "m.pt"]):
         run = subprocess.run(
             [ILWP, *command], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
         )

@@ -17,6 +17,7 @@ from ilwp_plugin.registry import Registry
 __all__ = [
     "AUTO",
     "CODERS",
+    "PRIVATE",
     "WIDEST",
     "Coder",
     "Histogram",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 Symbols = NDArray[np.signedinteger[Any]]
+
+PRIVATE = 24
+"""Numbers of coders from here on are for private use."""
 
 WIDEST = 1 << 16
 """The most symbols that the span of a table has, and the largest magnitude of the first of them."""
@@ -227,9 +231,9 @@ AUTO = "auto"
 
 def coder_of_id(number: int, reader: ByteReader) -> Coder:
     """The coder that a file names by number. Raises FormatError."""
-    for name in CODERS:
-        if CODERS[name].id == number:
-            return CODERS[name]
+    coder = CODERS.find(lambda coder: coder.id == number)
+    if coder is not None:
+        return coder
     raise reader.fail(
         "coder-unknown",
         f"unknown coder {number}; known: {sorted(coder.id for coder in CODERS.values())}. "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding.base import AUTO, CODERS, WIDEST, Coder, Histogram, Run
+from ilwp_plugin.format.coding.base import AUTO, CODERS, PRIVATE, WIDEST, Coder, Histogram, Run
 
 __all__ = ["LOW_BITS", "Fit", "estimated_bytes", "fit_coder"]
 
@@ -60,7 +60,8 @@ def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
 
     Of equally small ones it is the first that was registered. With `low_bits` it has so many.
     """
-    coders = list(CODERS.values()) if name == AUTO else [CODERS[name]]
+    own = [coder for coder in CODERS.values() if coder.id < PRIVATE]  # a file of others' coders has to be asked for
+    coders = own if name == AUTO else [CODERS[name]]
     if low_bits is None:
         needed = next(k for k in LOW_BITS if _fits(run.histogram, k))
         low_bits = max(needed, _best_low_bits(run.histogram)) if name == AUTO else needed

@@ -9,6 +9,9 @@ none: channels of the trained network are pruned by magnitude, and the rest is t
 aligned: the same pruned network is aligned, and trained on with the loss, quantized in the loop: no more training than
 without ilwp. This is the recipe for a network that was trained without the loss.
 
+whole: like aligned, with every layer quantized in the loop, at steps that 2,000 training images choose: the whole file
+is small, not the depthwise layers alone. This is what to use.
+
 provenance: the network was made fit by `fine_tune` before it is pruned, its channels aligned so that kernels and
 references are equally important. Then families of kernels are pruned, and the rest is trained on with the loss between
 every survivor and the reference that it had. This is the recipe for a network that has ilwp already.
@@ -55,6 +58,7 @@ samples, example = TensorDataset(images, data.train_labels, teacher), data.train
 
 predicted = IlwpConfig.paper(bits=4, anchor="fp16")  # the weight of the loss is chosen anew for each fine-tuning
 plain = IlwpConfig.paper(mode="none", loss_weight=0.0)
+inputs = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]]
 plan = FineTuning(epochs=options.epochs, batch=settings.batch, seed=options.seed)
 magnitude = tp.importance.MagnitudeImportance()
 
@@ -114,6 +118,13 @@ for ratio in options.ratios:
     after = mean_residual(network)
     result = fine_tune(network, samples, distilled, predicted, plan, out=path)
     row(f"{ratio:.0%}", "aligned, 4 bits", network, result.compressed, after, residual_aligned)
+    check(path, network)
+
+    network, path = copy.deepcopy(pruned), options.out / f"whole_{ratio:.0%}.ilwp"
+    align(network, example)
+    after = mean_residual(network)
+    result = fine_tune(network, samples, distilled, IlwpConfig(), plan, calibration=inputs, out=path)
+    row(f"{ratio:.0%}", "whole", network, result.compressed, after, residual_aligned)
     check(path, network)
 
     network, path = copy.deepcopy(with_ilwp), options.out / f"provenance_{ratio:.0%}.ilwp"

@@ -119,8 +119,9 @@ class IlwpWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside the package that led here."""
+    """Warn at the line outside the package and its integrations that led here."""
+    own = ("ilwp_plugin", "ilwp_integrations")
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "ilwp_plugin":
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in own:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, IlwpWarning, stacklevel=level)

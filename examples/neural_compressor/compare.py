@@ -14,12 +14,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from ilwp_integrations.neural_compressor import IlwpConfig, load, save, stack
+from ilwp_integrations.neural_compressor import IlwpConfig, compose, load, save, stack
 from ilwp_integrations.neural_compressor.exported import activations, integer_weights, other_tensors
 from neural_compressor.torch.quantization import (
     DynamicQuantConfig,
     INT8StaticQuantConfig,
     MixedPrecisionConfig,
+    RTNConfig,
     quantize,
 )
 from torch import nn
@@ -35,7 +36,7 @@ parser.add_argument("--model", default="mobilenetv2")
 parser.add_argument("--checkpoint")
 parser.add_argument("--epochs", type=int)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--step", type=float, default=0.05, help="of the grids, in the mean")
+parser.add_argument("--step", type=float, help="of the grids, in the mean; one that the outputs bear if not given")
 options = parser.parse_args()
 
 settings = preset(options.data, model=options.model, epochs=options.epochs, seed=options.seed)
@@ -54,7 +55,7 @@ def toolkit_bytes(network: nn.Module) -> int:
     if isinstance(network, torch.fx.GraphModule):
         weights = integer_weights(network)
         others = sum(t.nbytes for t in other_tensors(network, weights).values())
-        codes = sum(w.value.codes.numel() + 4 * w.value.scale.numel() for w in weights.values())
+        codes = sum(w.value.codes.size + 4 * w.value.scale.size for w in weights.values())
         return codes + others + 5 * len(activations(network)[0])
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
@@ -77,17 +78,21 @@ def fresh() -> nn.Module:
 
 layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 half = toolkit_bytes(model) - sum(2 * p.numel() for layer in layers for p in layer.parameters())
-chains = IlwpConfig(bits=8)
-grid = IlwpConfig(bits=None, weight_step=options.step, step_allocation="measured", dead_zone=0.66, batch_norm="merged")
+chains = IlwpConfig(preset="paper")
+grid = IlwpConfig() if options.step is None else IlwpConfig(weight_step=options.step)
 static, dynamic = INT8StaticQuantConfig(), DynamicQuantConfig()
+per_channel = DynamicQuantConfig(w_granularity="per_channel")
+rtn = RTNConfig(use_layer_wise=False, bits=8)
 
 print(f"{settings}\n\n| file | computes in | accuracy % | bytes in the toolkit | bytes of the file |")
 print("| --- | --- | --- | --- | --- |")
 row("fp32", "fp32", model, saved=False)
 row("INC fp16", "fp16", quantize(fresh(), MixedPrecisionConfig()), half, saved=False)
-row("ilwp alone, depthwise layers, 8 bits", "fp32", quantize(fresh(), chains, example_inputs=examples))
-row("ilwp alone, a grid for each layer", "fp32", quantize(fresh(), grid, example_inputs=examples))
+row("ilwp, depthwise layers, 8 bits", "fp32", quantize(fresh(), chains, example_inputs=examples))
+row("ilwp", "fp32", quantize(fresh(), grid, example_inputs=examples))
+row("ilwp + RTN of linear layers", "fp32", quantize(fresh(), compose(grid, rtn), example_inputs=examples))
 row("INC dynamic INT8", "INT8", stack(fresh(), [dynamic], examples))
+row("ilwp + dynamic INT8 per channel", "INT8", stack(fresh(), [grid, per_channel], examples))
 row("INC static INT8", "INT8", stack(fresh(), [static], examples))
 row("ilwp, depthwise layers, 8 bits + static INT8", "INT8", stack(fresh(), [chains, static], examples))
-row("ilwp, a grid for each layer + static INT8", "INT8", stack(fresh(), [grid, static], examples))
+row("ilwp + static INT8", "INT8", stack(fresh(), [grid, static], examples))

@@ -91,19 +91,15 @@ size = sum(tensor.nbytes for tensor in model.state_dict().values())
 print(f"{settings}\nfp32: {size:,} bytes, accuracy {accuracy(model, data):.2f} %")
 
 if "after" in options.only:
-    report("after training", quantize(copy.deepcopy(model), IlwpConfig(bits=6), example_inputs=examples))
+    report("after training", quantize(copy.deepcopy(model), IlwpConfig(), example_inputs=examples))
 if "with" in options.only:
     untrained = initial_model(settings, data)
-    report("with training", quantize(untrained, IlwpConfig(bits=6), run_fn=train_with_loss, example_inputs=examples))
+    report("with training", quantize(untrained, IlwpConfig(), run_fn=train_with_loss, example_inputs=examples))
 if "tune" in options.only:
-    depthwise = IlwpConfig(bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])
+    depthwise = IlwpConfig(preset="paper", bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])
     tune("tuned", depthwise, lambda trial: f"{trial.mode}, {trial.bits} bits")
     steps = [0.04, 0.05, 0.06, 0.07, 0.08, 0.1]
-    all_layers = IlwpConfig(
-        bits=None, weight_step=steps, step_allocation="measured", dead_zone=0.66, batch_norm="merged"
-    )
-    tune("tuned, all layers", all_layers, lambda trial: f"step {trial.weight_step}")
+    tune("tuned, all layers", IlwpConfig(weight_step=steps), lambda trial: f"step {trial.weight_step}")
 if "static" in options.only:
-    everything = IlwpConfig(bits=None, weight_step=0.02, batch_norm="merged")  # one grid, which INT8 keeps
     report("static INT8 alone", stack(copy.deepcopy(model), [INT8StaticQuantConfig()], examples))
-    report("ilwp and static INT8", stack(copy.deepcopy(model), [everything, INT8StaticQuantConfig()], examples))
+    report("ilwp and static INT8", stack(copy.deepcopy(model), [IlwpConfig(), INT8StaticQuantConfig()], examples))

@@ -40,6 +40,9 @@ _RULES: tuple[tuple[type[nn.Module], Callable[[nn.Module, Shape], dict[str, obje
 )
 """How the attributes of a layer follow from the shape of its weight."""
 
+_OF_LAYERS = frozenset(("weight", "bias", "running_mean", "running_var"))
+"""Whose shapes a module of an unknown kind is likely to hold as numbers, too."""
+
 
 def resize_layers(model: nn.Module, shapes: Mapping[str, Shape]) -> None:
     """Give the parameters and buffers of a model other shapes, and its layers the attributes that belong to them.
@@ -69,6 +72,9 @@ def resize_layers(model: nn.Module, shapes: Mapping[str, Shape]) -> None:
         if not resized:
             continue
         rule = next((rule for kind, rule in _RULES if isinstance(module, kind)), None)
+        if rule is None and not set(resized) & _OF_LAYERS:  # parameters outside layers, as layer scales are
+            changes.append((module, resized, {}))
+            continue
         if rule is None or parametrize.is_parametrized(module):
             raise TensorError(
                 f"layer {name!r}: {type(module).__name__} cannot be resized; build the model with the shapes of the "

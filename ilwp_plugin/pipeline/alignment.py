@@ -127,9 +127,15 @@ def align_model(
     with evaluating(model):
         before = _outputs(model, example_inputs)
         own = model.state_dict()
-        for name, tensor in work.state_dict().items():
-            own[name].copy_(tensor)
-        change = _change(before, _outputs(model, example_inputs))
+        saved = {name: tensor.clone() for name, tensor in own.items()}
+        try:
+            for name, tensor in work.state_dict().items():
+                own[name].copy_(tensor)
+            change = _change(before, _outputs(model, example_inputs))
+        except BaseException:  # Ctrl-C among them: half of it would be another function
+            for name, tensor in saved.items():
+                own[name].copy_(tensor)
+            raise
     return AlignmentReport(aligner.aligned, aligner.refused, change)
 
 

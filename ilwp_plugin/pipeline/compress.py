@@ -192,7 +192,8 @@ class _Job:
         """What the user has to know of the result."""
         left, sizes = overlooked(self.plan), compressed.ledger.layers
         taken = {name: sizes[name].file_bytes for name in left if name in sizes}
-        whole = any(isinstance(recipe, WeightRecipe) and recipe.quantizes() for recipe in self.plan.recipes)
+        rounding = [recipe for recipe in self.plan.recipes if not isinstance(recipe, Given)]
+        whole = any(isinstance(recipe, WeightRecipe) and recipe.quantizes() for recipe in rounding)
         if whole and sum(taken.values()) > OVERLOOKED_SHARE * compressed.ledger.file_bytes:
             largest = sorted(taken, key=lambda name: -taken[name])
             warn(

@@ -242,17 +242,26 @@ class CompressedModel:
             TensorError: a compressed tensor is missing, or has changed since.
         """
         state = network_of(model).state
-        kept = [section for section in self.sections if section.names and not section.lossless]
-        claimed = [name for section in kept for name in section.names]
-        for name in claimed:
-            if name not in state or not same_bits(state[name].detach().cpu(), self.tensor(name)):
-                how = "changed since it was compressed" if name in state else "not there any more"
-                raise TensorError(f"tensor {name!r} is {how}; compress the model again")
-        directory, raw, _ = directory_of(state, claimed)
+        self.check_compressed_in(state)
+        kept = self._kept
+        directory, raw, _ = directory_of(state, [name for section in kept for name in section.names])
         metadata = self.metadata if metadata is None else metadata
         extra = [section for section in self.sections if section.ancillary and not isinstance(section, MetadataSection)]
         sections = [*self._kind(StructureSection), *kept]
         return assembled(directory, sections, raw, metadata, left=self.left, extra=extra).read_back()
+
+    @property
+    def _kept(self) -> list[Section]:
+        """Sections of tensors that are compressed."""
+        return [section for section in self.sections if section.names and not section.lossless]
+
+    def check_compressed_in(self, model: Model) -> None:
+        """Raises TensorError where a compressed tensor is missing in a model, or has changed since."""
+        state = network_of(model).state
+        for name in (name for section in self._kept for name in section.names):
+            if name not in state or not same_bits(state[name].detach().cpu(), self.tensor(name)):
+                how = "changed since it was compressed" if name in state else "not there any more"
+                raise TensorError(f"tensor {name!r} is {how}; compress the model again")
 
     def with_section(self, section: Section) -> CompressedModel:
         """The same with one more section, which holds no tensors."""

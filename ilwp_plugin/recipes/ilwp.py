@@ -173,6 +173,12 @@ class IlwpOptions(StepOptions):
     def _registered_name(cls, value: object, info: Any) -> object:
         return _registered(info.field_name, value)
 
+    @property
+    def keeps_origins(self) -> bool:
+        """Whether kernels of a pruned model keep their references: where kernels are channels, and no search is asked
+        for."""
+        return self.scope == "depthwise" and self.mode in ("collocated", AUTO)
+
     def for_layer(self, layer: str) -> IlwpOptions:
         """The options of one layer: these with the last override that names the layer."""
         chosen = [override for pattern, override in self.overrides.items() if scope_matches(pattern, layer)]
@@ -373,10 +379,12 @@ class _ChainEncoding:
         self.chain, self._options, self._context = chain, options, context
         self._infos = [context.infos[key] for key in chain.keys]
         self._counts = [info.numel // chain.taps for info in self._infos]
-        references = given_references(chain.layers, self._counts, context.references)
         self._pruned = any(isinstance(value, Origin) for value in context.references.values())
-        if self._pruned and options.mode not in ("collocated", AUTO):  # the origins are stored, the mode chooses
-            references, self._pruned = [None] * len(self._infos), False
+        references: list[Tensor | None] = [None] * len(self._infos)
+        if self._pruned and not options.keeps_origins:  # they are stored, the mode chooses
+            self._pruned = False
+        else:
+            references = given_references(chain.layers, self._counts, context.references)
         self._given = references
         self._loop = ClosedLoop(options, chain, context.steps, references)
         self._pool = KernelPool(sum(self._counts), chain.taps)
@@ -515,10 +523,12 @@ class IlwpTraining(TrainingPart):
         self.chains, self._options, self._quantizes = chains, options, quantizes
         self._steps = {key: steps[key] for key in self._keys if key in steps}
         self._place = {key: (chain, number) for chain in chains for number, key in enumerate(chain.keys)}
+        pruned = any(isinstance(value, Origin) for value in (references or {}).values())
+        if pruned and options.scope != "depthwise":  # the origins are of channels, the kernels are slices of them
+            references = {}
         self._given = _given(chains, self.sources, references or {})
         self._pairs = self._given if references else None
-        pruned = any(isinstance(value, Origin) for value in (references or {}).values())
-        self._used = _none_given(self._given) if pruned and options.mode not in ("collocated", AUTO) else self._given
+        self._used = _none_given(self._given) if pruned and not options.keeps_origins else self._given
         self._make_loops()
         self._called: set[str] = set()
         self._restored: dict[str, Tensor] = {}

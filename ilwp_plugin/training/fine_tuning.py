@@ -6,6 +6,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -144,8 +145,12 @@ def fine_tune(
     Interrupted at any moment and called again with the same arguments (the weights of the model then do not matter), it
     goes on from the checkpoint, and ends with the same bits as without the interruption.
 
-    In a process group (torchrun) each process takes its share of every batch, gradients are averaged, batch norms see
-    the share of their own process, and only the first process writes.
+    In a process group each process takes its share of every batch, gradients are averaged, batch norms see the share of
+    their own process, and only the first process writes. Under torchrun a group is made for as long as this takes,
+    where there is none yet.
+
+    An exception inside, Ctrl-C among them, leaves the model with the weights that it has reached, in the mode that it
+    was in, and fit for anything: for the same call again as well.
 
     Args:
         model: a trained model; is changed in place, and trained in training mode.
@@ -167,7 +172,8 @@ def fine_tune(
 
     Raises:
         ChainError, ConfigError, TensorError: see `compress`.
-        TrainingError: the plan makes no step, the loss is not finite, or the checkpoint is that of another run.
+        TrainingError: the plan makes no step, the loss is not finite, the checkpoint is that of another run, or the
+            processes that torchrun has started find no group.
         FileError: the checkpoint or the file cannot be read or written.
         MissingDependencyError: `config.align` without torch-pruning.
     """
@@ -180,72 +186,91 @@ def fine_tune(
     for path in (checkpoint, out):
         if path is not None and not Path(path).absolute().parent.is_dir():  # now, not after hours
             raise FileError(f"cannot write {os.fspath(path)}: there is no folder {Path(path).parent}")
-    world = _World.current()
-    batches = _Batches(data, plan, world)
-    steps = plan.epochs * batches.per_epoch
-    identity = {
-        "config": config.to_dict(),
-        "plan": asdict(plan),
-        "samples": batches.samples,
-        "processes": world.size,
-        "aligned": coupler is not None,
-    }
-    resumes = checkpoint is not None and Path(checkpoint).exists()
-    alignment = _Alignment()
-    if coupler is not None:
-        if references:
-            raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
-        if not resumes:
-            alignment.report = _align(model, example_inputs, coupler, config)
-    examples = None if calibration is None else read_inputs(model, calibration, inputs)
-    model.train()
-    quantizer = FakeQuantizer(model, config, example_inputs=example_inputs, references=references, calibration=examples)
-    parts = quantizer.parts
-    parts.enabled = False
-    with_rate = any(isinstance(part, GridTraining) and part.rate for part in parts.parts)
-    moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
-    schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
-    if own is not None and not resumes and config.loss_weight == AUTO:
-        first = next(iter(batches.training(0)))
-        size = None if isinstance(moving, SGD) else _gradient_size(model, first, loss, own)
-        length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
-        own.choose_loss_weight(length, model, "loss_weight: give a number")
-    others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
-    path = None if checkpoint is None else Path(checkpoint)
-    loop = Loop(model, moving, schedule, others, checkpoint=path, identity=identity, what="a fine-tuning")
-    done = loop.resume()
-    parallel = DistributedDataParallel(model) if world.size > 1 else model
-    writes = world.rank == 0
-    if checkpoint is not None and not resumes:
-        loop.save(write=writes)
-    every = plan.checkpoint_steps or batches.per_epoch
-    begin = round(plan.quantize_from * steps)
-    norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
-    weights = tuple(quantizer.raw_weights())
-    for step, batch in enumerate(batches.training(done), start=done):
-        if step % batches.per_epoch == 0:
-            parts.begin_epoch(step // batches.per_epoch)
-        parts.enabled = step >= begin
-        if with_rate:
-            parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
-        value = loop.step(loss(parallel, batch) + parts.loss(), freeze=weights if step >= norms_only else ())
-        parts.after_step()
-        if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+    with _World.joined(model) as world, _left_usable(model) as quantizers:
+        batches = _Batches(data, plan, world)
+        steps = plan.epochs * batches.per_epoch
+        identity = {
+            "config": config.to_dict(),
+            "plan": asdict(plan),
+            "samples": batches.samples,
+            "processes": world.size,
+            "aligned": coupler is not None,
+        }
+        resumes = checkpoint is not None and Path(checkpoint).exists()
+        alignment = _Alignment()
+        if coupler is not None:
+            if references:
+                raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
+            if not resumes:
+                alignment.report = _align(model, example_inputs, coupler, config)
+        examples = None if calibration is None else read_inputs(model, calibration, inputs)
+        model.train()
+        quantizer = FakeQuantizer(
+            model, config, example_inputs=example_inputs, references=references, calibration=examples
+        )
+        quantizers.append(quantizer)
+        parts = quantizer.parts
+        parts.enabled = False
+        with_rate = any(isinstance(part, GridTraining) and part.rate for part in parts.parts)
+        moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
+        schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+        own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
+        if own is not None and not resumes and config.loss_weight == AUTO:
+            first = next(iter(batches.training(0)))
+            size = None if isinstance(moving, SGD) else _gradient_size(model, first, loss, own)
+            length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
+            own.choose_loss_weight(length, model, "loss_weight: give a number")
+        others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
+        path = None if checkpoint is None else Path(checkpoint)
+        loop = Loop(model, moving, schedule, others, checkpoint=path, identity=identity, what="a fine-tuning")
+        done = loop.resume()
+        parallel = DistributedDataParallel(model) if world.size > 1 else model
+        writes = world.rank == 0
+        if checkpoint is not None and not resumes:
             loop.save(write=writes)
-        if report is not None:
-            report(step + 1, steps, value)
+        every = plan.checkpoint_steps or batches.per_epoch
+        begin = round(plan.quantize_from * steps)
+        norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
+        weights = tuple(quantizer.raw_weights())
+        for step, batch in enumerate(batches.training(done), start=done):
+            if step % batches.per_epoch == 0:
+                parts.begin_epoch(step // batches.per_epoch)
+            parts.enabled = step >= begin
+            if with_rate:
+                parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
+            value = loop.step(loss(parallel, batch) + parts.loss(), freeze=weights if step >= norms_only else ())
+            parts.after_step()
+            if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+                loop.save(write=writes)
+            if report is not None:
+                report(step + 1, steps, value)
 
-    parts.enabled = True
-    if plan.norm_batches:
-        reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
-    quantizer.remove()
-    compressed = quantizer.compressed(calibration=examples)
-    compressed.apply_to(model)
-    if out is not None and world.rank == 0:
-        compressed.save(out)
-    world.wait()
-    return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps)
+        parts.enabled = True
+        if plan.norm_batches:
+            reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
+        quantizer.remove()
+        compressed = quantizer.compressed(calibration=examples)
+        compressed.apply_to(model)
+        if out is not None and world.rank == 0:
+            compressed.save(out)
+        world.wait()
+        return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps)
+
+
+@contextmanager
+def _left_usable(model: nn.Module) -> Iterator[list[FakeQuantizer]]:
+    """Takes off the quantizers that are put into the list, and goes back to the mode, if something is raised inside."""
+    modes = {module: module.training for module in model.modules()}
+    quantizers: list[FakeQuantizer] = []
+    try:
+        yield quantizers
+    except BaseException:
+        for quantizer in quantizers:
+            quantizer.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        model.zero_grad(set_to_none=True)
+        raise
 
 
 def _gradient_size(model: nn.Module, batch: Any, loss: TaskLoss, own: IlwpTraining) -> float:
@@ -278,9 +303,10 @@ def _align(
     device = _device(model)
     model.cpu()
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_inputs)
-    report = align_model(model, inputs, coupler, config)
-    model.to(device)
-    return report
+    try:
+        return align_model(model, inputs, coupler, config)
+    finally:
+        model.to(device)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -295,10 +321,25 @@ class _World:
     size: int
 
     @classmethod
-    def current(cls) -> _World:
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls(0, 1)
+    @contextmanager
+    def joined(cls, model: nn.Module) -> Iterator[_World]:
+        """The group as it is, or one for the time of the `with` block, where torchrun has started several processes."""
+        launched = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+        if not dist.is_available() or dist.is_initialized() or launched == 1:
+            group = dist.is_available() and dist.is_initialized()
+            yield cls(dist.get_rank(), dist.get_world_size()) if group else cls(0, 1)
+            return
+        try:
+            dist.init_process_group("nccl" if _device(model).type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"this is one of {launched} processes (WORLD_SIZE), which find no group: {error}; start them with "
+                "torchrun, or call torch.distributed.init_process_group first"
+            ) from error
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes."""

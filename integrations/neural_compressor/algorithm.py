@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,17 +12,22 @@ from neural_compressor.common.utils import Mode
 from neural_compressor.torch.algorithms.base_algorithm import Quantizer
 from torch import Tensor, nn
 
+from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin import compress
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.models.tensors import array_of
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
+from ilwp_plugin.recipes.ilwp import Ilwp
 from ilwp_plugin.training import FakeQuantizer, Parts, TrainingRun
 
 from .composition import ALGORITHM, Operator
 from .config import core_config
-from .state import Attached, attach, attached, found_at, operators_of
+from .inputs import ENOUGH, Examples, Recorder, read_examples
+from .state import Attached, attach, attached, found_at, operators_of, release
 
 __all__ = ["IlwpQuantizer", "Regularizer", "calibration_of", "entry", "regularizer"]
+
+_log = logging.getLogger(__name__)
 
 
 class Regularizer(nn.Module):
@@ -79,9 +85,28 @@ def regularizer(model: nn.Module, run: TrainingRun | None = None) -> Regularizer
     return Regularizer(found.quantizer.parts, model, run)
 
 
-def calibration_of(config: CoreConfig, example_inputs: Any) -> list[Any] | None:
-    """The example inputs as one batch to calibrate with, where a configuration has something to calibrate."""
-    return None if config.weight_step is None or example_inputs is None else [example_inputs]
+def calibration_of(config: CoreConfig, examples: Examples) -> CalibrationInputs | None:
+    """The examples that calibrate under a configuration; None where it has nothing to calibrate, or they are few.
+
+    Few ones calibrate only what cannot do without them.
+    """
+    recipes, found = config.recipe_list(), examples.calibration
+    if found is None or not any(recipe.quantizes() for recipe in recipes if not isinstance(recipe, Ilwp)):
+        return None
+    if found.size < ENOUGH:
+        try:
+            for recipe in recipes:
+                recipe.check(False)
+        except ConfigError:
+            return found
+        _log.info(
+            "%d example inputs trace the model; %d or more, or a run_fn that runs the model, also calibrate it, which "
+            "makes the file several times smaller",
+            found.size,
+            ENOUGH,
+        )
+        return None
+    return found
 
 
 class IlwpQuantizer(Quantizer):  # type: ignore[misc]
@@ -89,42 +114,74 @@ class IlwpQuantizer(Quantizer):  # type: ignore[misc]
 
     Args:
         config: the core's.
-        example_inputs: for the execution order, where a symbolic trace does not find it; and for calibration.
+        examples: for the execution order, where a symbolic trace does not find it; and for calibration.
     """
 
-    def __init__(self, config: CoreConfig, example_inputs: Any = None) -> None:
+    def __init__(self, config: CoreConfig, examples: Examples | None = None) -> None:
         super().__init__({ALGORITHM: config})
-        self.config, self.example_inputs = config, example_inputs
+        self.config, self.examples = config, examples or Examples()
 
-    def prepare(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """Let the model compute with what the file will restore; losses come from `regularizer`."""
+    def quantize(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """All at once; where nothing is to run in between, there is nothing to prepare."""
+        run_fn = kwargs.get("run_fn")
+        if run_fn is not None:
+            prepared = self.prepare(model)
+            try:
+                run_fn(prepared, *(kwargs.get("run_args") or ()))
+            except BaseException:  # Ctrl-C among them
+                release(prepared)
+                raise
+            return self.convert(prepared)
+        found = Attached(self.config, self._operators(model), self.examples)
+        found.compressed = _post_training(model, found, calibration_of(self.config, self.examples))
+        attach(model, found)
+        return model
+
+    @staticmethod
+    def _operators(model: nn.Module) -> list[Operator]:
         earlier = found_at(model)
         if earlier is not None and earlier.quantizer is not None:
             raise TrainingError("the model is prepared already; convert it first")
-        operators = operators_of(model)
-        quantizer = FakeQuantizer(model, self.config, example_inputs=self.example_inputs, loss_alone=True)
-        attach(model, Attached(self.config, operators, self.example_inputs, quantizer, _digest(model)))
+        return operators_of(model)
+
+    def prepare(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """Let the model compute with what the file will restore; losses come from `regularizer`."""
+        operators = self._operators(model)
+        quantizer = FakeQuantizer(
+            model,
+            self.config,
+            example_inputs=self.examples.batch,
+            calibration=calibration_of(self.config, self.examples),
+            loss_alone=True,
+        )
+        attach(model, Attached(self.config, operators, self.examples, quantizer, Recorder(model), _digest(model)))
         return model
 
     def convert(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """Bake what the file restores into the model."""
+        """Bake what the file restores into the model: what it has trained with, or what calibration gives."""
         found = attached(model)
-        if found.quantizer is None:
+        if found.quantizer is None or found.recorder is None:
             raise TrainingError("the model is converted already")
         trained = found.prepared != _digest(model)
-        quantizer, found.quantizer = found.quantizer, None
+        (quantizer, found.quantizer), (recorder, found.recorder) = (found.quantizer, None), (found.recorder, None)
         quantizer.remove()
+        seen = recorder.stop(model)
         if not found.quantizes:
             return model
-        calibration = None if trained else calibration_of(found.config, found.example_inputs)
-        if calibration is None:
-            found.compressed = quantizer.compressed(model)
+        calibration = calibration_of(found.config, found.examples)
+        if trained:
+            found.compressed = quantizer.compressed(model, calibration=calibration)
+            found.compressed.apply_to(model)
         else:
-            found.compressed = compress(
-                model, found.config, example_inputs=found.example_inputs, calibration=calibration
-            )
-        found.compressed.apply_to(model)
+            found.compressed = _post_training(model, found, calibration_of(found.config, seen) or calibration)
         return model
+
+
+def _post_training(model: nn.Module, found: Attached, calibration: CalibrationInputs | None) -> CompressedModel:
+    """The file of a model that was not trained for it, which the model then is."""
+    compressed = compress(model, found.config, example_inputs=found.examples.batch, calibration=calibration)
+    compressed.apply_to(model)
+    return compressed
 
 
 def _digest(model: nn.Module) -> str:
@@ -150,7 +207,8 @@ def entry(
     if mode is Mode.CONVERT and found is not None:
         quantizer = IlwpQuantizer(found.config)
     else:
-        quantizer = IlwpQuantizer(core_config(configs_mapping, model, example_inputs), example_inputs)
+        examples = read_examples(model, example_inputs)
+        quantizer = IlwpQuantizer(core_config(configs_mapping, model, examples.batch), examples)
         if mode is Mode.CONVERT:  # INC converts what is not prepared, too
             quantizer.prepare(model)
     with torch.enable_grad():  # run_fn may train

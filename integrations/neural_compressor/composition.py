@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from neural_compressor.torch.utils.utility import algos_mapping
 from torch import nn
 
-from ilwp_plugin.errors import ConfigError, MissingDependencyError, TrainingError, nearest
+from ilwp_plugin.errors import ConfigError, MissingDependencyError, TensorError, TrainingError, nearest
+
+from .inputs import read_examples
+from .portable import portable
+from .state import found_at, release
 
 __all__ = [
     "ALGORITHM",
@@ -37,6 +42,9 @@ EXPORTED = ("static_quant", "pt2e_dynamic_quant")
 
 _AT_ONCE = ("mixed_precision",)
 """Algorithms that convert whatever the mode."""
+
+_WHOLE_MODEL = {"hqq": "turns the whole model into half precision, ilwp's layers among it"}
+"""Algorithms that change what they do not take."""
 
 _QUANTIZERS = "ilwp_composition_quantizers"
 """Of a prepared model: the quantizer of each algorithm that keeps one."""
@@ -86,8 +94,8 @@ class Composition(BaseConfig):  # type: ignore[misc]
         return {config.name: config.to_dict() for config in self.configs}
 
     def others(self) -> dict[str, Any]:
-        """The same without ilwp."""
-        return {config.name: config.to_dict() for config in self.configs if not _is_own(config.name)}
+        """Those of the other algorithms, as a file keeps them; see `portable`."""
+        return {config.name: portable(config) for config in self.configs if not _is_own(config.name)}
 
     def __add__(self, other: BaseConfig) -> BaseConfig:
         return compose(*self.configs, other)
@@ -96,8 +104,8 @@ class Composition(BaseConfig):  # type: ignore[misc]
         return isinstance(other, Composition) and self.configs == other.configs
 
     def expand(self) -> list[BaseConfig]:
-        """As it is; sets of values inside are refused when it runs."""
-        return [self]
+        """One for each combination of the sets of values of its parts."""
+        return [Composition(list(chosen)) for chosen in itertools.product(*(part.expand() for part in self.configs))]
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -137,6 +145,8 @@ def compose(*configs: BaseConfig) -> BaseConfig:
                 f"{name!r} runs on an exported model, the others before the export; use "
                 "ilwp_integrations.neural_compressor.stack(model, [configurations in order], example_inputs)"
             )
+        if name in _WHOLE_MODEL and len(parts) > 1:
+            raise ConfigError(f"compose: {name!r} {_WHOLE_MODEL[name]}; it cannot run beside another algorithm")
     if len(parts) == 1:
         return parts[0]
     if len(own := [name for name in names if _is_own(name)]) > 1:
@@ -214,24 +224,43 @@ def composition_entry(
     """Run each algorithm of a composition with a mapping of its own; `run_fn` runs once, on the prepared model."""
     (composition,) = configs_mapping.values()
     if mode is not Mode.CONVERT:
-        others = _check(composition.configs, model, example_inputs)
+        examples = read_examples(model, example_inputs)
+        others = _check(composition.configs, model, examples)
         quantizers: dict[str, Any] = {}
         for config in composition.configs:
             if config.name not in _AT_ONCE:
                 own = _is_own(config.name)
-                model = _run(config, model, Mode.PREPARE, example_inputs, without=others if own else ())
+                given = examples if own else example_inputs
+                model = _run(config, model, Mode.PREPARE, given, without=others if own else ())
                 _move(model, quantizers, config.name)
         setattr(model, _QUANTIZERS, quantizers)
     if mode is Mode.QUANTIZE and run_fn is not None:
-        run_fn(model, *(run_args or ()))
+        try:
+            run_fn(model, *(run_args or ()))
+        except BaseException:  # Ctrl-C among them
+            release(model)
+            delattr(model, _QUANTIZERS)
+            raise
     if mode is not Mode.PREPARE:
         quantizers = getattr(model, _QUANTIZERS)
         for config in composition.configs:
             if config.name in quantizers:
                 model.quantizer = quantizers[config.name]
             model = _run(config, model, Mode.CONVERT, example_inputs)
+            _check_untouched(config.name, model)
         delattr(model, _QUANTIZERS)
     return model
+
+
+def _check_untouched(algorithm: str, model: nn.Module) -> None:
+    """Raises TrainingError where an algorithm has changed what ilwp has compressed."""
+    found = found_at(model)
+    if found is None or found.compressed is None:
+        return
+    try:
+        found.compressed.check_compressed_in(model)
+    except TensorError as error:
+        raise TrainingError(f"{algorithm!r} has changed what ilwp has compressed ({error}); run it alone") from None
 
 
 def _run(

@@ -23,10 +23,11 @@ from ilwp_plugin.models.torch_network import network_of
 from ilwp_plugin.pipeline.plan import claim_all
 from ilwp_plugin.recipes import RECIPES
 from ilwp_plugin.recipes.base import AUTO, Request
-from ilwp_plugin.recipes.grid import Grid
-from ilwp_plugin.recipes.ilwp import chains_of
+from ilwp_plugin.recipes.grid import Grid, StepOptions
+from ilwp_plugin.recipes.ilwp import IlwpOptions, chains_of
 
 from .composition import ALGORITHM, Operator, Taken, compose
+from .inputs import read_examples
 from .state import operators_of
 
 __all__ = ["LOCAL_FIELDS", "IlwpConfig", "core_config", "recipe_config", "schema"]
@@ -36,6 +37,9 @@ LOCAL_FIELDS = tuple(LayerOverride.model_fields)
 
 _OVERRIDES = "overrides"
 """The field of the core that `set_local` stands for."""
+
+_OF_CHAINS = frozenset(IlwpOptions.model_fields) - frozenset(StepOptions.model_fields) - {"loss_weight", "align"}
+"""Fields of the coding of chains; the loss and alignment are good for other codes, too."""
 
 _TYPE = "{type}"
 
@@ -167,6 +171,12 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
         return {field: getattr(self, field) for field in _fields(self.options_type())}
 
     @property
+    def asks_for_chains(self) -> bool:
+        """Whether it says how layers are to be predicted and coded."""
+        given = {field for config in (self, *self.local_config.values()) for field in config._given}
+        return bool(given & _OF_CHAINS)
+
+    @property
     def tunable(self) -> dict[str, list[Any]]:
         """The fields that hold a set of values."""
         return {name: value for name, value in self.get_params_dict().items() if self._is_set(name, value)}
@@ -189,15 +199,22 @@ class IlwpConfig(TorchBaseConfig):  # type: ignore[misc]
     # -- which layers ------------------------------------------------------------------------------------------------
 
     def get_model_info(self, model: nn.Module) -> list[Operator]:
-        """Name and type of every layer that may be compressed, batch norms among them."""
+        """Name and type of every layer that may be compressed, batch norms among them.
+
+        Raises:
+            ConfigError: the configuration takes none of them, or there are none.
+        """
+        if self.global_config is None and not self.local_config:
+            raise ConfigError("white_list: None takes no layer, and no local configuration does")
         return operators_of(model)
 
     def taken(self, model: nn.Module, example_inputs: Any = None) -> Taken:
         """The layers that this changes, for a composition."""
-        core = core_config(self.to_config_mapping(model_info=self.get_model_info(model)), model, example_inputs)
+        batch = read_examples(model, example_inputs).batch
+        core = core_config(self.to_config_mapping(model_info=self.get_model_info(model)), model, batch)
         network = network_of(model)
         recipes = [recipe.resolved(False) for recipe in core.recipe_list()]
-        claims, _ = claim_all(network, recipes, Request(example_inputs))
+        claims, _ = claim_all(network, recipes, Request(batch))
         asked, left_over = set[str](), set[str]()
         for recipe, claimed in zip(recipes, claims, strict=True):
             layers = {network.layer_of(key) for key in claimed.tensors}

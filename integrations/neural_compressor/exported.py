@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -26,12 +27,12 @@ class QuantizedWeight:
 
     Attributes:
         name: its key in the state dict of the graph module.
-        node: quantizes it.
+        nodes: quantize it; more than one where the module runs several times.
         value: codes, scales and zero points.
     """
 
     name: str
-    node: fx.Node
+    nodes: tuple[fx.Node, ...]
     value: IntegerTensor
 
 
@@ -62,8 +63,6 @@ def integer_weights(graph: fx.GraphModule) -> dict[str, QuantizedWeight]:
         name = _source(node)
         if name is None:
             continue
-        if name in found:
-            raise TensorError(f"tensor {name!r} is quantized twice")
         if node.target is _PER_CHANNEL:
             _, scale, zero_point, axis, low, high, dtype = node.args
             scales, zeros = _get(graph, str(scale.target)), _get(graph, str(zero_point.target))
@@ -73,8 +72,15 @@ def integer_weights(graph: fx.GraphModule) -> dict[str, QuantizedWeight]:
             scales, zeros, axis = torch.tensor(scale), torch.tensor(zero), 0
             codes = _PER_TENSOR(_get(graph, name), scale, zero, low, high, dtype)
         value = integers_of(codes, scales, zeros if bool(zeros.any()) else None, axis)
-        found[name] = QuantizedWeight(name, node, value)
+        earlier = found.get(name)
+        if earlier is not None and not _equal(earlier.value, value):
+            raise TensorError(f"tensor {name!r} is quantized twice, in different ways")
+        found[name] = QuantizedWeight(name, (node,) if earlier is None else (*earlier.nodes, node), value)
     return found
+
+
+def _equal(a: IntegerTensor, b: IntegerTensor) -> bool:
+    return a.axis == b.axis and np.array_equal(a.codes, b.codes) and np.array_equal(a.restore(), b.restore())
 
 
 @torch.no_grad()
@@ -89,11 +95,12 @@ def set_weight(graph: fx.GraphModule, weight: QuantizedWeight, value: IntegerTen
     _get(graph, weight.name).copy_(restored(value))
     scale = torch.from_numpy(value.scale.copy())
     zero_point = torch.zeros(scale.shape) if value.zero_point is None else torch.from_numpy(value.zero_point.copy())
-    if weight.node.target is _PER_CHANNEL:
-        _get(graph, str(weight.node.args[1].target)).copy_(scale)  # type: ignore[union-attr]
-        _get(graph, str(weight.node.args[2].target)).copy_(zero_point)  # type: ignore[union-attr]
-    else:
-        _set_literals(weight.node, float(scale), int(zero_point))
+    for node in weight.nodes:
+        if node.target is _PER_CHANNEL:
+            _get(graph, str(node.args[1].target)).copy_(scale)  # type: ignore[union-attr]
+            _get(graph, str(node.args[2].target)).copy_(zero_point)  # type: ignore[union-attr]
+        else:
+            _set_literals(node, float(scale), int(zero_point))
 
 
 def activations(graph: fx.GraphModule) -> tuple[Tensor, Tensor]:
@@ -126,7 +133,8 @@ def other_tensors(graph: fx.GraphModule, weights: Mapping[str, QuantizedWeight])
     theirs = {
         str(argument.target)
         for weight in weights.values()
-        for argument in weight.node.args
+        for node in weight.nodes
+        for argument in node.args
         if isinstance(argument, fx.Node)
     }
     return {name: tensor for name, tensor in graph.state_dict().items() if name not in theirs}

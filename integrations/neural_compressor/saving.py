@@ -12,17 +12,19 @@ from neural_compressor.torch.quantization import quantize
 from torch import fx, nn
 
 import ilwp_plugin
+from ilwp_plugin import CompressedModel, Ledger
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin import Ledger
 from ilwp_plugin.errors import ConfigError, FormatError, TrainingError
 from ilwp_plugin.models.chains import unwrap
+from ilwp_plugin.models.tensors import dtype_of
 
-from .composition import Composition, config_from_dict
+from .composition import Composition, compose
+from .portable import from_portable
 from .stacking import compress_exported, is_exported, restore_exported
 from .state import attached, qconfig
 from .versions import installed
 
-__all__ = ["FILE", "load", "make_savable", "save"]
+__all__ = ["FILE", "compressed_of", "load", "make_savable", "save"]
 
 FILE = "model.ilwp"
 """In a folder, which is what INC's `save` is given."""
@@ -48,11 +50,16 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
         TensorError: a compressed layer has changed since the conversion.
         FileError: the file cannot be written.
     """
-    file = _file(path)
+    file, compressed = _file(path), compressed_of(model)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return compressed.save(file)
+
+
+def compressed_of(model: nn.Module) -> CompressedModel:
+    """What `save` writes of a converted model, or of what `stack` returned. Raises likewise."""
     if is_exported(model):
         assert isinstance(model, fx.GraphModule)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return compress_exported(model).save(file)
+        return compress_exported(model)
     found = attached(model)
     if not found.quantizes:
         raise ConfigError(
@@ -60,17 +67,11 @@ def save(model: nn.Module, path: str | os.PathLike[str] = "saved_results") -> Le
         )
     if found.compressed is None:
         raise TrainingError("the model is prepared, not converted; call convert(model) first")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return found.compressed.with_others_of(model, describe(qconfig(model), found.config)).save(file)
+    return found.compressed.with_others_of(model, _describe(qconfig(model), found.config))
 
 
-def describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
-    """The metadata of a converted model's file: how INC made it.
-
-    Args:
-        mapping: INC's, of operators to configurations.
-        config: ilwp's.
-    """
+def _describe(mapping: Mapping[Any, Any], config: CoreConfig) -> dict[str, Any]:
+    """The metadata of a converted model's file: how INC made it."""
     parts = [config for config in mapping.values() if isinstance(config, Composition)]
     others = {name: values for part in parts for name, values in part.others().items()}
     about = {"version": installed(), "others": others, "ilwp": config.differences()}
@@ -84,7 +85,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         path: the file, or the folder that holds `model.ilwp`.
         model: one of the same architecture, as it was before INC changed it; it is changed in place, unless
             the file holds an exported one.
-        example_inputs: for an exported model: with what it is exported again.
+        example_inputs: for an exported model: with what it is exported again; see `stack`.
 
     Returns:
         The model, with the saved weights exactly; for an exported one a graph module with the saved codes, scales and
@@ -110,9 +111,20 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
                 "ilwp_plugin.load(path).apply_to(model) restores all tensors"
             )
     if others:
-        model = quantize(model, config_from_dict(others))
+        model = quantize(model, compose(*(from_portable(name, values, str(file)) for name, values in others.items())))
+        _follow_dtypes(model, {info.name: info.dtype for info in stored.tensors})
     stored.apply_to(model)
     return model
+
+
+def _follow_dtypes(model: nn.Module, dtypes: Mapping[str, str]) -> None:
+    """Give the tensors of INC's modules the dtypes of a file: some change as soon as they run."""
+    for prefix, module in model.named_modules():
+        if not type(module).__module__.startswith("neural_compressor."):
+            continue
+        for name, tensor in (*module.named_parameters(prefix), *module.named_buffers(prefix)):
+            if name in dtypes and tensor.is_floating_point() and dtype_of(dtypes[name]).is_floating_point:
+                tensor.data = tensor.data.to(dtype_of(dtypes[name]))
 
 
 def make_savable(model: nn.Module, mapping: Mapping[Any, Any]) -> None:

@@ -13,21 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from neural_compressor.common.base_config import BaseConfig, config_registry
+from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.torch.export import export
 from neural_compressor.torch.quantization import convert, prepare, quantize
-from neural_compressor.torch.quantization.config import FRAMEWORK_NAME
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin import IlwpConfig as CoreConfig
-from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError
-from ilwp_plugin.models.chains import call, unwrap
+from ilwp_plugin.errors import ConfigError, FormatError, MissingDependencyError, TensorError, TrainingError, warn
+from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.tensors import array_of, integers_of, restored
+from ilwp_plugin.pipeline.calibration_inputs import device_of
 
-from .composition import ALGORITHM, EXPORTED
+from .composition import EXPORTED
+from .config import IlwpConfig
 from .exported import activations, integer_weights, other_tensors, set_activations, set_weight
+from .inputs import Examples, arguments_of, read_examples
+from .portable import from_portable, portable
 from .state import attached
 from .versions import installed
 
@@ -40,8 +43,13 @@ _SCALES, _ZEROS = "activation_scales", "activation_zero_points"
 _MOST = 1 << 20
 """Bytes of activation scales and zero points in a file, so that one of a few bytes cannot ask for more."""
 
-_LARGEST = 127
+WEIGHT_BITS = 8
 """Codes of INC's weights are int8."""
+
+_LARGEST = (1 << (WEIGHT_BITS - 1)) - 1
+
+_BATCH = 512
+"""Examples that a graph is calibrated with at once."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +82,18 @@ def stack(
 
     INC folds batch norms into the weights and puts each channel on a grid of its own, the largest magnitude being 127.
     That would round a second time what ilwp has rounded. So wherever ilwp's weights are whole multiples of a step, the
-    scale of INC's grid is set to that step (times the gain of the batch norm), and INC's codes are ilwp's: this holds
-    for the layers of `weight_step`. The values of a chain (`bits`) lie on no common grid, so its layers get INC's; with
-    `bits=None` depthwise layers are on the grid of `weight_step`, too. Either way the INT8 codes of depthwise layers
-    are predicted by each other, without loss, where that saves bytes.
+    scale of INC's grid is set to that step (times the gain of the batch norm), and INC's codes are ilwp's. ilwp
+    therefore puts every weight on its grid here, depthwise ones too, with steps for which no code passes 127; unless
+    its configuration names `bits`, a mode or the like: the values of a chain lie on no common grid, so its layers get
+    INC's. Either way the INT8 codes of depthwise layers are predicted by each other, without loss, where that saves
+    bytes.
 
     Args:
         model: a float model; ilwp changes it in place.
         configs: `[IlwpConfig(...), INT8StaticQuantConfig(...)]` or with DynamicQuantConfig; the first may be left out.
-        example_inputs: a tensor, or a tuple of arguments; a batch of two examples or more.
-        run_fn: trains the model under ilwp, see `quantize`.
+        example_inputs: a tensor, a tuple of arguments, a dict of named ones, or batches of them, in a DataLoader for
+            example; two examples or more. All of them calibrate ilwp (32 or more) and INC.
+        run_fn: trains or calibrates the model under ilwp, see `quantize`.
         calibrate: is given the prepared graph and runs it on calibration data; the example inputs if None.
         dynamic_batch: leave the size of a batch open.
 
@@ -91,33 +101,56 @@ def stack(
         The quantized graph module; `save` writes it and `load` restores it exactly.
 
     Raises:
-        ConfigError: other configurations than these, or example inputs that are too few.
+        ConfigError: other configurations than these, or example inputs that are too few or none.
         MissingDependencyError: this INC's quantization does not work with the installed torch.
     """
     float_configs, config = _order(configs)
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    examples = read_examples(model, example_inputs)
+    if examples.batch is None:
+        raise ConfigError("example_inputs: an export needs inputs; give two examples or more")
     ilwp: CoreConfig | None = None
     if float_configs:
-        model = quantize(model, float_configs[0], run_fn=run_fn, example_inputs=example_inputs)
+        model = quantize(model, for_int8(float_configs[0]), run_fn=run_fn, example_inputs=examples)
         ilwp = attached(model).config
     elif run_fn is not None:
         run_fn(model)
     stacked = Stacked(config, dynamic_batch, ilwp)
-    graph = _exported(model, inputs, stacked, calibrate or (lambda graph: call(graph, inputs)))
+    graph = _exported(model, examples, stacked, calibrate)
     for weight in integer_weights(graph).values():  # scales as float32, which a file holds, not as Python has them
         set_weight(graph, weight, weight.value)
     scales, zeros = activations(graph)
     set_activations(graph, _short(scales), zeros)
     compressed = attached(model).compressed if float_configs else None
-    if compressed is not None and _keep_grids(graph, model, compressed):
-        graph.meta[_KEY] = replace(stacked, source=compressed)
+    if compressed is not None:
+        lost = _keep_grids(graph, model, compressed)
+        if not lost:
+            graph.meta[_KEY] = replace(stacked, source=compressed)
+        elif not compressed.chains:
+            reason, layers = next(iter(lost.items())), len(lost)
+            warn(
+                f"{layers} layers get INC's grid instead of ilwp's, {reason[0]!r} since {reason[1]}; the file is larger"
+            )
     graph.recompile()
     return graph
 
 
+def for_int8(config: IlwpConfig) -> IlwpConfig:
+    """A configuration for what is to be computed with 8 bits: one grid for every weight, unless it asks for chains."""
+    config = copy.deepcopy(config)
+    if "weight_bits" in config.get_params_dict() and config.weight_bits is None:
+        config.weight_bits = WEIGHT_BITS
+    if config.preset in (None, "small") and not config.recipes and not config.asks_for_chains:
+        config.bits = None
+    return config
+
+
 def _order(configs: Sequence[BaseConfig]) -> tuple[list[BaseConfig], BaseConfig]:
     names = [getattr(config, "name", type(config).__name__) for config in configs]
-    if not names or names[-1] not in EXPORTED or names[:-1] not in ([], [ALGORITHM]):
+    if (
+        not names
+        or names[-1] not in EXPORTED
+        or not (len(names) == 1 or (len(names) == 2 and isinstance(configs[0], IlwpConfig)))
+    ):
         raise ConfigError(
             f"stack: expected [IlwpConfig(...), one of {', '.join(EXPORTED)}], or the latter alone, got {names}; "
             "algorithms for modules go together by compose(...)"
@@ -126,16 +159,12 @@ def _order(configs: Sequence[BaseConfig]) -> tuple[list[BaseConfig], BaseConfig]
 
 
 def _exported(
-    model: nn.Module, inputs: tuple[Any, ...], stacked: Stacked, calibrate: Callable[[nn.Module], Any]
+    model: nn.Module, examples: Examples, stacked: Stacked, calibrate: Callable[[nn.Module], Any] | None = None
 ) -> fx.GraphModule:
     """Export, prepare, calibrate, convert."""
-    shapes = None
+    batches = _batches(model, examples, stacked.dynamic_batch)
+    inputs, shapes = batches[0], None
     if stacked.dynamic_batch:
-        if any(isinstance(value, Tensor) and (value.dim() == 0 or len(value) < 2) for value in inputs):
-            raise ConfigError(
-                "example_inputs: an export with an open batch size needs two examples or more; "
-                "dynamic_batch=False fixes the size"
-            )
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple({0: batch} if isinstance(value, Tensor) else None for value in inputs)
     own = copy.deepcopy(unwrap(model)).eval()  # the export shares its parameters, which folding would change
@@ -147,12 +176,33 @@ def _exported(
             f"{error}; with this torch take 3.9 or later"
         ) from error
     with torch.no_grad():
-        calibrate(prepared)
+        if calibrate is not None:
+            calibrate(prepared)
+        for batch_of_arguments in () if calibrate is not None else batches:
+            prepared(*batch_of_arguments)
     graph: fx.GraphModule = convert(prepared)
     graph.meta[_KEY] = stacked
     methods: Any = graph
     methods.eval, methods.train = MethodType(_stay, graph), MethodType(_train, graph)
     return graph
+
+
+def _batches(model: nn.Module, examples: Examples, dynamic: bool) -> list[tuple[Any, ...]]:
+    """The arguments of calls that go through all examples; all batches of one size, if the size is to be fixed."""
+    found = examples.calibration
+    if found is None:
+        batches = [arguments_of(model, examples.batch)]
+    else:
+        count = -(-found.size // _BATCH) if dynamic else 1
+        ends = [found.size * number // count for number in range(count + 1)]
+        device = device_of(model)
+        batches = [arguments_of(model, found.part(ends[n], ends[n + 1], device)) for n in range(count)]
+    if dynamic and any(isinstance(v, Tensor) and (v.dim() == 0 or len(v) < 2) for v in batches[0]):
+        raise ConfigError(
+            "example_inputs: an export with an open batch size needs two examples or more; "
+            "dynamic_batch=False fixes the size"
+        )
+    return batches
 
 
 def _stay(graph: fx.GraphModule) -> fx.GraphModule:
@@ -166,25 +216,29 @@ def _train(graph: fx.GraphModule, mode: bool = True) -> fx.GraphModule:
     return graph
 
 
-def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedModel) -> bool:
-    """Where ilwp's weights are on a grid, let INC's codes be the same integers. Tells whether that is everywhere."""
-    kept = 0
-    weights = integer_weights(graph)
+def _keep_grids(graph: fx.GraphModule, model: nn.Module, compressed: CompressedModel) -> dict[str, str]:
+    """Where ilwp's weights are on a grid, let INC's codes be the same integers. Returns why others are not, by name."""
+    lost = dict.fromkeys(integer_weights(graph), "it is not on a grid of ilwp")
     state = unwrap(model).state_dict()
-    for name, own in compressed.quantized.items():
-        weight = weights.get(name)
-        if weight is None or int(np.abs(own.centred).max()) > _LARGEST or own.scale.ndim:
+    for name, weight in integer_weights(graph).items():
+        own = compressed.quantized.get(name)
+        if own is None or own.scale.ndim:
             continue
-        folded = graph.state_dict()[name]
-        gain = _gains(folded, state[name])
+        if int(np.abs(own.centred).max()) > _LARGEST:
+            lost[name] = f"its codes pass {_LARGEST}; weight_bits={WEIGHT_BITS} keeps them below"
+            continue
+        axis = weight.value.axis
+        gain = _gains(graph.state_dict()[name], state[name], axis)
         if weight.value.scale.size == 1 and not bool((gain == gain[0]).all()):
-            continue  # one scale for the whole tensor, and channels of different gains
-        signs = gain.sign().long().reshape(-1, *[1] * (folded.dim() - 1))
-        codes = torch.from_numpy(own.centred.astype(np.int64)) * signs
-        scale = (float(own.scale) * gain.abs()).reshape(-1)
-        set_weight(graph, weight, integers_of(codes, scale if weight.value.scale.size > 1 else scale[0]))
-        kept += 1
-    return kept == len(weights)
+            lost[name] = "there is one scale for the whole tensor, which cannot follow a batch norm; per_channel can"
+            continue
+        shape = [1] * own.codes.ndim
+        shape[axis] = -1
+        codes = torch.from_numpy(own.centred.astype(np.int64)) * gain.sign().long().reshape(shape)
+        scale = float(own.scale) * torch.where(gain == 0, 1.0, gain.abs())  # of a dead channel any scale will do
+        set_weight(graph, weight, integers_of(codes, scale if weight.value.scale.size > 1 else scale[0], None, axis))
+        del lost[name]
+    return lost
 
 
 def _short(scales: Tensor) -> Tensor:
@@ -194,9 +248,10 @@ def _short(scales: Tensor) -> Tensor:
     return above
 
 
-def _gains(folded: Tensor, weight: Tensor) -> Tensor:
+def _gains(folded: Tensor, weight: Tensor, axis: int) -> Tensor:
     """(channels,): what folding a batch norm multiplied each channel's weights by; 1 for channels of zeros."""
-    flat, before = folded.flatten(1).double(), weight.detach().flatten(1).double()
+    flat = folded.movedim(axis, 0).flatten(1).double()
+    before = weight.detach().movedim(axis, 0).flatten(1).double()
     largest = before.abs().argmax(dim=1, keepdim=True)
     top = before.gather(1, largest)
     gain = torch.where(top == 0, 1.0, flat.gather(1, largest) / torch.where(top == 0, 1.0, top))
@@ -228,7 +283,7 @@ def compress_exported(graph: fx.GraphModule) -> CompressedModel:
         raise TensorError("the scale of an activation is no bfloat16 number, as stack(...) leaves them")
     about = {
         "version": installed(),
-        "exported": {"algorithm": stacked.config.name, "config": _portable(stacked.config)},
+        "exported": {"algorithm": stacked.config.name, "config": portable(stacked.config)},
         "dynamic_batch": stacked.dynamic_batch,
         "ilwp": None if stacked.ilwp is None else stacked.ilwp.differences(),
     }
@@ -294,15 +349,15 @@ def restore_exported(
     exported = about.get("exported")
     if not isinstance(exported, dict) or exported.get("algorithm") not in EXPORTED:
         raise FormatError(f"{where}: no description of the exported model that this version understands")
-    config = _from_portable(exported["algorithm"], exported.get("config"), where)
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    config = from_portable(exported["algorithm"], exported.get("config"), where)
+    examples = read_examples(model, example_inputs)
     stacked = Stacked(config, bool(about.get("dynamic_batch")), None)
     ilwp = about.get("ilwp")
     if isinstance(ilwp, dict):
         stacked = Stacked(config, stacked.dynamic_batch, CoreConfig.from_dict(ilwp))
     if "digest" in about:
-        return _restore_from_source(stored, about, model, inputs, stacked, where)
-    graph = _exported(model, inputs, stacked, lambda graph: call(graph, inputs))
+        return _restore_from_source(stored, about, model, examples, stacked, where)
+    graph = _exported(model, examples, stacked)
     weights, values = integer_weights(graph), stored.quantized
     state = stored.state_dict()
     others = other_tensors(graph, weights)
@@ -326,14 +381,14 @@ def _restore_from_source(
     stored: CompressedModel,
     about: Mapping[str, Any],
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    examples: Examples,
     stacked: Stacked,
     where: str,
 ) -> fx.GraphModule:
     """Go the way that `stack` went, from the stored float model."""
     own = copy.deepcopy(unwrap(model))
     stored.apply_to(own)
-    graph = _exported(own, inputs, stacked, lambda graph: call(graph, inputs))
+    graph = _exported(own, examples, stacked)
     for weight in integer_weights(graph).values():
         set_weight(graph, weight, weight.value)
     _keep_grids(graph, own, stored)
@@ -346,32 +401,3 @@ def _restore_from_source(
         )
     graph.meta[_KEY] = replace(stacked, source=stored)
     return graph
-
-
-def _portable(config: BaseConfig) -> dict[str, Any]:
-    """What a configuration of INC changes; INC's own `to_dict` loses what is global beside local ones."""
-    default = type(config)()
-    fields = {
-        name: value
-        for name in config.params_list
-        if name not in ("white_list", "model_info") and (value := getattr(config, name)) != getattr(default, name)
-    }
-    local = {
-        key if isinstance(key, str) else "{type}" + key.__name__: _portable(value)
-        for key, value in config.local_config.items()
-    }
-    return {"fields": fields, "local": local}
-
-
-def _from_portable(name: str, values: Any, where: str) -> BaseConfig:
-    if not isinstance(values, dict) or not isinstance(values.get("fields"), dict):
-        raise FormatError(f"{where}: no configuration of {name!r}")
-    config = config_registry.get_cls_configs()[FRAMEWORK_NAME][name](**values["fields"])
-    for key, local in values.get("local", {}).items():
-        operator: Any = key
-        if key.startswith("{type}"):
-            operator = getattr(nn, key.removeprefix("{type}"), None)
-            if not (isinstance(operator, type) and issubclass(operator, nn.Module)):
-                raise FormatError(f"{where}: a configuration of {key!r}, which is no module of torch.nn")
-        config.set_local(operator, _from_portable(name, local, where))
-    return config

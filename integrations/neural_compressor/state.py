@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,9 @@ from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.torch_network import network_of
 from ilwp_plugin.training import FakeQuantizer
 
-__all__ = ["Attached", "attach", "attached", "found_at", "operators_of", "qconfig"]
+from .inputs import Examples, Recorder
+
+__all__ = ["Attached", "attach", "attached", "found_at", "operators_of", "qconfig", "release"]
 
 _ATTRIBUTE = "ilwp"
 """Of a model: its `Attached`. INC's own attribute `quantizer` is taken for whichever algorithm runs next."""
@@ -28,16 +30,18 @@ class Attached:
     Attributes:
         config: of all layers; `overrides` holds the local configurations.
         operators: name and kind of every layer and norm.
-        example_inputs: of the call that prepared the model, or None.
+        examples: of the call that prepared the model.
         quantizer: while the model trains.
+        recorder: while it is prepared: of what it is called with.
         prepared: digest of the model's tensors when it was prepared.
         compressed: after the conversion; None before, and where nothing is quantized.
     """
 
     config: CoreConfig
     operators: list[tuple[str, str]]
-    example_inputs: Any = None
+    examples: Examples = field(default_factory=Examples)
     quantizer: FakeQuantizer | None = None
+    recorder: Recorder | None = None
     prepared: str = ""
     compressed: CompressedModel | None = None
 
@@ -50,6 +54,16 @@ class Attached:
 def attach(model: nn.Module, found: Attached) -> None:
     """Leave something at a model."""
     setattr(unwrap(model), _ATTRIBUTE, found)
+
+
+def release(model: nn.Module) -> None:
+    """Make a prepared model what it was, with the weights that it has now."""
+    found = found_at(model)
+    if found is None or found.quantizer is None or found.recorder is None:
+        return
+    found.quantizer.remove()
+    found.recorder.stop(model)
+    delattr(unwrap(model), _ATTRIBUTE)
 
 
 def found_at(model: nn.Module) -> Attached | None:

@@ -26,16 +26,23 @@ from .pruning import IlwpImportance, IlwpPruner, ProvenanceTracker
 
 __all__ = ["METHODS", "Magnitude"]
 
+_LR = 0.05
+
 
 class MagnitudeOptions(Options):
     """Of `Magnitude`."""
 
     ratio: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.5, description="Of channels to prune.")
     epochs: Annotated[int, Field(strict=True, ge=1)] = Field(default=3, description="Of training on afterwards.")
-    lr: Annotated[float, Field(strict=True, gt=0)] = Field(default=0.05, description="Of training on, at the start.")
+    lr: Annotated[float, Field(strict=True, gt=0)] | None = Field(
+        default=None, description="Of training on, at the start; null is 0.05, or what the optimizer wants."
+    )
     weight_bits: Literal[8] | None = Field(
         default=8,
         description="Weights that ilwp does not quantize: rounded to 8 bits a channel after training; null keeps fp32.",
+    )
+    calibration: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0, description="Training images, without labels, by which ilwp chooses its steps; 0 is without."
     )
     ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is torch-pruning alone.")
 
@@ -43,11 +50,11 @@ class MagnitudeOptions(Options):
 class Magnitude(Method):
     """Channels of least magnitude pruned at once, and the network trained on.
 
-    With ilwp, the training on is `ilwp_plugin.training.fine_tune`, which aligns what is left; or, where the
-    configuration does not align, families of kernels are pruned, so that every kernel keeps its reference.
-    torch-pruning itself quantizes nothing. So that its file can be compared with those of integers, `weight_bits`
-    rounds the other weights (all of them without ilwp) to 8 bits a channel, and they are stored as integer codes,
-    entropy coded.
+    With ilwp, the training on is `ilwp_plugin.training.fine_tune`, on the weights that the file will restore, of every
+    layer that the configuration takes. It aligns what is left; or, where the configuration does not align, families of
+    kernels are pruned, so that every kernel keeps its reference. torch-pruning itself quantizes nothing. So that its
+    file can be compared with those of integers, `weight_bits` rounds the weights that ilwp does not take (all of them
+    without ilwp) to 8 bits a channel, and they are stored as integer codes, entropy coded.
     """
 
     group = "pruning"
@@ -61,11 +68,11 @@ class Magnitude(Method):
 
     def compress(self, case: Case, options: MagnitudeOptions) -> Compressed:
         model, config = case.model(), options.ilwp
-        if config is not None and config.bits is None:
-            raise ConfigError("ilwp.bits: null quantizes no residuals; torch-pruning is stacked with 2 to 8 bits")
+        if config is not None and not any(recipe.quantizes() for recipe in config.recipe_list()):
+            raise ConfigError("ilwp: the configuration quantizes nothing; set bits to 2..8, or a weight_step")
         provenance = _prune(model, case, options.ratio, config)
         if config is None:
-            train_on(model, case, Plan(options.epochs, options.lr))
+            train_on(model, case, Plan(options.epochs, options.lr or _LR))
             compressed = as_is(model.state_dict())
         else:
             compressed = _fine_tuned(model, case, options, config, None if config.align else provenance)
@@ -84,7 +91,10 @@ def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None
     examples = case.calibration(16)
     tracker = ProvenanceTracker(model)
     importance = tp.importance.MagnitudeImportance()
-    if config is not None and not config.align:  # else references are chosen anew
+    own = None if config is None else config.ilwp()
+    if (
+        own is not None and own.keeps_origins and own.bits is not None and not own.align
+    ):  # else there are new references
         importance = IlwpImportance(importance, tracker, config, example_inputs=examples)
     classes = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == case.data.classes]
     try:
@@ -118,6 +128,7 @@ def _fine_tuned(
         config,
         FineTuning(epochs=options.epochs, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
         example_inputs=images[:16],
+        calibration=case.calibration(options.calibration) if options.calibration else None,
         references=provenance,
         checkpoint=case.folder / "fine_tuning.pt",
     )

@@ -14,7 +14,10 @@ from ilwp_plugin.errors import TensorError
 from ilwp_plugin.models.chains import call, evaluating
 from ilwp_plugin.pipeline.alignment import TensorAxis
 
-__all__ = ["Coupling"]
+__all__ = ["FAULTS", "Coupling"]
+
+FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What torch-pruning raises where it does not see through a network, as through channel shuffles."""
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -34,7 +37,7 @@ class Coupling:
     ) -> None:
         self._model, self._importance = model, importance
         with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parameters outside modules, which _axes refuses where they matter
+            warnings.simplefilter("ignore")  # of parameters outside modules
             self._graph = tp.DependencyGraph().build_dependency(
                 model, example_inputs, forward_fn=lambda model, inputs: call(model, inputs), verbose=False
             )
@@ -82,7 +85,7 @@ class Coupling:
         prune = self._graph.get_pruner_of_module(module).prune_out_channels
         try:
             return self._graph.get_pruning_group(module, prune, idxs=list(range(channels)))
-        except (IndexError, ValueError, KeyError, AttributeError) as error:  # known faults of the graph on shuffles
+        except FAULTS as error:
             raise TensorError(f"torch-pruning cannot group its channels ({type(error).__name__}: {error})") from error
 
     def _axes(self, item: Any, channels: int) -> list[TensorAxis]:
@@ -94,6 +97,10 @@ class Coupling:
             if module.groups > 1 and not depthwise:
                 raise TensorError(f"a convolution in {module.groups} groups reads or makes its channels")
             tensors = [(module.weight, 1)] if inputs and not depthwise else [(module.weight, 0), (module.bias, 0)]
+        elif isinstance(module, nn.ConvTranspose2d):
+            if module.groups > 1:
+                raise TensorError(f"a transposed convolution in {module.groups} groups reads or makes its channels")
+            tensors = [(module.weight, 0)] if inputs else [(module.weight, 1), (module.bias, 0)]
         elif isinstance(module, nn.Linear):
             tensors = [(module.weight, 1)] if inputs else [(module.weight, 0), (module.bias, 0)]
         elif isinstance(module, _BatchNorm):
@@ -101,12 +108,18 @@ class Coupling:
             tensors = [(vector, 0) for vector in vectors]
         elif isinstance(module, nn.PReLU):
             tensors = [(module.weight, 0)] if module.num_parameters > 1 else []
-        elif isinstance(module, nn.Parameter) or any(True for _ in module.parameters()):
+        elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+            tensors = [(module.weight, 0), (module.bias, 0)]
+        elif isinstance(module, nn.Parameter):  # outside modules that the graph knows, as layer scales are
+            tensors = [(module, item.dep.target.pruning_dim % module.dim())]
+        elif any(True for _ in module.parameters()):
             raise TensorError(f"a {type(module).__name__} reads or makes its channels")
         found = [(tensor, dim) for tensor, dim in tensors if tensor is not None]
         if not found:
             return []
         positions = _positions(idxs, list(item.root_idxs), channels)
+        if any(int(positions.max()) >= tensor.shape[dim] for tensor, dim in found):
+            raise TensorError(f"torch-pruning finds channels in a {type(module).__name__} that it does not have")
         return [TensorAxis(tensor, dim, positions) for tensor, dim in found]
 
 
@@ -115,7 +128,10 @@ def _positions(idxs: list[int], roots: list[int], channels: int) -> Tensor:
     places = torch.bincount(torch.tensor(roots), minlength=channels)
     if not bool((places == places[0]).all()):
         raise TensorError("a parameter follows only some of its channels")
-    return torch.tensor(idxs)[torch.tensor(roots).argsort(stable=True)].view(channels, -1)
+    positions = torch.tensor(idxs)[torch.tensor(roots).argsort(stable=True)].view(channels, -1)
+    if len(set(positions.flatten().tolist())) < positions.numel():
+        raise TensorError("two of its channels share a place in a parameter")
+    return positions
 
 
 def _following_norms(model: nn.Module, example_inputs: Any) -> dict[int, _BatchNorm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.errors import ConfigError, IlwpError, TensorError
 from ilwp_plugin.method.loss import channel_costs
 from ilwp_plugin.method.provenance import Origin, ancestral_references, family_scores
 from ilwp_plugin.models.chains import Chain, unwrap
 from ilwp_plugin.recipes.ilwp import chains_of
 from ilwp_plugin.training import InterLayerLoss
+
+from .coupling import FAULTS
 
 __all__ = ["IlwpImportance", "IlwpPruner", "ProvenanceTracker"]
 
@@ -69,6 +72,8 @@ class ProvenanceTracker:
     def provenance(self) -> dict[str, Origin]:
         """The origin of the channels of every convolution and linear layer; for `compress(..., references=)`.
 
+        Transposed convolutions are left out: a file keeps the origins of what is the first dimension of a weight.
+
         Raises:
             TensorError: the model was pruned behind the tracker's back.
         """
@@ -80,7 +85,8 @@ class ProvenanceTracker:
                     f"layer {name!r} has {_channels(module)} channels, the tracker knows of {known}; "
                     "prune each group with tracker.prune(group), or use IlwpPruner"
                 )
-        return dict(self._origins)
+        transposed = {name for name, module in _layers(self._model) if getattr(module, "transposed", False)}
+        return {name: origin for name, origin in self._origins.items() if name not in transposed}
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -132,6 +138,11 @@ class IlwpImportance:
         options = IlwpConfig.of(config).ilwp()
         if options is None:
             raise ConfigError("recipes: the importance is that of the recipe 'ilwp', which is not among them")
+        if options.scope != "depthwise":
+            raise ConfigError(
+                f"scope: under {options.scope!r} kernels are slices of channels, and families of channels do not keep "
+                "their references; prune by another importance, or take scope 'depthwise'"
+            )
         self._chains = chains_of(tracker._model, options, example_inputs=example_inputs)
 
     def __call__(self, group: Any, **options: Any) -> Tensor | None:
@@ -166,8 +177,10 @@ class IlwpImportance:
         values = []
         for module, cost in zip(modules, costs, strict=True):
             everything = list(range(len(cost)))
-            group = graph.get_pruning_group(module, tp.prune_depthwise_conv_out_channels, everything)
-            importance = self._importance(group, **options)
+            importance = None
+            with suppress(*FAULTS):  # of the graph, on channel shuffles: these channels are in no group at all
+                group = graph.get_pruning_group(module, tp.prune_depthwise_conv_out_channels, everything)
+                importance = self._importance(group, **options)
             if importance is None:
                 importance = torch.ones(len(cost))
             values.append(importance.to(cost) / importance.mean().clamp(min=1e-30))
@@ -234,15 +247,35 @@ class IlwpPruner:
         return None
 
     def _tracked(self) -> Iterator[Any]:
-        for group in self.pruner.step(interactive=True):
+        groups = iter(self.pruner.step(interactive=True))
+        while True:
+            with self._explained():
+                group = next(groups, None)
+            if group is None:
+                return
             group.prune = partial(self._prune, group, group.prune)
             yield group
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """torch-pruning's own faults say what they are of."""
+        try:
+            yield
+        except IlwpError:
+            raise
+        except FAULTS as error:
+            raise TensorError(
+                f"torch-pruning cannot prune {type(self.tracker._model).__name__} ({type(error).__name__}: {error}); "
+                "groups before this one are pruned already. It does not see through channel shuffles by `view`: make "
+                "the pruner anew on a fresh model, with the layers before them in its `ignored_layers`"
+            ) from error
 
     def _prune(self, group: Any, prune: Callable[[], None], *arguments: Any, **options: Any) -> None:
         if arguments or options:
             raise TensorError("group.prune() takes no channels here: what else is pruned could not be tracked")
         group.prune = prune
-        self.tracker.prune(group)
+        with self._explained():
+            self.tracker.prune(group)
         self._loss = None
 
     def regularize(self, model: nn.Module, *arguments: Any, **options: Any) -> Any:

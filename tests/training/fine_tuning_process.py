@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--kill-rank", type=int, default=0)
     parser.add_argument("--kill-in", choices=["step", "write"], default="step")
+    parser.add_argument("--without-group", action="store_true")
     options = parser.parse_args()
-    if "RANK" in os.environ:
+    if "RANK" in os.environ and not options.without_group:
         dist.init_process_group("gloo")
     rank = int(os.environ.get("RANK", "0"))
     writes = 0
@@ -93,7 +94,8 @@ def main() -> None:
         os.fsync = counted
     model, _ = run(options.folder, options.norms, report=report)
     torch.save(model.state_dict(), options.folder / f"rank{rank}.pt")
-    if "RANK" in os.environ:
+    assert dist.is_initialized() == ("RANK" in os.environ and not options.without_group)
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

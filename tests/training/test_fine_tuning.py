@@ -10,7 +10,7 @@ from ilwp_integrations.torch_pruning import Coupling
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ilwp_plugin import IlwpConfig, load
+from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
 from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune, reestimate_batch_norms
 
@@ -122,6 +122,53 @@ def test_two_processes_with_batch_norms(two_processes: Path) -> None:
     ranks = [torch.load(two_processes / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert same(dict(ranks[0]), dict(ranks[1]))
     assert same(load(two_processes / "model.ilwp").state_dict(), dict(ranks[0]))
+
+
+def test_processes_of_torchrun_make_their_group(tmp_path: Path, two_processes: Path) -> None:
+    """Without one each would train on everything, and write the same files."""
+    finished = start(tmp_path, "--norms", "--without-group", processes=2)
+    assert finished.returncode == 0, finished.stderr
+    assert (two_processes / "model.ilwp").read_bytes() == (tmp_path / "model.ilwp").read_bytes()
+    assert same(checkpoint(two_processes), checkpoint(tmp_path))
+
+
+def test_processes_without_a_group_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(TrainingError, match="one of 2 processes .*MASTER_ADDR.*start them with torchrun"):
+        process.run(tmp_path, norms=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("where", ["report", "loss"])
+def test_the_model_is_usable_after_an_exception(tmp_path: Path, error: type[BaseException], where: str) -> None:
+    torch.manual_seed(0)
+    model = process.network(norms=True).eval()
+    model[0].train()
+    names, calls = list(model.state_dict()), []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise error("stop")
+
+    def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
+        if where == "loss":
+            fail()
+        return process.loss(network, batch)
+
+    def train(**options: Any) -> Any:
+        return fine_tune(model, process.data(), loss, process.CONFIG, process.PLAN, **options)
+
+    with pytest.raises(error, match="stop"):
+        train(report=fail if where == "report" else None)
+    assert list(model.state_dict()) == names and model[0].training and not model[1].training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    compress(model, process.CONFIG)
+    where = ""
+    train()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

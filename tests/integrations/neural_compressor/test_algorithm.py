@@ -8,9 +8,9 @@ import ilwp_integrations
 import pytest
 import torch
 import torch.nn.functional as F
-from ilwp_integrations.neural_compressor import IlwpConfig, attached, load, regularizer, save
+from ilwp_integrations.neural_compressor import IlwpConfig, attached, compose, load, regularizer, save
 from neural_compressor.common.base_config import ComposableConfig
-from neural_compressor.torch.quantization import convert, prepare, quantize
+from neural_compressor.torch.quantization import RTNConfig, convert, prepare, quantize
 from neural_compressor.torch.quantization import load as inc_load
 from neural_compressor.torch.quantization import save as inc_save
 from neural_compressor.torch.utils.utility import algos_mapping
@@ -145,6 +145,48 @@ def test_local_configuration_of_no_chained_layer_is_refused(mobilenet: nn.Module
         quantize(mobilenet, PAPER().set_local("features.5.3", PAPER(bits=4)))
 
 
+def test_nothing_to_compress_is_an_error_at_once(images: Tensor) -> None:
+    with pytest.raises(ConfigError, match="Sequential holds no weight of two dimensions or more"):
+        quantize(nn.Sequential(nn.ReLU()), IlwpConfig())
+    without_chain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Linear(8, 4))
+    for run in (quantize, prepare):
+        with pytest.raises(ChainError, match="no chain: the model holds no convolution"):
+            run(copy.deepcopy(without_chain), PAPER(bits=6), example_inputs=images)
+    with pytest.raises(ConfigError, match="quantizes nothing"):
+        quantize(copy.deepcopy(without_chain), PAPER(bits=None))
+    with pytest.raises(ConfigError, match="white_list: None takes no layer"):
+        quantize(copy.deepcopy(without_chain), IlwpConfig(white_list=None))
+    small = quantize(without_chain, IlwpConfig(), example_inputs=images)
+    assert set(attached(small).compressed.quantized) >= {"1.weight", "2.weight"}, "linear layers are layers, too"
+
+
+def test_by_default_every_layer_is_taken(mobilenet: nn.Module, tmp_path: Path) -> None:
+    fp32 = sum(tensor.nbytes for tensor in mobilenet.state_dict().values())
+    expected = compress(mobilenet).state_dict()
+    quantized = quantize(mobilenet, {"ilwp": {}})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
+    assert save(quantized, tmp_path).file_bytes < 0.28 * fp32
+
+
+def test_white_lists_hold_for_every_recipe(mobilenet: nn.Module) -> None:
+    before = copy.deepcopy(mobilenet.state_dict())
+    quantized = quantize(mobilenet, IlwpConfig(white_list=["features.5", "classifier"]))
+    changed = {name for name, tensor in quantized.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {
+        "features.5.0",
+        "features.5.1",
+        "features.5.3",
+        "features.5.4",
+        "classifier",
+    }
+
+
+def test_local_bits_count_whatever_the_steps_of_the_others(mobilenet: nn.Module) -> None:
+    quantized = quantize(mobilenet, IlwpConfig().set_local("features.5.0", IlwpConfig(bits=3)))
+    layers = {layer.name.removesuffix(".weight"): layer for layer in chained(attached(quantized).compressed)}
+    assert layers["features.5.0"].details["bits"] == 3 and layers["features.6.0"].details["bits"] > 5
+
+
 def test_an_empty_mapping_is_refused(mobilenet: nn.Module) -> None:
     with pytest.raises(ChainError):
         quantize(nn.Sequential(nn.Conv2d(3, 3, 3)), PAPER())
@@ -158,6 +200,22 @@ def test_another_algorithms_quantizer_is_left_alone(mobilenet: nn.Module) -> Non
     quantized = quantize(mobilenet, PAPER(bits=4))
     assert quantized.quantizer == "the user's own"
     assert attached(quantized).compressed is not None
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_the_model_is_usable_after_an_exception(mobilenet: nn.Module, composed: bool) -> None:
+    before = copy.deepcopy(mobilenet.state_dict())
+    rtn = RTNConfig(use_layer_wise=False)
+    config = compose(PAPER(bits=4), rtn) if composed else PAPER(bits=4)
+
+    def stop(model: nn.Module) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(mobilenet, config, run_fn=stop)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mobilenet.state_dict().items())
+    assert list(mobilenet.state_dict()) == list(before) and not mobilenet._forward_pre_hooks
+    assert attached(quantize(mobilenet, config, run_fn=lambda model: None)).compressed is not None
 
 
 def test_wrong_order_is_refused(mobilenet: nn.Module, tmp_path: Path) -> None:

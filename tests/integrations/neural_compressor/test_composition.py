@@ -13,6 +13,7 @@ from neural_compressor.torch.algorithms.mixed_precision import HalfPrecisionModu
 from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 from neural_compressor.torch.quantization import (
     GPTQConfig,
+    HQQConfig,
     INT8StaticQuantConfig,
     MixedPrecisionConfig,
     RTNConfig,
@@ -20,6 +21,7 @@ from neural_compressor.torch.quantization import (
     prepare,
     quantize,
 )
+from neural_compressor.torch.utils.utility import algos_mapping
 from scipy.stats import entropy
 from torch import Tensor, nn
 
@@ -101,6 +103,76 @@ def test_packed_weights_are_codes_in_the_file_and_restored_exactly(
     state = restored.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in quantized.state_dict().items())
     assert torch.equal(restored(images), quantized(images))
+
+
+WHITE_LISTS: dict[str, Any] = {
+    "mixed precision, names": lambda: MixedPrecisionConfig(dtype="bf16", white_list=["features.0", r"features\.5\.3"]),
+    "mixed precision, types": lambda: MixedPrecisionConfig(dtype="bf16", white_list=[nn.Linear]),
+    "rtn, names": lambda: RTNConfig(**RTN, white_list=["classifier"]),
+    "rtn, local": lambda: RTNConfig(**{**RTN, "bits": 2}).set_local("classifier", RTNConfig(**RTN)),
+    "rtn, names and local": lambda: RTNConfig(**{**RTN, "bits": 4}, white_list=["absent"]).set_local(
+        "classifier", RTNConfig(**RTN)
+    ),
+    "rtn, local types": lambda: RTNConfig(**{**RTN, "bits": 4}).set_local(nn.Linear, RTNConfig(**RTN)),
+}
+
+
+@pytest.mark.parametrize("what", WHITE_LISTS)
+def test_white_lists_and_local_settings_of_others_are_restored(
+    mobilenet: nn.Module, images: Tensor, what: str, tmp_path: Path
+) -> None:
+    """INC's own dictionaries lose them."""
+    original = copy.deepcopy(mobilenet)
+    quantized = quantize(mobilenet, compose(PAPER(bits=6), WHITE_LISTS[what]())).eval()
+    kinds = [type(module).__name__ for module in quantized.modules()]
+    assert any("INC" in kind or "Half" in kind for kind in kinds)
+    save(quantized, tmp_path)
+    restored = load(tmp_path, original).eval()
+    assert [type(module).__name__ for module in restored.modules()] == kinds
+    assert torch.equal(restored(images), quantized(images))
+
+
+@pytest.mark.parametrize("options", [RTN, {**RTN, "use_sym": False}, {**RTN, "bits": 4, "group_size": 32}], ids=str)
+def test_a_model_that_has_run_before_it_is_saved(
+    mobilenet: nn.Module, images: Tensor, options: Any, tmp_path: Path
+) -> None:
+    """INC's modules change the dtype of their bias when they run first."""
+    original = copy.deepcopy(mobilenet)
+    quantized = quantize(mobilenet, compose(PAPER(bits=4), RTNConfig(**options))).eval()
+    before = quantized.classifier.bias.dtype
+    outputs = quantized(images)
+    assert quantized.classifier.bias.dtype != before
+    save(quantized, tmp_path)
+    assert torch.equal(load(tmp_path, original).eval()(images), outputs)
+
+
+def test_what_nothing_else_takes_goes_on_the_grid(mobilenet: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    """With no fields, ilwp takes what other algorithms leave, and the whole file is small."""
+    original, fp32 = copy.deepcopy(mobilenet), sum(tensor.nbytes for tensor in mobilenet.state_dict().values())
+    quantized = quantize(mobilenet, compose(RTNConfig(**RTN), IlwpConfig())).eval()
+    compressed = attached(quantized).compressed
+    assert isinstance(quantized.classifier, INCWeightOnlyLinear)
+    assert len(chained(compressed)) == 13
+    assert {n for n in compressed.quantized if n.endswith("3.weight")} == {
+        f"features.{i}.3.weight" for i in range(3, 16)
+    }
+    assert save(quantized, tmp_path).file_bytes < 0.3 * fp32
+    assert torch.equal(load(tmp_path, original).eval()(images), quantized(images))
+
+
+def test_what_changes_the_whole_model_runs_alone(mobilenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="'hqq' turns the whole model into half precision"):
+        compose(IlwpConfig(), HQQConfig())
+    assert compose(HQQConfig()).name == "hqq"
+    convert_all = algos_mapping["rtn"]
+
+    def careless(model: nn.Module, *arguments: Any, mode: Any, **options: Any) -> nn.Module:
+        changed = convert_all(model, *arguments, mode=mode, **options)
+        return changed.half() if mode.value == "convert" else changed
+
+    monkeypatch.setitem(algos_mapping, "rtn", careless)
+    with pytest.raises(TrainingError, match="'rtn' has changed what ilwp has compressed .*run it alone"):
+        quantize(mobilenet, COMPOSITIONS["compose"]())
 
 
 def test_algorithms_that_need_data_say_so_when_loaded(mobilenet: nn.Module, tmp_path: Path) -> None:

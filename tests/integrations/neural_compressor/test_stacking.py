@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ilwp_integrations.neural_compressor import IlwpConfig, attached, compress_exported, load, save, stack
@@ -17,7 +18,7 @@ from neural_compressor.torch.quantization import (
 from torch import Tensor, nn
 
 from ilwp_plugin import load as core_load
-from ilwp_plugin.errors import ConfigError, FormatError, TensorError, TrainingError
+from ilwp_plugin.errors import ConfigError, FormatError, IlwpWarning, TensorError, TrainingError
 from ilwp_plugin.testing import settle
 
 
@@ -131,6 +132,75 @@ def test_grids_survive(stacks: dict[str, nn.Module], network: nn.Module, example
         assert torch.equal(
             torch.from_numpy(weight.value.codes).abs().long(), torch.from_numpy(own[key].centred).abs().long()
         ), key
+
+
+def test_by_default_the_whole_model_is_on_ilwps_grid(network: nn.Module, examples: Tensor, tmp_path: Path) -> None:
+    """With 32 examples and no fields: measured steps for which no code passes 127, and a file of ilwp's integers."""
+    many = torch.cat([examples + 0.1 * number for number in range(4)])
+    model = copy.deepcopy(network)
+    graph = stack(model, [IlwpConfig(), INT8StaticQuantConfig()], many)
+    compressed = attached(model).compressed
+    weights = integer_weights(graph)
+    assert not compressed.chains and set(weights) <= set(compressed.quantized)
+    for name, weight in weights.items():
+        assert np.array_equal(abs(weight.value.codes), abs(compressed.quantized[name].centred)), name
+    steps = {float(value.scale) for name, value in compressed.quantized.items() if name in weights}
+    assert len(steps) == len(weights)
+    ledger = save(graph, tmp_path)
+    assert "digest" in core_load(tmp_path / "model.ilwp").metadata["neural_compressor"]
+    assert (
+        ledger.file_bytes
+        < compress_exported(
+            stack(copy.deepcopy(network), [IlwpConfig(bits=8), INT8StaticQuantConfig()], many)
+        ).ledger.file_bytes
+    )
+    inputs = torch.randn(5, 1, 16, 16)
+    assert torch.equal(load(tmp_path, Network(), many)(inputs), graph(inputs))
+
+
+def test_steps_have_a_floor_for_int8(network: nn.Module, examples: Tensor) -> None:
+    """One step as fine as this would take ten bits in some layers."""
+    fine = IlwpConfig(bits=None, weight_step=1e-3, dead_zone=0.5, step_allocation="equal")
+    model = copy.deepcopy(network)
+    graph = stack(model, [fine, INT8StaticQuantConfig()], examples)
+    weights = integer_weights(graph)
+    largest = [abs(weight.value.codes).max() for weight in weights.values()]
+    assert max(largest) == 127
+    for name, weight in weights.items():
+        assert np.array_equal(abs(weight.value.codes), abs(attached(model).compressed.quantized[name].centred)), name
+
+
+def test_what_keeps_no_grid_is_told(network: nn.Module, examples: Tensor) -> None:
+    with pytest.warns(IlwpWarning, match="8 layers get INC's grid .* one scale for the whole tensor.*per_channel can"):
+        stack(copy.deepcopy(network), [IlwpConfig(**GRID), DynamicQuantConfig()], examples)
+
+
+@pytest.mark.parametrize("configs", ["static", "grid, static"])
+def test_bfloat16(network: nn.Module, examples: Tensor, configs: str, tmp_path: Path) -> None:
+    fresh = copy.deepcopy(network).bfloat16()
+    graph = stack(copy.deepcopy(fresh), STACKS[configs](), examples.bfloat16())
+    save(graph, tmp_path)
+    restored = load(tmp_path, fresh, examples.bfloat16())
+    inputs = torch.randn(5, 1, 16, 16).bfloat16()
+    assert graph(inputs).dtype == torch.bfloat16
+    assert torch.equal(restored(inputs), graph(inputs))
+
+
+def test_a_module_that_runs_twice(examples: Tensor, tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layer, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.layer(self.layer(self.stem(x)).relu()).mean((2, 3)))
+            return logits
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    graph = stack(copy.deepcopy(model), [IlwpConfig(), INT8StaticQuantConfig()], examples)
+    save(graph, tmp_path)
+    assert torch.equal(load(tmp_path, model, examples)(examples), graph(examples))
 
 
 def test_chains_get_incs_grid_and_are_predicted(stacks: dict[str, nn.Module], network: nn.Module) -> None:

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from ilwp_integrations.neural_compressor import IlwpConfig, attached, autotune, load, save
-from neural_compressor.torch.quantization import RTNConfig, TuningConfig, quantize
+from ilwp_integrations.neural_compressor import IlwpConfig, attached, autotune, compose, load, save
+from neural_compressor.torch.quantization import INT8StaticQuantConfig, RTNConfig, TuningConfig, quantize
 from neural_compressor.torch.quantization import autotune as inc_autotune
 from torch import Tensor, nn
 
@@ -38,6 +38,30 @@ def test_finds_the_smallest_that_passes(mobilenet: nn.Module, fidelity, tmp_path
     assert tuned.baseline == 1 and fidelity(tuned.model) >= 0.95
     assert all(torch.equal(tensor, before[name]) for name, tensor in mobilenet.state_dict().items())
     assert fidelity(load(tmp_path, mobilenet)) == tuned.trials[-1].result
+
+
+def test_compositions_and_stacks_are_compared_by_their_files(mobilenet: nn.Module, images: Tensor, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    mobilenet.eval()
+    rtn, static = RTNConfig(use_layer_wise=False, bits=8, group_size=-1), INT8StaticQuantConfig()
+    candidates = [
+        IlwpConfig(preset="paper", bits=[4, 8]),
+        compose(IlwpConfig(preset="paper", bits=[3, 6]), rtn),
+        [IlwpConfig(weight_step=[0.02, 0.1]), static],
+        [static],
+    ]
+    seen: list[nn.Module] = []
+
+    def score(model: nn.Module) -> float:
+        seen.append(model)
+        return 1.0 if len(seen) in (1, 4) else 0.5  # the model itself, and the third smallest file
+
+    tuned = autotune(mobilenet, TuningConfig(config_set=candidates), score, example_inputs=images)
+    assert [trial.passed for trial in tuned.trials] == [False, False, True]
+    assert [t.file_bytes for t in tuned.trials] == sorted(t.file_bytes for t in tuned.trials)
+    assert save(tuned.model, tmp_path).file_bytes == tuned.trials[-1].file_bytes
+    stacks = [trial.config for trial in tuned.trials if isinstance(trial.config, list)]
+    assert [config[0].weight_step for config in stacks if len(config) == 2] == [0.1, 0.02]
+    assert torch.equal(load(tmp_path, mobilenet, images)(images), tuned.model(images))
 
 
 def test_the_users_criterion(mobilenet: nn.Module, fidelity) -> None:  # type: ignore[no-untyped-def]

@@ -91,8 +91,8 @@ def test_errors(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             method.options.from_dict(wrong)
-    with pytest.raises(ConfigError, match="2 to 8 bits"):
-        method.compress(case, method.options.from_dict({"ilwp": {"bits": None}}))
+    with pytest.raises(ConfigError, match="quantizes nothing"):
+        method.compress(case, method.options.from_dict({"ilwp": {"preset": "paper", "bits": None}}))
 
     def fail(*_: Any, **__: Any) -> None:
         raise IndexError("index 9 is out of bounds")

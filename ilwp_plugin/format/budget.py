@@ -20,9 +20,11 @@ class Budget:
         file_bytes: size of the file. 64 times this and 64 MiB are allowed.
         where: its name, for messages.
         max_bytes: the caller's limit: so much and 16 MiB are allowed instead.
+        keeps: whether anything is kept that could be found again; not where each tensor is looked at once.
     """
 
-    def __init__(self, file_bytes: int, where: str, max_bytes: int | None = None) -> None:
+    def __init__(self, file_bytes: int, where: str, max_bytes: int | None = None, *, keeps: bool = True) -> None:
+        self._keeps = keeps
         self.limit = _FILE_TIMES * file_bytes + _ALWAYS
         if max_bytes is not None:
             self.limit = max_bytes + _ALWAYS_WITHIN_A_LIMIT
@@ -44,7 +46,11 @@ class Budget:
 
     def keep(self, count: int) -> bool:
         """Whether to hold what could be found again: not more than half of the limit is spent on that."""
-        if self._held + count > self.limit // 2:
+        if not self._keeps or not self.lends(count):
             return False
         self._held += count
         return True
+
+    def lends(self, count: int) -> bool:
+        """Whether so many bytes more may be allocated for a while, to be quicker."""
+        return self._held + count <= self.limit // 2

@@ -287,7 +287,7 @@ def reread(infos: Sequence[TensorInfo], sections: Sequence[Section], encoded: Se
     where = "the new file"
     writer = ByteWriter()
     write_directory(writer, infos, {})
-    budget = Budget(len(writer) + sum(one.length for one in encoded), where)
+    budget = Budget(len(writer) + sum(one.length for one in encoded), where, keeps=False)
     directory, _ = read_directory(ByteReader(memoryview(writer.getvalue()), f"{where}, header"), budget)
     if directory != tuple(infos):
         raise FormatError(f"{where}: its directory is another one")
@@ -297,9 +297,10 @@ def reread(infos: Sequence[TensorInfo], sections: Sequence[Section], encoded: Se
         if section.untouched or kind not in SECTIONS.values():
             context.earlier.append(section)
             continue
-        reader = ByteReader(memoryview(b"".join(one.chunks)), f"{where}, {section.name} section", section.part)
-        found = kind.decode(reader, context)
-        found.check()
+        data = memoryview(one.chunks[0] if len(one.chunks) == 1 else b"".join(one.chunks))
+        found = kind.decode(ByteReader(data, f"{where}, {section.name} section", section.part), context)
+        if not kind.checked_by_restoring:
+            found.check()
         context.earlier.append(found)
         for (name, values), (other, own) in zip(found.restore_all(), section.restore_all(), strict=True):
             if name != other or not _same_bits(values, own):

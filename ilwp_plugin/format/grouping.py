@@ -7,7 +7,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ _HEAD = 3
 _FEW = 48
 """So many runs are merged by fitting coders to them."""
 
+_MOST = 1 << 25
+"""Symbols of a group of several layers, at most."""
+
 _CELLS = 1 << 20
 """Counts that are looked at at one time."""
 
@@ -33,6 +36,25 @@ def group_runs(runs: Sequence[Run], coder: str) -> list[int]:
         runs: the codes of each layer.
         coder: a name of `CODERS`, or AUTO.
     """
+    found: list[int] = []
+    for part in _parts(runs):
+        found += _grouped(part, coder)
+    return found
+
+
+def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
+    """Consecutive runs of at most _MOST symbols, or single ones: of a group all symbols are in memory at one time."""
+    start, count = 0, 0
+    for number, run in enumerate(runs):
+        own = sum(segment.count for segment in run.segments)
+        if number > start and count + own > _MOST:
+            yield runs[start:number]
+            start, count = number, 0
+        count += own
+    yield runs[start:]
+
+
+def _grouped(runs: Sequence[Run], coder: str) -> list[int]:
     sizes = [1] * len(runs)
     if len(runs) > _FEW:
         sizes = _by_estimates([run.histogram for run in runs])

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.format.dtypes import cast, is_finite
+from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite
 
 __all__ = ["LARGEST_CODE", "IntegerTensor", "kernel_residual", "kernel_sum", "largest_magnitude"]
+
+_PIECE = 1 << 18
+"""Values that are computed at one time."""
 
 LARGEST_CODE = (1 << 15) - 1
 """Codes, and their differences from zero points and references, are at most this in magnitude."""
@@ -62,7 +65,8 @@ class IntegerTensor:
         object.__setattr__(self, "scale", np.asarray(scale, np.float32))
         object.__setattr__(self, "axis", axis if scale.ndim else 0)
         _check_range("codes", codes)
-        object.__setattr__(self, "codes", codes.astype(np.int16))
+        fixed = codes.dtype == np.int16 and not codes.flags.writeable  # nobody can change them: no copy
+        object.__setattr__(self, "codes", codes if fixed else codes.astype(np.int16))
         if zero_point is not None:
             zero_point = zero_point.astype(np.int64).reshape(scale.shape)
             _check_range("zero points", zero_point)
@@ -87,16 +91,32 @@ class IntegerTensor:
     @property
     def centred(self) -> NDArray[np.int16]:
         """`codes - zero_point`: int16 in the tensor's shape."""
-        return self._centred.astype(np.int16)
+        return self._centred.astype(np.int16, copy=False)
 
     def restore(self) -> NDArray[np.float32]:
         """The values: float32 in the tensor's shape."""
         return np.asarray(self.centred.astype(np.float32) * along(self.scale, self.codes.ndim, self.axis))
 
+    def restore_as(self, dtype: str) -> NDArray[Any]:
+        """The same in another real dtype, carried; in little memory besides."""
+        if self.codes.size <= _PIECE:
+            return cast(self.restore(), dtype)
+        rows = max(1, _PIECE // self.codes[:1].size)
+        restored = np.empty(self.codes.shape, DTYPES[dtype].carrier)
+        per_row = self.scale.ndim and self.axis == 0
+        for start in range(0, len(self.codes), rows):
+            part = slice(start, start + rows)
+            scale = self.scale[part] if per_row else self.scale
+            points = self.zero_point[part] if per_row and self.zero_point is not None else self.zero_point
+            codes = self.codes[part] if points is None else self.codes[part] - along(points, self.codes.ndim, self.axis)
+            values = codes.astype(np.float32) * along(scale, self.codes.ndim, self.axis)
+            restored[part] = cast(values, dtype)
+        return restored
+
     def fits(self, dtype: str) -> bool:
         """Whether the values are finite in float32 and in another real dtype."""
         with np.errstate(over="ignore"):
-            return is_finite(cast(self.restore(), dtype), dtype)
+            return is_finite(self.restore_as(dtype), dtype)
 
 
 def along(values: NDArray[Any], ndim: int, axis: int) -> NDArray[Any]:

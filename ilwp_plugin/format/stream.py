@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ilwp_plugin.errors import FormatError
+from ilwp_plugin.format.spool import SpooledBytes
 from ilwp_plugin.ledger import Account, Ledger
 
 __all__ = ["Account", "ByteReader", "ByteWriter", "Later", "unzigzag", "zigzag"]
@@ -54,17 +55,17 @@ class ByteWriter(_Charging):
 
     def __init__(self, part: str = "header", layer: str | None = None) -> None:
         super().__init__(part, layer)
-        self._chunks = bytearray()
+        self._bytes = SpooledBytes()
 
-    def raw(self, data: bytes) -> None:
-        self._chunks += data
+    def raw(self, data: bytes | memoryview) -> None:
+        self._bytes.append(data)
         self.ledger.charge(*self._account, len(data))
 
     def shared(self, data: bytes, accounts: Sequence[Account], shares: Sequence[int]) -> None:
         """Bytes that several accounts share, each charged with its share (see `ledger.split_bits`)."""
         for (part, layer), share in zip(accounts, shares, strict=True):
             self.ledger.charge(part, layer, share)
-        self._chunks += data
+        self._bytes.append(data)
 
     def u8(self, value: int) -> None:
         self.raw(struct.pack("<B", value))
@@ -87,10 +88,15 @@ class ByteWriter(_Charging):
         self.raw(bytes(out))
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return len(self._bytes)
 
     def getvalue(self) -> bytes:
-        return bytes(self._chunks)
+        """All that was written, in memory."""
+        return bytes(self.content())
+
+    def content(self) -> memoryview:
+        """All that was written, in a mapped file where it is much; nothing can be written afterwards."""
+        return self._bytes.content()
 
 
 class ByteReader(_Charging):

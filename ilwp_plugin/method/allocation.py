@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -58,23 +58,25 @@ def safe_step(weight: Tensor) -> float:
     Returns:
         The step, in units of weight; 0 where all is 0, or where not all is finite in float32.
     """
-    rows = weight.detach().reshape(len(weight), -1).float()
-    rows = rows[(rows != 0).any(dim=1)]
-    if not len(rows) or not bool(rows.isfinite().all()):
+    rows = weight.detach().reshape(len(weight), -1)
+    if not rows.numel():
         return 0.0
-    scales = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    powers = rows.double().square().mean(dim=1)
+    largest = _by_rows(rows, lambda part: part.abs().amax(dim=1))
+    used = largest != 0
+    if not bool(used.any()) or not bool(largest.isfinite().all()):
+        return 0.0
+    scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    powers = _by_rows(rows, lambda part: part.double().square().mean(dim=1))[used]
     powers = powers.clamp(min=_DEAD * float(powers.mean()))
-    errors = _errors(rows, scales)
+    errors = _errors(rows, scales)[used]
     allowed, relative = float(errors.mean()), float((errors / powers).mean())
     step = _MARGIN * min(math.sqrt(12 * allowed), math.sqrt(12 * RELATIVE * relative / float((1 / powers).mean())))
     for _ in range(_REFINEMENTS):
-        found = float(_errors(rows, torch.tensor(step)).mean()) if step else 0.0
+        found = float(_errors(rows, torch.full_like(scales, step))[used].mean()) if step else 0.0
         if found <= allowed:
             break
         step *= _MARGIN * math.sqrt(allowed / found)
-    largest = float(rows.abs().max())
-    return max(step, largest / _LARGEST_CODE, _SMALLEST) if largest else 0.0
+    return max(step, float(largest.max()) / _LARGEST_CODE, _SMALLEST)
 
 
 RELATIVE = 6.0
@@ -92,6 +94,22 @@ _MARGIN = 0.99
 """Residuals of a chain are rounded in other places than the weights themselves."""
 
 
+_PIECE = 1 << 18
+"""Values that are computed at one time: a layer may be larger than what is left of memory."""
+
+
+def _by_rows(rows: Tensor, compute: Callable[..., Tensor], *others: Tensor) -> Tensor:
+    """What a function of rows in float32 gives for each, computed for some at a time."""
+    count = max(1, _PIECE // rows.shape[1])
+    parts = zip(*(torch.split(each, count) for each in (rows, *others)), strict=True)
+    return torch.cat([compute(part.float(), *more) for part, *more in parts])
+
+
 def _errors(rows: Tensor, scales: Tensor) -> Tensor:
-    """(outputs,): mean squared error of rounding."""
-    return (rows - torch.round(rows / scales) * scales).double().square().mean(dim=1)
+    """(outputs,): mean squared error of rounding with a step each."""
+
+    def of(part: Tensor, own: Tensor) -> Tensor:
+        step = own[:, None]
+        return (part - torch.round(part / step) * step).double().square().mean(dim=1)
+
+    return _by_rows(rows, of, scales)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ilwp_plugin.models.chains import Chains, Scope, is_real
 
-__all__ = ["NORM_ROLES", "Layer", "Network", "Norm", "is_weight"]
+__all__ = ["NORM_ROLES", "FileState", "Layer", "Network", "Norm", "is_weight"]
 
 NORM_ROLES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 """The tensors of a batch norm in a state dict; the last one may be missing."""
@@ -51,6 +51,10 @@ class Norm:
 
     keys: tuple[str, ...]
     eps: float | None
+
+
+class FileState(dict[str, Tensor]):
+    """A state dict whose tensors stay where they are, in a file, and as they are."""
 
 
 @dataclass(frozen=True, eq=False)

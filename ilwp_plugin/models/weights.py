@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ilwp_plugin.errors import FileError, IlwpWarning, TensorError
 from ilwp_plugin.format.container import write_file
+from ilwp_plugin.models.network import FileState
 from ilwp_plugin.models.tensor_files import REMEDY, StandIn, load_tensors
 from ilwp_plugin.paths import check_regular
 
@@ -34,8 +35,8 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None, *, map
     Args:
         path: the file.
         key: where the state dict is inside a checkpoint; levels are joined by dots.
-        mapped: leave the tensors in the file where they can be, which then must not be written to while they live.
-            Those of .safetensors always are.
+        mapped: leave the tensors in the file where they can be, and say that nobody changes them: `compress` then takes
+            no copies. The file must not be written to while they live. Those of .safetensors always are in the file.
 
     Raises:
         FileError: the file cannot be read, or is not of its format.
@@ -49,12 +50,14 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None, *, map
         tensors = _safetensors(path)
         if key is not None:
             raise TensorError(f"{path}: no key {key!r}; a .safetensors file holds one state dict")
-        return dict(sorted(tensors.items(), key=lambda item: _natural(item[0])))
+        ordered = sorted(tensors.items(), key=lambda item: _natural(item[0]))
+        return FileState(ordered) if mapped else dict(ordered)
     try:
         content = load_tensors(path, mapped=mapped, stand_in=True)
     except ValueError as error:
         raise FileError(f"{path}: no state dict can be read: {error}") from error
-    return _state_dict(content, path, key)
+    found = _state_dict(content, path, key)
+    return FileState(found) if mapped else found
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -76,6 +76,7 @@ class CompressedModel:
         self.tensors, self.sections = tuple(tensors), tuple(sections)
         self.left, self.notes = dict(left or {}), dict(notes or {})
         self._read_ledger = ledger
+        self._was_read_back = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is made of the sections, views of memory among them."""
@@ -273,12 +274,15 @@ class CompressedModel:
         Raises:
             FormatError: a fault of this package. `compress` returns nothing that was not read back.
         """
+        if self._was_read_back:
+            return self
         try:
             ilwp_format.reread(self.tensors, self.sections, self._encoded)
         except FormatError as error:
             raise FormatError(
                 f"a fault of ilwp-plugin, please report it: it cannot read what it wrote: {error}", error.code
             ) from error
+        self._was_read_back = True
         return self
 
     def to_bytes(self) -> bytes:
@@ -295,11 +299,16 @@ class CompressedModel:
             FileError: the file cannot be written; what was at the path before is untouched.
         """
 
+        self.read_back()
+
         def verify(data: memoryview) -> None:
-            written = loads(data, "the new file")
-            for info in self.tensors:
-                if not same_bits(written.tensor(info.name), self.tensor(info.name)):
-                    raise FormatError(f"tensor {info.name!r} is not restored")
+            at = 0
+            for chunk in self._pack():
+                if data[at : at + len(chunk)] != chunk:
+                    raise FormatError(f"the file differs within {len(chunk)} bytes from byte {at} on")
+                at += len(chunk)
+            if at != len(data):
+                raise FormatError(f"the file has {len(data)} bytes, not {at}")
 
         write_file(path, self._pack(), verify)
         self._read_ledger = None  # of a loaded model: now it is what this version writes

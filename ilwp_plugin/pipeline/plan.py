@@ -15,7 +15,7 @@ from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.format.container import TensorInfo, check_name, check_tensor
 from ilwp_plugin.method.allocation import allocate_steps, safe_step
 from ilwp_plugin.models.chains import is_real
-from ilwp_plugin.models.network import Network, is_plain, is_weight
+from ilwp_plugin.models.network import FileState, Network, is_plain, is_weight
 from ilwp_plugin.models.tensors import Place, dtype_name, place_of
 from ilwp_plugin.pipeline.calibration import output_errors
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
@@ -296,7 +296,8 @@ def directory_of(
         owners[place] = position
         infos.append(TensorInfo(name, dtype, shape, "coded" if place in coded else "raw"))
         if place not in coded:
-            raw[name] = tensor.detach().to("cpu", copy=True)  # a snapshot: the model may go on training
+            # else a snapshot: the model may go on training
+            raw[name] = tensor.detach().to("cpu", copy=not isinstance(state, FileState))
     return tuple(infos), raw, {key: infos[owners[place_of(key, state[key])]] for key in claimed}
 
 

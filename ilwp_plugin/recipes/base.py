@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from ilwp_plugin.errors import ConfigError, TensorError, nearest
 from ilwp_plugin.format.coding import CODERS
 from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import Section
+from ilwp_plugin.format.spool import Spool
 from ilwp_plugin.method.error_feedback import Feedback
+from ilwp_plugin.method.grid import pieces
 from ilwp_plugin.method.quantization import straight_through
 from ilwp_plugin.models.chains import matcher
 from ilwp_plugin.models.network import Network
@@ -413,12 +416,16 @@ def kernels_of(weight: Tensor) -> int:
 
 def check_finite(name: str, weight: Tensor) -> None:
     """Raises TensorError where a tensor holds NaN or infinity."""
-    bad = int((~weight.isfinite()).sum())
+    bad = sum(int((~piece.isfinite()).sum()) for piece in pieces(weight))
     if bad:
         raise TensorError(
             f"tensor {name!r}: {bad} of its {weight.numel()} values are NaN or infinite; mend the model, or leave the "
             "layer out with `ignored_scopes`"
         )
+
+
+_MANY_WEIGHTS = 1 << 26
+"""Of a model whose codes are kept in a file until they are encoded."""
 
 
 class WeightEncoding(Encoding):
@@ -428,20 +435,24 @@ class WeightEncoding(Encoding):
         super().__init__(claims, context)
         self._recipe = recipe
         self._stored: dict[str, tuple[TensorInfo, Any]] = {}
+        weights = sum(context.network.state[key].numel() for key in claims.tensors if key in context.network.state)
+        self._spool = Spool() if weights > _MANY_WEIGHTS else None
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
         info = self.context.infos[key]
         check_finite(info.name, value)
         stored, restored = self._recipe.quantize(key, value.detach(), self.context.steps.get(key), feedback)
+        if self._spool is not None and isinstance(stored, IntegerTensor):
+            stored = replace(stored, codes=self._spool.store(stored.codes))
         self._stored[info.name] = (info, stored)
         self.done.add(info.name)
         layer = self.context.network.layer_of(key)
         bias = layer in self.context.network.layers and self.context.network.layers[layer].bias == key
-        if not bias and bool((restored == 0).all()) and bool((value != 0).any()):
+        if not bias and not any(bool(piece.any()) for piece in pieces(restored)) and bool(value.any()):
             self.notes[layer] = "becomes 0 as a whole"
         self.context.progress(key, kernels_of(value))
         restored = restored.to(value.dtype).reshape(value.shape)
-        if not bool(restored.isfinite().all()):
+        if not all(bool(piece.isfinite().all()) for piece in pieces(restored)):
             raise TensorError(
                 f"tensor {info.name!r}: overflow: values up to {float(value.abs().max()):.3g} are rounded beyond the "
                 f"range of {dtype_name(value.dtype)}; leave the layer out with `ignored_scopes`"

@@ -18,7 +18,7 @@ from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import GridSection, Section
 from ilwp_plugin.method.entropy_model import CodeModel
 from ilwp_plugin.method.error_feedback import Feedback
-from ilwp_plugin.method.grid import check_codes, grid_codes, restore_codes
+from ilwp_plugin.method.grid import check_codes, grid_codes, grid_integers, restore_codes
 from ilwp_plugin.method.rounding import dead_zone_rounding, naming
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.recipes.base import (
@@ -196,16 +196,16 @@ class Grid(WeightRecipe):
     ) -> tuple[IntegerTensor, Tensor]:
         assert step is not None, "a step is chosen for each weight of the grid"
         dead_zone = 0.5 if self.options.dead_zone == AUTO else self.options.dead_zone
+        scale = np.asarray(step, np.float32)
         with naming(f"tensor {key!r}"):
             if feedback is None:
-                codes = grid_codes(weight, step, dead_zone, self._largest)
-            else:
-                target = feedback.target(weight)
-                rounding = dead_zone_rounding(dead_zone, self._largest)
-                codes = feedback.codes(target, torch.zeros_like(target), step, rounding, self.options.feedback_damping)
-                check_codes(codes, step)
-        stored = IntegerTensor(codes.cpu().numpy().astype(np.int16), np.asarray(step, np.float32))
-        return stored, restore_codes(codes, step)
+                whole, restored = grid_integers(weight, step, dead_zone, self._largest)
+                return IntegerTensor(whole, scale), restored
+            target = feedback.target(weight)
+            rounding = dead_zone_rounding(dead_zone, self._largest)
+            codes = feedback.codes(target, torch.zeros_like(target), step, rounding, self.options.feedback_damping)
+            check_codes(codes, step)
+        return IntegerTensor(codes.cpu().numpy().astype(np.int16), scale), restore_codes(codes, step)
 
     def restored(self, key: str, weight: Tensor, step: float | None) -> Tensor:
         assert step is not None

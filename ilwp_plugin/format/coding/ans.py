@@ -168,8 +168,7 @@ class AnsCoder(Coder):
         writer = ByteWriter()
         streams = []
         number = _streams(len(symbols))
-        positions = symbols.astype(np.int32) - np.int32(model.low)
-        for part in np.array_split(positions, number):
+        for part in np.array_split(symbols, number):
             words = _encode_by_constriction(model, part) if _has_constriction(len(part)) else _encode(model, part)
             streams.append(words.astype("<u4").tobytes().rstrip(b"\0"))
         for stream in streams[:-1]:
@@ -274,21 +273,27 @@ def _decode_by_python(words: NDArray[np.uint32], size: int, model: AnsModel) -> 
     return state == _TOTAL and not left
 
 
-def _encode_by_constriction(model: AnsModel, positions: NDArray[np.int32]) -> NDArray[np.uint32]:
+def _positions(model: AnsModel, symbols: Symbols) -> NDArray[np.int32]:
+    """In the model's table."""
+    return symbols.astype(np.int32) - np.int32(model.low)
+
+
+def _encode_by_constriction(model: AnsModel, symbols: Symbols) -> NDArray[np.uint32]:
     import constriction
 
     # The coder's first state. No probability is larger, so no symbol leaves it as it is, and no symbol is free.
     coder = constriction.stream.stack.AnsCoder(np.array([_TOTAL], dtype=np.uint32))
-    coder.encode_reverse(positions, model.categorical)
+    for end in range(len(symbols), 0, -_ENCODED):
+        coder.encode_reverse(_positions(model, symbols[max(0, end - _ENCODED) : end]), model.categorical)
     words: NDArray[np.uint32] = coder.get_compressed()
     return words
 
 
-def _encode(model: AnsModel, positions: NDArray[np.int32]) -> NDArray[np.uint32]:
+def _encode(model: AnsModel, symbols: Symbols) -> NDArray[np.uint32]:
     starts, shares = model.starts.tolist(), model.probabilities.tolist()
     words: list[int] = []
     state = _TOTAL
-    for symbol in reversed(positions.tolist()):
+    for symbol in reversed(_positions(model, symbols).tolist()):
         share = shares[symbol]
         if state >> (64 - PRECISION) >= share:
             words.append(state & 0xFFFFFFFF)
@@ -298,6 +303,10 @@ def _encode(model: AnsModel, positions: NDArray[np.int32]) -> NDArray[np.uint32]
         words.append(state & 0xFFFFFFFF)
         state >>= 32
     return np.array(words, np.uint32)
+
+
+_ENCODED = 1 << 20
+"""Symbols that are encoded at one time; it does not change the words."""
 
 
 def _streams(count: int) -> int:

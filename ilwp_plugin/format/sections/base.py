@@ -80,6 +80,8 @@ class Section(ABC):
     for."""
     lossless: ClassVar[bool] = False
     """Whether it holds tensors just as the model had them."""
+    checked_by_restoring: ClassVar[bool] = False
+    """Whether `restore_all` raises all that `check` does, so that one of them is enough."""
     part: ClassVar[str] = "other"
     """The part of the ledger that its entry in the header, and those of its tensors in the directory, belong to."""
 
@@ -108,7 +110,7 @@ class Section(ABC):
         """The section's bytes as the container takes them."""
         writer = ByteWriter(self.part)
         self.write(writer, directory)
-        return self._bytes([writer.getvalue()], writer.ledger)
+        return self._bytes([writer.content()], writer.ledger)
 
     def _bytes(self, chunks: Sequence[bytes | memoryview], ledger: Ledger) -> SectionBytes:
         return SectionBytes(self.number, self.ancillary, chunks, ledger, self.part, tuple(self.names))

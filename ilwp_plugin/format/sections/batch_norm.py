@@ -43,6 +43,7 @@ class BatchNormSection(Section):
 
     number = 5
     name = "batch_norm"
+    checked_by_restoring = True
     part = _NORM
 
     def __init__(

@@ -66,7 +66,7 @@ def write_codes(
         run = Run.join(layers)
         fit = fit_coder(run, coder, low_bits)
         symbols = run.joined
-        payload = fit.coder.encode(fit.model, symbols >> fit.low_bits, run.segments)
+        payload = fit.coder.encode(fit.model, symbols >> fit.low_bits if fit.low_bits else symbols, run.segments)
         with writer.charge(table, accounts[start][1]):
             writer.varint(count)
             writer.u8(fit.coder.id | fit.low_bits << _CODER_BITS)
@@ -81,6 +81,9 @@ def write_codes(
 
 _CHUNK = 1 << 16
 """Symbols that get their low bits at one time."""
+
+_TOGETHER = 1 << 25
+"""Symbols of a group that are decoded together although there is no room to keep them."""
 
 _CODER_BITS = 5
 """Of the byte that names the coder; the others are the number of low bits."""
@@ -130,13 +133,17 @@ class _Group:
     def kept(self, budget: Budget) -> Symbols | None:
         """All symbols, decoded, where there is room to keep them."""
         if self._symbols is None and budget.keep(4 * self._starts[-1]):  # at most: most symbols take two bytes
-            reader = ByteReader(self._payload, self._where)
-            symbols = self.coder.decode(self._model(), self._payload, self.segments, reader)
-            if self.low_bits:
-                parts = (self._whole(symbols[i : i + _CHUNK], i) for i in range(0, len(symbols), _CHUNK))
-                symbols = np.concatenate(list(parts))
-            self._symbols = symbols
+            self._symbols = np.concatenate(list(self._at_once()))
         return self._symbols
+
+    def _at_once(self) -> Iterator[Symbols]:
+        """All symbols, decoded together, which is quicker; the low bits of some at a time."""
+        reader = ByteReader(self._payload, self._where)
+        symbols = self.coder.decode(self._model(), self._payload, self.segments, reader)
+        if not self.low_bits:
+            yield symbols
+        else:
+            yield from (self._whole(symbols[i : i + _CHUNK], i) for i in range(0, len(symbols), _CHUNK))
 
     def layer(self, number: int, budget: Budget) -> Symbols:
         """The symbols of a layer."""
@@ -155,10 +162,10 @@ class _Group:
             yield symbols[self._starts[number] : self._starts[number + 1]]
             return
         start, stop = self._starts[number], self._starts[number + 1]
-        at, source, left = self._cursor or (0, self._decoded(), _NOTHING)
+        at, source, left = self._cursor or (0, self._decoded(budget), _NOTHING)
         self._cursor = None
         if at > start:
-            at, source, left = 0, self._decoded(), _NOTHING
+            at, source, left = 0, self._decoded(budget), _NOTHING
         while at < stop:
             if not len(left):
                 left = next(source)
@@ -172,7 +179,10 @@ class _Group:
         else:
             self._cursor = at, source, left
 
-    def _decoded(self) -> Iterator[Symbols]:
+    def _decoded(self, budget: Budget) -> Iterator[Symbols]:
+        if self._starts[-1] <= _TOGETHER and budget.lends(4 * self._starts[-1]):
+            yield from self._at_once()
+            return
         at = 0
         reader = ByteReader(self._payload, self._where)
         for piece in self.coder.pieces(self._model(), self._payload, self.segments, reader):

@@ -19,6 +19,7 @@ from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
+from ilwp_plugin.format.spool import Spool
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["FloatSection"]
@@ -28,6 +29,10 @@ _WORTH = 0.97
 
 _TABLE_BYTES = 24
 """About what a tensor's share of code tables takes."""
+
+_MUCH = 1 << 26
+"""Values whose bytes are kept in a file until they are encoded."""
+
 
 _CHUNK = 1 << 16
 """Values that are put together at one time."""
@@ -87,21 +92,29 @@ class FloatSection(Section):
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}
-        planes = [_planes(self.values[info.name], info) for info in self.infos]
-        stored = [[_entropy_bytes(plane) > _WORTH * len(plane) for plane in own] for own in planes]
+        stored = [
+            [_entropy_bytes(plane) > _WORTH * len(plane) for plane in _planes(self.values[info.name], info)]
+            for info in self.infos
+        ]
         writer.varint(len(self.infos))
         for info, flags in zip(self.infos, stored, strict=True):
             with writer.charge(self.part, info.name):
                 writer.varint(position[info.name])
                 writer.u8(sum(flag << number for number, flag in enumerate(flags)))
-        for info, own, flags in zip(self.infos, planes, stored, strict=True):
-            with writer.charge(self.part, info.name):
-                for plane, flag in zip(own, flags, strict=True):
-                    if flag:
-                        writer.raw(plane.tobytes())
+        for info, flags in zip(self.infos, stored, strict=True):
+            if any(flags):
+                with writer.charge(self.part, info.name):
+                    for plane, flag in zip(_planes(self.values[info.name], info), flags, strict=True):
+                        if flag:
+                            writer.raw(plane.tobytes())
         coded = _order(stored)
         if coded:
-            runs = [Run.of(planes[tensor][number].astype(np.int16)) for number, tensor in coded]
+            spool = Spool() if sum(self.infos[tensor].numel for _, tensor in coded) > _MUCH else None
+            runs = []
+            for number, tensor in coded:
+                info = self.infos[tensor]
+                plane = _planes(self.values[info.name], info)[number].astype(np.int16)
+                runs.append(Run.of(plane if spool is None else spool.store(plane)))
             accounts = [(self.part, self.infos[tensor].name) for _, tensor in coded]
             write_codes(writer, accounts, runs, self.coding, self.part)
 

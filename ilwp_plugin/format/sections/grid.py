@@ -53,6 +53,7 @@ class GridSection(Section):
 
     number = 4
     name = "grid"
+    checked_by_restoring = True
     part = _GRID
 
     def __init__(self, infos: Sequence[TensorInfo], values: Sequence[IntegerTensor], coding: Coding) -> None:
@@ -73,7 +74,7 @@ class GridSection(Section):
         info = self.infos[number]
         if isinstance(self.values, _StoredValues):
             return self.values.restore(number)
-        return cast(self.values[number].restore(), info.dtype).reshape(info.shape)
+        return self.values[number].restore_as(info.dtype).reshape(info.shape)
 
     def check(self) -> None:
         if isinstance(self.values, _StoredValues):

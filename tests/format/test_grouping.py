@@ -126,6 +126,9 @@ class Counting(Budget):
     def keep(self, count: int) -> bool:
         return False
 
+    def lends(self, count: int) -> bool:
+        return False
+
 
 def test_dense_groups_are_decoded_once_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not kept is decoded again for who goes back, not for who goes on."""

@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,8 +23,8 @@ _HEAD = 3
 _FEW = 48
 """So many runs are merged by fitting coders to them."""
 
-_MOST = 1 << 25
-"""Symbols of a group of several layers, at most."""
+_MOST = 1 << 22
+"""Symbols of a group of several layers: a table costs nothing beside more of them, and a tensor is decoded sooner."""
 
 _CELLS = 1 << 20
 """Counts that are looked at at one time."""
@@ -70,7 +71,9 @@ def _grouped(runs: Sequence[Run], coder: str) -> list[int]:
 def _by_fits(runs: list[Run], coder: str) -> list[int]:
     """The pair that saves most is merged, until none saves anything."""
 
-    def cost(run: Run) -> int:
+    def cost(run: Run) -> float:
+        if len(run.segments) > 1 and run.count > _MOST:
+            return math.inf
         return fit_coder(run, coder).nbytes + _HEAD
 
     sizes, costs = [1] * len(runs), [cost(run) for run in runs]
@@ -95,7 +98,7 @@ def _by_estimates(histograms: list[Histogram]) -> list[int]:
     """In rounds: of neighbouring pairs that save bytes, those that save more than the pairs beside them are merged."""
     sizes, costs = [1] * len(histograms), _estimates(histograms)
     pairs = [Histogram.total(histograms[i : i + 2]) for i in range(len(histograms) - 1)]
-    joint = _estimates(pairs)
+    joint = _estimates(pairs, _MOST)
     while True:
         gains = joint - costs[:-1] - costs[1:]
         beside = np.concatenate([[np.inf], gains, [np.inf]])
@@ -113,11 +116,14 @@ def _by_estimates(histograms: list[Histogram]) -> list[int]:
         pairs, joint = [pairs[i - 1] for i in numbers[1:]], joint[np.array(numbers[1:], np.int64) - 1]
         for i in stale:
             pairs[i] = Histogram.total(histograms[i : i + 2])
-        joint[stale] = _estimates([pairs[i] for i in stale])
+        joint[stale] = _estimates([pairs[i] for i in stale], _MOST)
 
 
-def _estimates(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
-    """About the bytes of a group with each histogram; as many as fit are looked at together."""
+def _estimates(histograms: Sequence[Histogram], most: float = math.inf) -> NDArray[np.float64]:
+    """About the bytes of a group with each histogram, infinitely many of more symbols than `most`.
+
+    As many as fit are looked at together.
+    """
     found: list[NDArray[np.float64]] = []
     start = 0
     while start < len(histograms):
@@ -129,4 +135,6 @@ def _estimates(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
             stop += 1
         found.append(estimated_bytes(histograms[start:stop]))
         start = stop
-    return np.concatenate(found) if found else np.empty(0)
+    estimates = np.concatenate(found) if found else np.empty(0)
+    estimates[[int(histogram.counts.sum()) > most for histogram in histograms]] = math.inf
+    return estimates

@@ -390,7 +390,7 @@ def ans_group(symbols: Symbols, mantissa: int, order: int) -> forge.Group:
     model = with_levels[0]
     values = _steps(model)
     table = forge.varint(zigzag(model.low)) + forge.varint(len(model.levels) - 1) + bytes([mantissa << 4 | order])
-    table += pack_bytes(values + (1 << order), _golomb_lengths(values, order))
+    table += pack_bytes(np.arange(len(values)), values + (1 << order), _golomb_lengths(values, order))
     return forge.Group(1, 2, table, coder.encode(model, symbols, run.segments))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,49 +116,58 @@ class Segment:
         return cls(count, (count,))
 
 
-@dataclass(frozen=True, eq=False)
 class Run:
     """The symbols of consecutive layers, to be coded together.
 
-    Attributes:
-        symbols: of each layer, 1-D, not empty.
-        segments: likewise.
+    Args:
+        symbols: gives those of each layer, 1-D, not empty; most coders look at the histogram alone.
+        segments: of each layer.
+        histogram: of all symbols.
     """
 
-    symbols: tuple[Symbols, ...]
-    segments: tuple[Segment, ...]
+    def __init__(
+        self, symbols: Callable[[], Sequence[Symbols]], segments: Sequence[Segment], histogram: Histogram
+    ) -> None:
+        self._symbols, self.segments, self.histogram = symbols, tuple(segments), histogram
 
     @classmethod
     def of(cls, symbols: Symbols, segment: Segment | None = None) -> Run:
         """A single layer."""
-        return cls((symbols,), (segment or Segment.flat(len(symbols)),))
-
-    @cached_property
-    def histogram(self) -> Histogram:
-        """Of all symbols."""
-        return Histogram.total([Histogram.of(symbols) for symbols in self.symbols])
+        return cls(lambda: [symbols], [segment or Segment.flat(len(symbols))], Histogram.of(symbols))
 
     @classmethod
     def join(cls, runs: Sequence[Run]) -> Run:
         """Several, one after the other."""
         if len(runs) == 1:
             return runs[0]
-        both = cls(tuple(s for run in runs for s in run.symbols), tuple(s for run in runs for s in run.segments))
-        both.__dict__["histogram"] = Histogram.total([run.histogram for run in runs])
-        return both
+        return cls(
+            lambda: [symbols for run in runs for symbols in run.symbols],
+            [segment for run in runs for segment in run.segments],
+            Histogram.total([run.histogram for run in runs]),
+        )
 
     def without_low_bits(self, count: int) -> Run:
         """The same symbols without so many of their lowest bits."""
         if not count:
             return self
-        run = Run(tuple(symbols >> count for symbols in self.symbols), self.segments)
-        run.__dict__["histogram"] = self.histogram.without_low_bits(count)
-        return run
+        histogram = self.histogram.without_low_bits(count)
+        return Run(lambda: [symbols >> count for symbols in self.symbols], self.segments, histogram)
+
+    @property
+    def count(self) -> int:
+        """Number of symbols."""
+        return sum(segment.count for segment in self.segments)
+
+    @property
+    def symbols(self) -> list[Symbols]:
+        """Of each layer."""
+        return list(self._symbols())
 
     @property
     def joined(self) -> Symbols:
         """All symbols, in one array."""
-        return self.symbols[0] if len(self.symbols) == 1 else np.concatenate(self.symbols)
+        symbols = self.symbols
+        return symbols[0] if len(symbols) == 1 else np.concatenate(symbols)
 
 
 class Coder(ABC):

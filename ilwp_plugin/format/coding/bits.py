@@ -26,13 +26,26 @@ def pack_words(words: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[n
     return ((np.repeat(words, widths) >> shifts) & 1).astype(np.uint8)
 
 
-def pack_bytes(words: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
-    """The same, as bytes; the free bits of the last one are 0. In pieces, so that memory is bounded."""
-    if len(words) <= _CHUNK:
-        return np.packbits(pack_words(words, widths)).tobytes()
-    out, left = bytearray(), np.empty(0, np.uint8)
-    for start in range(0, len(words), _CHUNK):
-        bits = np.concatenate([left, pack_words(words[start : start + _CHUNK], widths[start : start + _CHUNK])])
+def pack_bytes(
+    symbols: NDArray[Any],
+    words: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    *,
+    low: int = 0,
+    first: NDArray[np.uint8] | None = None,
+) -> bytes:
+    """The words of symbols as a bit string; the free bits of the last byte are 0. In pieces, so that memory is bounded.
+
+    Args:
+        symbols: (n,) numbers of words, and `low`.
+        words: (m,) the words.
+        widths: (m,) bits of each.
+        first: 0 and 1, to stand before them.
+    """
+    out, left = bytearray(), np.empty(0, np.uint8) if first is None else first
+    for start in range(0, len(symbols), _CHUNK):
+        part = symbols[start : start + _CHUNK].astype(np.int64) - low
+        bits = np.concatenate([left, pack_words(words[part], widths[part])])
         whole = len(bits) // 8 * 8
         out += np.packbits(bits[:whole]).tobytes()
         left = bits[whole:]

@@ -86,7 +86,7 @@ def _best_low_bits(histogram: Histogram) -> int:
         return 0
     first = histogram.low % (1 << LOW_BITS[-1])  # so that halves are those of the symbols themselves
     counts = np.concatenate([np.zeros(first, np.float32), histogram.counts.astype(np.float32)])[None]
-    return int(_estimates_by_low_bits(counts, np.array([counts.shape[1]]))[:, 0].argmin())
+    return int(_estimates_by_low_bits(counts, np.array([counts.shape[1]]), first)[:, 0].argmin())
 
 
 def estimated_bytes(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
@@ -100,10 +100,20 @@ def estimated_bytes(histograms: Sequence[Histogram]) -> NDArray[np.float64]:
     return best
 
 
-def _estimates_by_low_bits(counts: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(low bits, n) bytes that depend on the symbols: their entropy, and what an ANS table takes.
+def _estimates_by_low_bits(
+    counts: NDArray[np.float32], spans: NDArray[np.int64], first: int = 0
+) -> NDArray[np.float64]:
+    """Bytes that depend on the symbols: their entropy, and what an ANS table takes.
 
     The weights of the table are taken as powers of the square root of 2.
+
+    Args:
+        counts: (n, span).
+        spans: (n,) where each histogram ends.
+        first: where all begin.
+
+    Returns:
+        (low bits, n).
     """
     total = counts.sum(axis=1, dtype=np.float64)
     found = []
@@ -112,12 +122,13 @@ def _estimates_by_low_bits(counts: NDArray[np.float32], spans: NDArray[np.int64]
         payload = total * (low_bits + np.log2(total)) - (counts * logs).sum(axis=1, dtype=np.float64)
         levels = np.where(counts > 0, 1 + np.rint(2 * logs), 0).astype(np.int8)
         steps = np.abs(np.diff(levels, axis=1, prepend=np.int8(0)))
-        within = np.arange(counts.shape[1]) < spans[:, None]
+        places = np.arange(counts.shape[1])
+        within = (places >= first) & (places < spans[:, None])
         table = (_STEP_BITS[steps] * within).sum(axis=1, dtype=np.int64)
         found.append((payload + table) / 8)
         if counts.shape[1] < 2 * _TRIED:
             break
         if counts.shape[1] % 2:
             counts = np.pad(counts, ((0, 0), (0, 1)))
-        counts, spans = counts.reshape(len(counts), -1, 2).sum(axis=2), (spans + 1) // 2
+        counts, spans, first = counts.reshape(len(counts), -1, 2).sum(axis=2), (spans + 1) // 2, first // 2
     return np.array(found)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilwp_plugin.format.coding.base import CODERS, WIDEST, Coder, Histogram, Run, Segment, Symbols, smallest_dtype
-from ilwp_plugin.format.coding.bits import pack_bytes, read_fields
+from ilwp_plugin.format.coding.bits import pack_bytes, pack_words, read_fields
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 
 __all__ = ["HuffmanCode", "HuffmanCoder", "MAX_LENGTH", "canonical_codes", "code_lengths"]
@@ -237,8 +237,7 @@ class HuffmanCoder(Coder):
         lengths = model.lengths.astype(np.int64)
         meta = HuffmanCode(0, code_lengths(np.bincount(lengths, minlength=MAX_LENGTH + 1), _MAX_META_LENGTH))
         own = meta.lengths.astype(np.int64)
-        words = np.concatenate([own, meta.words[lengths]])
-        writer.raw(pack_bytes(words, np.concatenate([np.full(len(own), _META_BITS), own[lengths]])))
+        writer.raw(pack_bytes(lengths, meta.words, own, first=pack_words(own, np.full(len(own), _META_BITS))))
         return writer.getvalue()
 
     def read_table(self, reader: ByteReader) -> HuffmanCode:
@@ -269,8 +268,7 @@ class HuffmanCoder(Coder):
         return int((lengths.astype(np.int64) * histogram.counts).sum())
 
     def encode(self, model: HuffmanCode, symbols: Symbols, segments: Sequence[Segment]) -> bytes:
-        positions = symbols.astype(np.int64) - model.low
-        return pack_bytes(model.words[positions], model.lengths.astype(np.int64)[positions])
+        return pack_bytes(symbols, model.words, model.lengths.astype(np.int64), low=model.low)
 
     def decode(
         self, model: HuffmanCode, payload: memoryview, segments: Sequence[Segment], reader: ByteReader

@@ -430,6 +430,7 @@ def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int
 
 def _read_map(reader: ByteReader, info: TensorInfo, budget: Budget) -> _Map:
     packed = read_map(reader, info, budget)
+    budget.hold(len(packed), "a map of zeros")
     zeros = count_ones(packed)
     if zeros in (0, info.numel):
         raise reader.fail("zeros", f"{info.name}: a map with {zeros} of {info.numel} weights 0")

@@ -136,7 +136,7 @@ class AnsCoder(Coder):
         lengths = _golomb_bits(values)
         k = lengths.index(min(lengths))
         writer.u8(model.mantissa << 4 | k)
-        writer.raw(pack_bytes(values + (1 << k), _golomb_lengths(values, k)))
+        writer.raw(pack_bytes(np.arange(len(values)), values + (1 << k), _golomb_lengths(values, k)))
         return writer.getvalue()
 
     def read_table(self, reader: ByteReader) -> AnsModel:

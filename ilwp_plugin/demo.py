@@ -53,6 +53,12 @@ PRESETS: Mapping[str, DemoSettings] = {
 }
 
 
+_OF_MODELS: Mapping[str, Mapping[str, Any]] = {
+    name: {"width": 1.0, "stem_stride": 1} for name in ("lenet300", "lenet5")
+}
+"""What networks have that are not scaled to a data set."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of Table 1: one file, and the accuracy of the model restored from it."""
@@ -69,10 +75,11 @@ class Row:
 
 
 def preset(data: str, **changes: Any) -> DemoSettings:
-    """The settings for a data set, with those changed that are not None."""
+    """The settings for a data set, with those changed that are not None; a LeNet is as large as in its papers."""
     if data not in PRESETS:
         raise RegistryError(f"unknown data set {data!r}; {nearest(data, PRESETS)}")
-    return replace(PRESETS[data], **{name: value for name, value in changes.items() if value is not None})
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(PRESETS[data], **{**_OF_MODELS.get(str(given.get("model")), {}), **given})
 
 
 def run_demo(

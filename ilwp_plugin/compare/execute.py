@@ -121,7 +121,7 @@ def _training_result(task: Task, trained: dict[str, Any], data: Dataset) -> Trai
         depthwise_parameters=sum(layer.weight.numel() for layer in scope_layers(model).values()),
         images=len(trained["right"]),
         right=int(trained["right"].sum()),
-        analysis=analysis_of(model, IlwpConfig(scope=scope_of(model))),
+        analysis=analysis_of(model, IlwpConfig(scope=scope_of(model))) if scope_layers(model) else {},
         versions=_versions(()),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,12 @@ class FineTuneOptions(_WithConfig):
     """Of `FineTuned`."""
 
     epochs: Annotated[int, Field(strict=True, ge=1)] = Field(default=3, description="Of fine-tuning.")
-    lr: Annotated[float, Field(strict=True, gt=0)] = Field(default=0.05, description="Of fine-tuning.")
+    lr: Annotated[float, Field(strict=True, gt=0)] | None = Field(
+        default=None, description="Of fine-tuning; null is what suits the optimizer, 0.05 for SGD."
+    )
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        default=None, description="Of fine-tuning; null is SGD, unless a recipe asks for another one."
+    )
 
 
 def describe(config: IlwpConfig) -> str:
@@ -150,7 +155,13 @@ class FineTuned(Method):
             TensorDataset(images.contiguous(memory_format=torch.channels_last), labels),
             loss,
             options.config,
-            FineTuning(epochs=options.epochs, batch=settings.batch, lr=options.lr, seed=settings.seed),
+            FineTuning(
+                epochs=options.epochs,
+                batch=settings.batch,
+                optimizer=options.optimizer,
+                lr=options.lr,
+                seed=settings.seed,
+            ),
             example_inputs=images[:16],
             checkpoint=case.folder / "fine_tuning.pt",
         )

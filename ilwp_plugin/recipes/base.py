@@ -49,6 +49,7 @@ __all__ = [
     "WeightSource",
     "WeightTraining",
     "check_finite",
+    "claimed_weights",
     "registered",
     "kernels_of",
 ]
@@ -271,7 +272,10 @@ class TrainingPart(ABC):
     Attributes:
         enabled: False passes weights through.
         loss_factor: of a schedule; multiplies what `loss` adds.
+        adaptive: whether `fine_tune` takes AdamW for it, where nobody says otherwise.
     """
+
+    adaptive: bool = False
 
     def __init__(self, sources: Mapping[str, WeightSource]) -> None:
         self.sources, self.enabled, self.loss_factor = dict(sources), True, 1.0
@@ -311,6 +315,9 @@ class TrainingPart(ABC):
 
     def after_step(self) -> None:  # noqa: B027
         """The optimizer has made a step."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Training is over: from now on the model computes with what the file restores."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: tensors, numbers, strings, and containers of them."""
@@ -407,6 +414,15 @@ class Recipe(ABC):
 
 
 RECIPES: Registry[type[Recipe]] = Registry("recipe")
+
+
+def claimed_weights(
+    options: Options, network: Network, free: Collection[str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Keys of the free weights of two dimensions or more that the scopes allow, and why others are left, by layer."""
+    free_layers = {name: layer for name, layer in network.layers.items() if layer.weight in free}
+    left = options.outside_scopes(free_layers)
+    return tuple(layer.weight for name, layer in free_layers.items() if name not in left), left
 
 
 def kernels_of(weight: Tensor) -> int:
@@ -512,9 +528,7 @@ class WeightRecipe(Recipe):
 
     def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
         """Every weight of two dimensions or more that the scopes allow."""
-        free_layers = {name: layer for name, layer in network.layers.items() if layer.weight in free}
-        left = self.options.outside_scopes(free_layers)
-        return Claims(tuple(layer.weight for name, layer in free_layers.items() if name not in left), left)
+        return Claims(*claimed_weights(self.options, network, free))
 
     def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
         return WeightEncoding(self, claims, context)

@@ -55,7 +55,7 @@ class FineTuning:
         batch: samples of an optimizer step, over all processes together.
         optimizer: "sgd", with Nesterov momentum, or "adamw". SGD runs away under a strong rate term: weights before a
             norm are scale-invariant, the pull shrinks them, and each step then moves them further. None takes AdamW
-            where the configuration has a rate.
+            where the configuration has a rate, or a recipe asks for it.
         lr: learning rate at the start; it falls to 0 by half a cosine. None is 0.05 for SGD and 0.0007 for AdamW.
         momentum: of SGD.
         weight_decay: None is 0.0005 for SGD and 0 for AdamW.
@@ -233,9 +233,9 @@ def fine_tune(
         norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
         weights = tuple(quantizer.raw_weights())
         for step, batch in enumerate(batches.training(done), start=done):
+            parts.enabled = step >= begin
             if step % batches.per_epoch == 0:
                 parts.begin_epoch(step // batches.per_epoch)
-            parts.enabled = step >= begin
             if with_rate:
                 parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
             value = loop.step(loss(parallel, batch) + parts.loss(), freeze=weights if step >= norms_only else ())
@@ -246,6 +246,7 @@ def fine_tune(
                 report(step + 1, steps, value)
 
         parts.enabled = True
+        parts.finish()
         if plan.norm_batches:
             reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
         quantizer.remove()
@@ -285,7 +286,8 @@ def _gradient_size(model: nn.Module, batch: Any, loss: TaskLoss, own: IlwpTraini
 
 def _optimizer(model: nn.Module, parts: Parts, plan: FineTuning, with_rate: bool) -> Optimizer:
     parameters = [*model.parameters(), *parts.parameters()]
-    if plan.optimizer == "adamw" or (plan.optimizer is None and with_rate):
+    adaptive = with_rate or any(part.adaptive for part in parts.parts)
+    if plan.optimizer == "adamw" or (plan.optimizer is None and adaptive):
         return AdamW(parameters, plan.lr or _LR["adamw"], weight_decay=plan.weight_decay or 0.0)
     decay = 5e-4 if plan.weight_decay is None else plan.weight_decay
     return SGD(

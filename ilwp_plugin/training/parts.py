@@ -142,6 +142,11 @@ class Parts:
         for part in self.parts:
             part.after_step()
 
+    def finish(self) -> None:
+        """Training is over: from now on the model computes with what the file restores."""
+        for part in self.parts:
+            part.finish()
+
     def statistics(self) -> dict[str, float]:
         """Numbers of all recipes."""
         return {name: value for part in self.parts for name, value in part.statistics().items()}

@@ -2,6 +2,7 @@
 
 MobileNet, MobileNetV2, ShuffleNet and ShuffleNetV2 have depthwise layers; with width 1 and stride 1 they have the
 layers of the networks that the paper trains on CIFAR. ResNet-20 and a VGG-like network have dense convolutions alone.
+LeNet-300-100 and LeNet-5 are the networks that papers on quantization report on; they work on 28x28 images.
 
 Each takes a width multiplier, the stride of its first convolution, the number of input channels and of classes.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeGuard
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ from ilwp_plugin.registry import Registry
 __all__ = [
     "LAYERS",
     "MODELS",
+    "LeNet300",
+    "LeNet5",
     "MobileNet",
     "MobileNetV2",
     "ResNet20",
@@ -42,7 +46,7 @@ def build_model(
     """Build a network of the registry.
 
     Args:
-        name: mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20 or vgg.
+        name: mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20, vgg, lenet300 or lenet5.
         width: multiplies the number of channels.
         stem_stride: stride of the first convolution.
         in_channels: of the images.
@@ -305,3 +309,58 @@ class VggLike(_Classifier):
                 layers += [*_conv_bn(channels, out, 3, 1 if layers else stem_stride), nn.ReLU()]
                 channels = out
         super().__init__(nn.Sequential(*layers), channels, classes)
+
+
+_LENET_SIZE = 28
+"""Height and width of the images that the papers train LeNets on."""
+
+
+@torch.fx.wrap  # its margins depend on the shape, which a symbolic trace does not know
+def _lenet_images(x: Tensor) -> Tensor:
+    """Images of 28x28 pixels: a margin is cut off, which brings padded images back, or zeros are added around."""
+    high, wide = (_LENET_SIZE - size for size in x.shape[-2:])
+    return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)) if high or wide else x
+
+
+@MODELS.register("lenet300")
+class LeNet300(nn.Module):
+    """LeNet-300-100 (LeCun et al. 1998): three linear layers, 266,610 parameters at width 1 with one input channel.
+
+    It has no convolution: the stem stride takes every such pixel of each row and column.
+    """
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        super().__init__()
+        first, second = (max(1, round(size * width)) for size in (300, 100))
+        self.stem_stride = stem_stride
+        side = -(-_LENET_SIZE // stem_stride)
+        self.features = nn.Sequential(
+            nn.Linear(in_channels * side * side, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU()
+        )
+        self.classifier = nn.Linear(second, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _lenet_images(x)[:, :, :: self.stem_stride, :: self.stem_stride]
+        logits: Tensor = self.classifier(self.features(x.flatten(1)))
+        return logits
+
+
+@MODELS.register("lenet5")
+class LeNet5(nn.Module):
+    """LeNet-5 as Caffe has it, and the papers on quantization: two 5x5 convolutions, two linear layers, 431,080
+    parameters at width 1 with one input channel."""
+
+    def __init__(self, width: float, stem_stride: int, in_channels: int, classes: int) -> None:
+        super().__init__()
+        first, second, third = (max(1, round(size * width)) for size in (20, 50, 500))
+        side = (((_LENET_SIZE - 5) // stem_stride + 1) // 2 - 4) // 2
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, first, 5, stem_stride), nn.MaxPool2d(2), nn.Conv2d(first, second, 5), nn.MaxPool2d(2)
+        )
+        self.hidden = nn.Linear(second * side * side, third)
+        self.classifier = nn.Linear(third, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(_lenet_images(x)).flatten(1)
+        logits: Tensor = self.classifier(F.relu(self.hidden(features)))
+        return logits

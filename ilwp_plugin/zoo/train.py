@@ -24,11 +24,15 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. The momentum, weight decay and schedule are those of the numbers in the README."""
+    """How to train. The momentum, weight decay and schedule are those of the numbers in the README.
+
+    Attributes:
+        lr: highest learning rate; None is 0.1, or 0.02 for a network without batch norms, which 0.1 can break.
+    """
 
     epochs: int
     batch: int = 256
-    lr: float = 0.1
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     seed: int = 0
@@ -75,10 +79,12 @@ def train(
     """
     steps = recipe.steps(data)
     steps_per_epoch = steps // recipe.epochs
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    lr = recipe.lr or (0.1 if normed else 0.02)
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
+        model.parameters(), lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
     regularizer = None
     if config is not None:
         regularizer = InterLayerLoss(model, config, run=TrainingRun.of(optimizer, steps, schedule))

@@ -36,6 +36,19 @@ def test_dense_networks_have_the_parameters_of_their_papers() -> None:
     ]
 
 
+def test_lenets_have_the_parameters_of_their_papers() -> None:
+    """Caffe's LeNet-5 has 431 k, LeNet-300-100 266 k (Han et al. 2015, table 1); all images are 28x28 for them."""
+    for name, parameters in (("lenet300", 266_610), ("lenet5", 431_080)):
+        model = build_model(name, in_channels=1)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        image = torch.rand(2, 1, 28, 28)
+        expected = model(image)
+        for margin in (2, -6):
+            x = torch.nn.functional.pad(image, (margin,) * 4)
+            inner = torch.nn.functional.pad(x, (-margin,) * 4)
+            torch.testing.assert_close(model(x), expected if margin > 0 else model(inner))
+
+
 def test_shortcuts_of_resnet_have_no_parameters() -> None:
     block = build_model("resnet20").features[6]  # type: ignore[index]
     for parameter in block.parameters():

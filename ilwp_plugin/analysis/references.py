@@ -19,13 +19,13 @@ class ReferenceShares:
     """The heat map of best references of one chain.
 
     Attributes:
-        kernel_size: height and width.
+        kernel_size: one to three numbers.
         layers: names, in order.
         shares: shares[i][u] is the share of layer i's kernels whose nearest kernel (L1), among those of all earlier
             layers, is in layer u; each row sums to 1, but for the anchor's, which is all 0.
     """
 
-    kernel_size: tuple[int, int]
+    kernel_size: tuple[int, ...]
     layers: tuple[str, ...]
     shares: tuple[tuple[float, ...], ...]
 
@@ -41,8 +41,7 @@ class ReferenceShares:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ReferenceShares:
         """From what `to_dict` returns."""
-        height, width = values["kernel_size"]
-        return cls((height, width), tuple(values["layers"]), tuple(tuple(row) for row in values["shares"]))
+        return cls(tuple(values["kernel_size"]), tuple(values["layers"]), tuple(tuple(row) for row in values["shares"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -58,7 +57,7 @@ SAMPLE = 2048
 
 
 def reference_shares(
-    kernel_size: tuple[int, int],
+    kernel_size: tuple[int, ...],
     layers: Sequence[str],
     kernels: Sequence[Tensor],
     report: Callable[[int, int], None] | None = None,
@@ -69,7 +68,7 @@ def reference_shares(
     a share is then known to some two per cent.
 
     Args:
-        kernel_size: height and width.
+        kernel_size: one to three numbers.
         layers: names, in order.
         kernels: (kernels, taps) float32 of each layer.
         report: is told how many kernels are done, and of how many.

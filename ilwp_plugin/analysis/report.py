@@ -90,7 +90,7 @@ def _analyses(
     options = IlwpConfig.of(config).ilwp() or IlwpOptions()
     for chain in chains_of(model, options, example_inputs=example_inputs):
         kernels = [finite_kernels(key, state[key], chain.taps) for key in chain.keys]
-        size = f"{chain.kernel_size[0]}x{chain.kernel_size[1]}"
+        size = chain.size
         tell = None if report is None else partial(report, f"references of {size} kernels")
         shares = reference_shares(chain.kernel_size, chain.layers, kernels, tell)
         found[size] = (shares, distributions(kernels))

@@ -45,7 +45,7 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-6, allow_inf_nan=False)]
 class _References(_Record):
     """What `analysis.ReferenceShares.to_dict` returns."""
 
-    kernel_size: tuple[Count, Count]
+    kernel_size: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)]
     layers: Annotated[list[str], Field(min_length=2)]
     shares: list[list[Share]]
     previous_layer_share: Share | None = None

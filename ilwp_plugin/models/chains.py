@@ -42,11 +42,11 @@ class Chain:
     """Layers with one kernel size that predict each other, in execution order; the first one is the anchor.
 
     Attributes:
-        kernel_size: height and width of the kernels.
+        kernel_size: one to three numbers, as the convolutions have dimensions; the last is the width.
         layers: module names.
     """
 
-    kernel_size: tuple[int, int]
+    kernel_size: tuple[int, ...]
     layers: tuple[str, ...]
 
     @property
@@ -57,7 +57,12 @@ class Chain:
     @property
     def taps(self) -> int:
         """Weights of one kernel."""
-        return self.kernel_size[0] * self.kernel_size[1]
+        return math.prod(self.kernel_size)
+
+    @property
+    def size(self) -> str:
+        """The kernel size in words: "3x3", "3x3x3", or "length-5" of one dimension."""
+        return _size(self.kernel_size)
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ def find_chains(
     for name in [*order, *(name for name in convolutions if name not in position)]:
         module = convolutions[name]
         refusal = None
-        if not isinstance(module, nn.Conv2d) or isinstance(module, nn.ConvTranspose2d):
-            refusal = f"a {type(module).__name__}, not a Conv2d"
+        if isinstance(module, _TRANSPOSED):
+            refusal = f"a {type(module).__name__}, which is transposed"
         elif isinstance(module.weight, nn.parameter.UninitializedParameter):
             refusal = "a lazy layer whose shape is not known yet"
         elif not is_real(module.weight):
@@ -184,9 +189,9 @@ def find_chains_by_name(
 ) -> Chains:
     """Find the chains of a state dict, where no model is given: its order stands for the execution order.
 
-    Every 4-D floating-point tensor called `<layer>.weight` counts as a convolution's, and one of shape (C, 1, h, w)
-    as depthwise. The first convolution is the exception where all dense ones are 1x1: then no other layer can be the
-    stem, and it is that of a network for one-channel images (name it in `layers` to include it).
+    Every floating-point tensor of 3 to 5 dimensions called `<layer>.weight` counts as a convolution's, and one of shape
+    (C, 1, ...) as depthwise. The first convolution is the exception where all dense ones are 1x1: then no other layer
+    can be the stem, and it is that of a network for one-channel images (name it in `layers` to include it).
 
     Arguments and errors are those of `find_chains`.
     """
@@ -269,6 +274,7 @@ def stored_weight(module: nn.Module) -> Tensor | nn.Module:
 
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
 
 
 def _is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
@@ -277,8 +283,8 @@ def _is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
 
 def _may_chain(module: nn.modules.conv._ConvNd, scope: Scope) -> bool:
     """Whether a convolution could be in a chain by its kind alone."""
-    two = isinstance(module, nn.Conv2d) and math.prod(module.kernel_size) > 1
-    return two and (scope == "conv" or _is_depthwise(module))
+    larger = not isinstance(module, _TRANSPOSED) and math.prod(module.kernel_size) > 1
+    return larger and (scope == "conv" or _is_depthwise(module))
 
 
 class _ConvolutionTracer(fx.Tracer):
@@ -332,7 +338,7 @@ def is_real(tensor: Tensor) -> bool:
 
 
 def _is_kernel(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.dim() == 4 and is_real(tensor)
+    return isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.dim() in (3, 4, 5) and is_real(tensor)
 
 
 def _explicit(layers: Sequence[str], found: Mapping[str, Any]) -> list[str]:
@@ -380,7 +386,7 @@ def select_chains(
     targeted = matcher(target_scopes, [*names, *others], "target_scopes")
     ignored = matcher(ignored_scopes, [*names, *others], "ignored_scopes")
     excluded: dict[str, str] = {}
-    by_size: dict[tuple[int, int], list[str]] = {}
+    by_size: dict[tuple[int, ...], list[str]] = {}
     for c in candidates:
         if c.refusal is not None:
             excluded[c.name] = c.refusal
@@ -388,23 +394,27 @@ def select_chains(
             excluded[c.name] = "named by `ignored_scopes`"
         elif target_scopes and not targeted(c.name):
             excluded[c.name] = "not named by `target_scopes`"
-        elif c.shape[2] * c.shape[3] == 1:
-            excluded[c.name] = "1x1 kernels"
+        elif math.prod(c.shape[2:]) == 1:
+            excluded[c.name] = f"{_size(c.shape[2:])} kernels"
         elif scope == "depthwise" and not c.depthwise:
             excluded[c.name] = "not depthwise, and the scope is 'depthwise'"
         elif 0 in c.shape:
             excluded[c.name] = "holds no weights"
         else:
-            by_size.setdefault((c.shape[2], c.shape[3]), []).append(c.name)
+            by_size.setdefault(tuple(c.shape[2:]), []).append(c.name)
     chains = []
-    for size, members in sorted(by_size.items()):
+    for size, members in sorted(by_size.items(), key=lambda item: (len(item[0]), item[0])):
         if len(members) > 1:
             chains.append(Chain(size, tuple(members)))
         else:
-            excluded[members[0]] = f"the only layer with {size[0]}x{size[1]} kernels: nothing could predict it"
+            excluded[members[0]] = f"the only layer with {_size(size)} kernels: nothing could predict it"
     if not chains and required:
         raise ChainError(_no_chain(excluded, scope))
     return Chains(tuple(chains), excluded)
+
+
+def _size(size: Sequence[int]) -> str:
+    return "x".join(map(str, size)) if len(size) > 1 else f"length-{size[0]}"
 
 
 def _no_chain(excluded: Mapping[str, str], scope: Scope) -> str:

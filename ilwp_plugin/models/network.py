@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,13 +66,14 @@ class Network(ABC):
         layers: by name, in the order of the state.
         norms: batch norms by name.
         module: the torch module, where there is one: it can be run, calibrated and trained.
+        vectors: keys of the other parameters of one dimension: scales and shifts of layer and group norms, for example.
     """
 
     state: Mapping[str, Tensor]
     layers: Mapping[str, Layer]
     norms: Mapping[str, Norm]
     module: nn.Module | None = None
-    unknown_eps: tuple[str, ...] = field(default=())
+    vectors: tuple[str, ...] = ()
 
     @abstractmethod
     def chains(
@@ -87,6 +88,16 @@ class Network(ABC):
         required: bool,
     ) -> Chains:
         """The layers that can predict each other; see `models.chains.find_chains`."""
+
+    @property
+    def holders(self) -> dict[str, str]:
+        """By key of a vector, the name of what holds it, as scopes name it."""
+        return {key: key.rpartition(".")[0] or key for key in self.vectors}
+
+    @property
+    def scope_names(self) -> list[str]:
+        """What scopes may name: layers, norms, and what holds vectors."""
+        return [*self.layers, *self.norms, *dict.fromkeys(self.holders.values())]
 
     def layer_of(self, key: str) -> str:
         """The name of the layer whose weight or bias a key is; the key itself of any other tensor."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.models.chains import Chains, find_chains, find_chains_by_name, is_real, unwrap
-from ilwp_plugin.models.network import NORM_ROLES, Layer, Network, Norm, is_weight
+from ilwp_plugin.models.network import NORM_ROLES, Layer, Network, Norm, is_plain, is_weight
 
 __all__ = ["Model", "ModuleNetwork", "StateNetwork", "is_batch_norm", "network_of"]
 
@@ -57,12 +59,14 @@ class ModuleNetwork(Network):
                 Layer(layer.name, kinds.get(layer.name, "tensor"), layer.weight, layer.bias, layer.name in hooked)
             ]
         }
-        norms = {name: module.eps for name, module in model.named_modules() if is_batch_norm(module)}
-        return cls(state, layers, _norms(state, norms), model)
+        eps = {name: module.eps for name, module in model.named_modules() if is_batch_norm(module)}
+        norms = _norms(state, eps)
+        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        return cls(state, layers, norms, model, _vectors(state, parameters, layers, norms))
 
     def chains(self, **options: Any) -> Chains:
         assert self.module is not None
-        return find_chains(self.module, others=[*self.layers, *self.norms], **options)
+        return find_chains(self.module, others=self.scope_names, **options)
 
 
 class StateNetwork(Network):
@@ -75,10 +79,11 @@ class StateNetwork(Network):
         layers = {layer.name: layer for layer in _layers(state, state.keys() - masks)}
         means = [key for key in state if isinstance(key, str) and key.endswith(".running_mean")]
         names = [name for name in (key.removesuffix(".running_mean") for key in means) if f"{name}.weight" in state]
-        return cls(state, layers, _norms(state, dict.fromkeys(names, eps)))
+        norms = _norms(state, dict.fromkeys(names, eps))
+        return cls(state, layers, norms, vectors=_vectors(state, state.keys() - masks, layers, norms))
 
     def chains(self, *, example_inputs: Any = None, **options: Any) -> Chains:
-        return find_chains_by_name(self.state, others=[*self.layers, *self.norms], **options)
+        return find_chains_by_name(self.state, others=self.scope_names, **options)
 
 
 def _layers(state: Mapping[str, Tensor], parameters: Collection[str]) -> Sequence[Layer]:
@@ -87,11 +92,41 @@ def _layers(state: Mapping[str, Tensor], parameters: Collection[str]) -> Sequenc
     for key, tensor in state.items():
         if not isinstance(key, str) or key not in parameters or not is_weight(tensor):
             continue
-        name = key.removesuffix(".weight")
-        bias = state.get(f"{name}.bias") if name != key else None
-        has_bias = isinstance(bias, Tensor) and is_real(bias) and bias.numel() > 0
-        found.append(Layer(name, "tensor", key, f"{name}.bias" if has_bias else None))
+        place, dot, local = key.rpartition(".")
+        own = f"{place}{dot}{local.replace('weight', 'bias')}"  # `bias_ih_l0` of recurrent layers, `in_proj_bias`
+        bias = state.get(own) if own != key else None
+        has_bias = isinstance(bias, Tensor) and is_real(bias) and bias.dim() == 1 and bias.numel() > 0
+        found.append(Layer(key.removesuffix(".weight"), "tensor", key, own if has_bias else None))
     return found
+
+
+def _vectors(
+    state: Mapping[str, Tensor],
+    parameters: Collection[str],
+    layers: Mapping[str, Layer],
+    norms: Mapping[str, Norm],
+) -> tuple[str, ...]:
+    """See `Network.vectors`. Only what is called a weight or a bias: of others, as the scales of a toolkit's quantizers
+    and tables of frequencies, nobody knows how exact they have to be."""
+    known = {layer.bias for layer in layers.values()} | {key for norm in norms.values() for key in norm.keys}
+    return tuple(
+        key
+        for key, tensor in state.items()
+        if key in parameters and key not in known and _is_vector(tensor) and _NAMED.search(key.rpartition(".")[2])
+    )
+
+
+_NAMED = re.compile("weight|bias")
+
+
+def _is_vector(tensor: object) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and not is_lazy(tensor)
+        and is_plain(tensor)
+        and is_real(tensor)
+        and (sum(size > 1 for size in tensor.shape) == 1 and 0 not in tensor.shape)
+    )
 
 
 def _norms(state: Mapping[str, Tensor], eps: Mapping[str, float | None]) -> dict[str, Norm]:

@@ -34,7 +34,8 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None, *, map
 
     Args:
         path: the file.
-        key: where the state dict is inside a checkpoint; levels are joined by dots.
+        key: where the state dict is inside a checkpoint; levels are joined by dots. It may go on with what names begin
+            with: of a state dict that holds moving averages beside the network it takes one.
         mapped: leave the tensors in the file where they can be, and say that nobody changes them: `compress` then takes
             no copies. The file must not be written to while they live. Those of .safetensors always are in the file.
 
@@ -86,7 +87,10 @@ def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
         what = ", ".join(f"{name!r} ({_kind(value)})" for name, value in list(content.items())[:5]) or "nothing"
         raise TensorError(f"{path}: holds no state dict (tensors by name), but {what}; {REMEDY}")
     if key is not None and key not in found:
-        raise TensorError(f"{path}: no state dict under the key {key!r}; {_listed(found) or 'none elsewhere'}")
+        inner = _under(found, key)
+        if inner is None:
+            raise TensorError(f"{path}: no state dict under the key {key!r}; {_listed(found) or 'none elsewhere'}")
+        return inner
     ((place, state),) = found.items() if key is None else [(key, found[key])]
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in state.items() if name not in tensors}
@@ -103,7 +107,43 @@ def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
         left = ", ".join(f"{name!r} ({_kind(value)})" for name, value in list(others.items())[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         warnings.warn(f"{path}: {where}" + (f", not {left}{more}" if left else ""), IlwpWarning, stacklevel=3)
+    if copies := _copies(tensors):
+        keys = [f"{place}.{name}" if place else name for name in copies]
+        warnings.warn(
+            f"{path}: the same names and shapes under each of {', '.join(map(repr, copies))}; all are taken, where "
+            f"--key {keys[0]} takes the first",
+            IlwpWarning,
+            stacklevel=3,
+        )
     return tensors
+
+
+def _under(found: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Tensor] | None:
+    """The tensors whose names in one of these state dicts begin with the rest of a key, without it."""
+    for place, state in found.items():
+        if not place or key.startswith(f"{place}."):
+            prefix = f"{key[len(place) + 1 :] if place else key}."
+            inner = {
+                n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix) and isinstance(t, Tensor)
+            }
+            if inner:
+                return inner
+    return None
+
+
+_COPIED = 8
+"""Tensors of a network, from which on two that are alike are taken for copies: moving averages, or a teacher."""
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> list[str]:
+    """First parts of names under which the same names and shapes stand as under the first of them."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = tensor.shape
+    large = {name: own for name, own in parts.items() if len(own) >= _COPIED}
+    alike = [name for name, own in large.items() if own == next(iter(large.values()))]
+    return alike if len(alike) > 1 else []
 
 
 def _candidates(content: Mapping[Any, Any], place: str = "", level: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -151,6 +151,9 @@ class _Aligner:
         self._moved: set[int] = set()  # weights of layers that are aligned: later layers must not move them again
 
     def align(self, chain: Chain) -> None:
+        if len(chain.kernel_size) != 2:
+            self.refused.update(dict.fromkeys(chain.layers, "alignment moves the channels of Conv2d layers only"))
+            return
         restored: Tensor | None = None
         importance: Tensor | None = None  # of the layer before
         for name in chain.layers:

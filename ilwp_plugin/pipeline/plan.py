@@ -260,7 +260,9 @@ def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) 
         inexact = tensor.is_floating_point() or tensor.is_complex()
         if key in weights or key in known or tensor.numel() < 2 or not inexact:
             continue
-        if not is_real(tensor):
+        if key in reasons:
+            left[key] = reasons[key]
+        elif not is_real(tensor):
             left[key] = f"its dtype is {dtype_name(tensor.dtype)}"
         else:
             left[key] = "a buffer or a mask, no parameter" if is_weight(tensor) else "a vector, which no recipe takes"

@@ -427,7 +427,7 @@ def claimed_weights(
 
 def kernels_of(weight: Tensor) -> int:
     """What progress is counted in: kernels of convolutions, rows of other tensors."""
-    return math.prod(weight.shape[:2] if weight.dim() == 4 else weight.shape[:1])
+    return math.prod(weight.shape[:2] if weight.dim() in (3, 4, 5) else weight.shape[:1])
 
 
 def check_finite(name: str, weight: Tensor) -> None:

@@ -97,19 +97,22 @@ class GridOptions(StepOptions):
     biases: bool = Field(
         default=True,
         strict=True,
-        description="Whether biases of these layers are put on a grid of a quarter of the weight step, too.",
+        description="Whether biases of these layers are put on a grid of a quarter of the weight step, too, and other "
+        "vectors that are called a weight or a bias, as layer norms have them, on one that is as exact as 9 bits.",
     )
 
 
 @dataclass(frozen=True)
 class GridClaims(Claims):
-    """Weights first, then biases.
+    """Weights first, then biases, then other vectors.
 
     Attributes:
         weights: by key of a bias, the key of its layer's weight.
+        vectors: keys of the others.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)
+    vectors: tuple[str, ...] = ()
 
 
 @RECIPES.register("grid")
@@ -144,15 +147,22 @@ class Grid(WeightRecipe):
             for name, layer in network.layers.items()
             if layer.bias is not None and layer.bias in free and name not in claims.left
         }
-        biases = owners if self.options.biases else {}
-        return GridClaims((*claims.tensors, *biases), claims.left, biases)
+        if not self.options.biases:
+            return GridClaims(claims.tensors, claims.left)
+        places = {key: name for key, name in network.holders.items() if key in free}
+        outside = self.options.outside_scopes(places.values())
+        left = {key: outside[place] for key, place in places.items() if place in outside}
+        vectors = tuple(key for key in places if key not in left)
+        return GridClaims((*claims.tensors, *owners, *vectors), {**claims.left, **left}, owners, vectors)
 
     def step_groups(self, network: Network, claims: Claims) -> Sequence[StepGroup]:
         step = self.options.weight_step
         if step is None or not claims.tensors:
             return ()
-        biases = claims.weights if isinstance(claims, GridClaims) else {}
-        keys = tuple(key for key in claims.tensors if key not in biases)
+        others = {*claims.weights, *claims.vectors} if isinstance(claims, GridClaims) else set()
+        keys = tuple(key for key in claims.tensors if key not in others)
+        if not keys:
+            return ()
         least: dict[str, float] = {}
         if self._largest is not None:
             least = {key: float(network.state[key].detach().abs().max()) / self._largest for key in keys}
@@ -220,6 +230,11 @@ class Grid(WeightRecipe):
 LARGEST_BIAS_CODE = 1 << 13
 """A bias that is so many steps large gets a larger step."""
 
+SMALLEST_STEP = float(torch.finfo(torch.float32).smallest_normal)
+
+VECTOR_STEPS = 256
+"""Steps of a vector that is no bias, in its root mean square: the error is about a thousandth of it."""
+
 
 class GridTraining(WeightTraining):
     """Weights on the grid while a model trains, with what their codes cost in the loss.
@@ -280,7 +295,7 @@ class GridTraining(WeightTraining):
 
 
 class _GridEncoding(WeightEncoding):
-    """Biases get a finer step than the weight of their layer, and no dead zone."""
+    """Biases get a finer step than the weight of their layer, other vectors one of their own; no dead zone either."""
 
     def __init__(self, recipe: Grid, claims: Claims, context: EncodingContext) -> None:
         self._biases = claims.weights if isinstance(claims, GridClaims) else {}
@@ -289,15 +304,23 @@ class _GridEncoding(WeightEncoding):
         steps = dict(context.steps)
         for bias, weight in self._biases.items():
             steps[bias] = (steps[weight] if weight in claims.tensors else mean) * BIAS_SHARE
+        vectors = claims.vectors if isinstance(claims, GridClaims) else ()
+        steps.update({key: _vector_step(context.network.state[key]) for key in vectors})
+        self._rounded = {*self._biases, *vectors}
         super().__init__(recipe, claims, replace(context, steps=steps))
         self._weights, self._plain = recipe, Grid(recipe.options.changed(dead_zone=0.5, weight_bits=None))
 
     def quantize(self, key: str, value: Tensor, feedback: Feedback | None = None) -> Tensor:
-        self._recipe = self._plain if key in self._biases else self._weights
+        self._recipe = self._plain if key in self._rounded else self._weights
         if (
-            key in self._biases and value.numel()
+            key in self._rounded and value.numel()
         ):  # nobody chose its step: where weights are tiny it stays one that fits
             largest = float(value.detach().abs().nan_to_num(0, 0, 0).max())
             steps = {**self.context.steps, key: max(self.context.steps[key], largest / LARGEST_BIAS_CODE)}
             self.context = replace(self.context, steps=steps)
         return super().quantize(key, value, feedback)
+
+
+def _vector_step(vector: Tensor) -> float:
+    square = float(vector.detach().double().square().mean())
+    return max(math.sqrt(square) / VECTOR_STEPS, SMALLEST_STEP) if math.isfinite(square) else 1.0

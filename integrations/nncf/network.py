@@ -46,7 +46,8 @@ class WrappedNetwork(ModuleNetwork):
             if own(layer.weight)
         }
         state = {key: tensor for key, tensor in whole.state.items() if own(key)}
-        return cls(state, layers, whole.norms, whole.module, whole.unknown_eps, order=order)
+        vectors = tuple(filter(own, whole.vectors))
+        return cls(state, layers, whole.norms, whole.module, vectors, order=order)
 
     def chains(self, **options: Any) -> Chains:
         if self.order is not None:

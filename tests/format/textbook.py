@@ -396,7 +396,7 @@ def chain_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) ->
     layers: list[tuple[Tensor, int, int, float, int]] = []
     for i in range(how_many(piece, tensors)):
         t = coded(piece, tensors, REAL)
-        require(len(t.shape) == 4 and t.shape[2:] == size)
+        require(len(t.shape) in (3, 4, 5) and (math.prod(t.shape[2:-1]), t.shape[-1]) == size)
         if i == 0 and anchor:
             layers.append((t, 0, 0, 0.0, 0))
             continue

@@ -79,6 +79,26 @@ def test_one_chain_for_each_kernel_size() -> None:
     assert chains.chains[0].keys == ("1.weight", "3.weight") and chains.chains[0].taps == 9
 
 
+def test_kernels_of_one_and_three_dimensions_have_chains_of_their_own() -> None:
+    kinds = {"Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d, "ConvTranspose1d": nn.ConvTranspose1d}
+    model = nn.ModuleDict(
+        {
+            f"{name}{i}": kind(4, 4, 7 if name == "Conv2d" else 3, groups=4)
+            for i in range(2)
+            for name, kind in kinds.items()
+        }
+    )
+    with pytest.raises(ChainError, match="cannot be traced"):
+        find_chains(model)
+    order = [name for name in model if not name.startswith("ConvTranspose")]
+    expected = [((3,), ("Conv1d0", "Conv1d1")), ((7, 7), ("Conv2d0", "Conv2d1")), ((3, 3, 3), ("Conv3d0", "Conv3d1"))]
+    chains = find_chains(model, layers=order)
+    assert [(chain.kernel_size, chain.layers) for chain in chains] == expected
+    assert [(chain.size, chain.taps) for chain in chains] == [("length-3", 3), ("7x7", 49), ("3x3x3", 27)]
+    by_name = find_chains_by_name(model.state_dict(), layers=order)
+    assert [(chain.kernel_size, chain.layers) for chain in by_name] == expected
+
+
 def test_shared_modules_and_weights_count_once() -> None:
     shared = depthwise(4)
     model = nn.Sequential(shared, depthwise(4), shared, depthwise(4))
@@ -125,7 +145,7 @@ def test_no_chain_lists_every_convolution_and_why() -> None:
     with pytest.raises(ChainError) as caught:
         find_chains(model, layers=["0", "1", "2", "3"])
     message = str(caught.value)
-    for reason in ("0: not depthwise", "1: 1x1 kernels", "2: a ConvTranspose2d", "3: the only layer", "4: a Conv1d"):
+    for reason in ("0: not depthwise", "1: 1x1 kernels", "2: a ConvTranspose2d", "3: the only layer", "4: not named"):
         assert reason in message
     with pytest.raises(ChainError, match="holds no convolution"):
         find_chains(nn.Linear(3, 3))

@@ -110,6 +110,24 @@ def test_among_several_the_key_chooses(tmp_path: Path) -> None:
         read_state_dict(path, "model")
 
 
+def test_copies_inside_a_state_dict_are_said_and_the_key_takes_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    own = {f"{layer}.{role}": torch.randn(2) for layer in "abcd" for role in ("weight", "bias")}
+    both = {
+        f"{part}.{name}": tensor + number for number, part in enumerate(("net", "ema")) for name, tensor in own.items()
+    }
+    for content, place in (({"state_dict": both}, "state_dict."), (both, "")):
+        torch.save(content, path)
+        with pytest.warns(
+            IlwpWarning, match=f"under each of 'net', 'ema'; all are taken, where --key {place}net takes"
+        ):
+            assert read_state_dict(path).keys() == both.keys()
+        read = read_state_dict(path, f"{place}ema")
+        assert read.keys() == own.keys() and all(torch.equal(read[name], own[name] + 1) for name in own)
+    with pytest.raises(TensorError, match="no state dict under the key 'emu'"):
+        read_state_dict(path, "emu")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -20,6 +20,7 @@ from ilwp_plugin.method.quantization import BITS
 from ilwp_plugin.models.tensors import same_bits
 from ilwp_plugin.training import FakeQuantizer
 from ilwp_plugin.zoo import MODELS, build_model
+from tests.format import textbook
 from tests.pipeline.states import check_round_trip, pair
 
 MODES = list(PREDICTORS)
@@ -190,6 +191,26 @@ def test_mixed_kernel_sizes_make_two_chains() -> None:
     model = compress(state, IlwpConfig.paper(mode="full"))
     assert [layer.details["kernel_size"] for layer in model.layers] == [(3, 3), (3, 3), (5, 5), (5, 5)]
     check_round_trip(state, model)
+
+
+@pytest.mark.parametrize("kernel", [(3,), (7,), (7, 7), (3, 3, 3), (1, 3, 2)])
+def test_kernels_of_any_size_and_dimension_predict_each_other(kernel: tuple[int, ...]) -> None:
+    """Layers that resemble each other cost a fraction, are read by the reader that was written from the page alone, and
+    come back in their shapes."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(96, 1, *kernel, generator=generator)
+    close = [first + 0.01 * torch.randn(first.shape, generator=generator) for _ in range(3)]
+    state = {f"{name}.weight": weight for name, weight in zip("abcd", [first, *close], strict=True)}
+    model = compress(state)
+    details = [layer.details for layer in model.layers]
+    assert [(d["kernel_size"], d["mode"]) for d in details] == [(kernel, "none"), *[(kernel, "collocated")] * 3]
+    layers = model.ledger.layers
+    assert all(layers[f"{name}.weight"].file_bytes < 0.6 * layers["a.weight"].file_bytes for name in "bcd")
+    check_round_trip(state, model)
+    read = textbook.read(model.to_bytes())
+    assert {name: shape for name, (_, shape, _) in read.items()} == {name: tuple(t.shape) for name, t in state.items()}
+    values = {name: np.frombuffer(data, "<f4") for name, (_, _, data) in read.items()}
+    assert all(np.array_equal(values[name], t.numpy().ravel()) for name, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -119,7 +119,7 @@ class ChainSection(Section):
     """One chain, quantized.
 
     Attributes:
-        kernel_size: height and width.
+        kernel_size: as the file has it: the width, and before it the product of all other sizes.
         anchor: (kernels, taps), carried in `anchor_dtype`; None where the first layer is quantized too.
         anchor_dtype: one of ANCHOR_DTYPES.
         layers: all layers in order, the anchor first.
@@ -132,13 +132,13 @@ class ChainSection(Section):
 
     def __init__(
         self,
-        kernel_size: tuple[int, int],
+        kernel_size: Sequence[int],
         anchor: NDArray[Any] | None,
         anchor_dtype: str | None,
         layers: Sequence[CodedLayer],
         coding: Coding,
     ) -> None:
-        self.kernel_size = kernel_size
+        self.kernel_size = _folded(kernel_size)
         self.anchor = anchor
         self.anchor_dtype = anchor_dtype
         self.layers: Sequence[CodedLayer] = layers
@@ -189,7 +189,7 @@ class ChainSection(Section):
     def summaries(self) -> list[Summary]:
         found = []
         for layer in self.layers:
-            details: dict[str, Any] = {"kernel_size": self.kernel_size, "kernels": layer.kernels}
+            details: dict[str, Any] = {"kernel_size": layer.info.shape[2:], "kernels": layer.kernels}
             if layer.quantized is None:
                 details |= {"mode": "anchor", "dtype": self.anchor_dtype}
             else:
@@ -419,11 +419,16 @@ def _ancestral(
     return [partial(lineage.references, number) for number in range(len(origins))]
 
 
+def _folded(kernel_size: Sequence[int]) -> tuple[int, int]:
+    """The size of kernels of one, two or three dimensions as two numbers."""
+    return math.prod(kernel_size[:-1]), kernel_size[-1]
+
+
 def _tensor(reader: ByteReader, directory: Sequence[TensorInfo], size: tuple[int, int]) -> TensorInfo:
     info = read_info(reader, directory, "a chain")
     if info.storage != "coded" or not is_real(info.dtype):
         raise reader.fail("unfit", f"{info.name}: a chain holds a tensor that is {info.storage}, {info.dtype}")
-    if len(info.shape) != 4 or info.shape[2:] != size or info.numel == 0:
+    if len(info.shape) not in (3, 4, 5) or _folded(info.shape[2:]) != size or info.numel == 0:
         raise reader.fail("unfit", f"{info.name}: shape {info.shape} in a chain of {size[0]}x{size[1]} kernels")
     return info
 

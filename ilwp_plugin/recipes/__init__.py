@@ -1,6 +1,6 @@
 """What is done with which tensors: one file for each recipe."""
 
-from ilwp_plugin.recipes import batch_norm, grid, ilwp
+from ilwp_plugin.recipes import batch_norm, deep_compression, grid, ilwp, mlq, slq, soft_weight_sharing
 from ilwp_plugin.recipes.base import RECIPES, Claims, Encoding, Options, Recipe, TrainingPart, WeightRecipe
 
 __all__ = [
@@ -12,6 +12,10 @@ __all__ = [
     "TrainingPart",
     "WeightRecipe",
     "batch_norm",
+    "deep_compression",
     "grid",
     "ilwp",
+    "mlq",
+    "slq",
+    "soft_weight_sharing",
 ]

@@ -300,10 +300,11 @@ class _GridEncoding(WeightEncoding):
     def __init__(self, recipe: Grid, claims: Claims, context: EncodingContext) -> None:
         self._biases = claims.weights if isinstance(claims, GridClaims) else {}
         own = [context.steps[key] for key in claims.tensors if key in context.steps]
-        mean = math.exp(sum(map(math.log, own)) / len(own)) if own else 1.0
+        mean = math.exp(sum(map(math.log, own)) / len(own)) if own else None
         steps = dict(context.steps)
         for bias, weight in self._biases.items():
-            steps[bias] = (steps[weight] if weight in claims.tensors else mean) * BIAS_SHARE
+            step = steps[weight] if weight in claims.tensors else mean
+            steps[bias] = _vector_step(context.network.state[bias]) if step is None else step * BIAS_SHARE
         vectors = claims.vectors if isinstance(claims, GridClaims) else ()
         steps.update({key: _vector_step(context.network.state[key]) for key in vectors})
         self._rounded = {*self._biases, *vectors}

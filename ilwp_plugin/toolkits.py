@@ -1,27 +1,31 @@
-"""Adapters to compression toolkits, found lazily by entry point.
+"""Adapters to compression toolkits and to files of models, found lazily by entry point.
 
-An adapter is a module with a function `register()`, announced in the entry-point group `ilwp.integrations` under the
-name of its toolkit. Nothing is imported before `load` is called, so the core knows no toolkit. Third-party packages may
-announce their own.
+An adapter to a toolkit is a module with a function `register()`, announced in the entry-point group `ilwp.integrations`
+under the name of its toolkit. One to a kind of model files is announced in the group `ilwp.files` under their suffix
+without its dot. It has two functions: `open_model(path, config)` gives the `Network` that `compress` takes, and
+`restore_model(source, path, max_bytes=None)` writes the model of an `.ilwp` file. Nothing is imported before it is
+needed, so the core knows no toolkit. Third-party packages may announce their own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from ilwp_plugin.errors import MissingDependencyError, RegistryError, nearest
 
-__all__ = ["GROUP", "load", "names", "register_installed", "schema"]
+__all__ = ["FILES", "GROUP", "for_file", "load", "names", "register_installed", "schema", "suffixes"]
 
-GROUP = "ilwp.integrations"
+GROUP, FILES = "ilwp.integrations", "ilwp.files"
 
 
-def _announced() -> dict[str, EntryPoint]:
+def _announced(group: str = GROUP) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points(group=group):
         if entry.name in found and found[entry.name].value != entry.value:
             raise RegistryError(
                 f"two integrations are called {entry.name!r}: {found[entry.name].value} and {entry.value}; "
@@ -55,6 +59,36 @@ def load(name: str) -> ModuleType:
     if not isinstance(module, ModuleType) or not callable(getattr(module, "register", None)):
         raise RegistryError(f"integration {name!r}: {entry.value} is not a module with a function register()")
     return module
+
+
+def suffixes() -> list[str]:
+    """Of the model files that an integration reads and writes, with their dots, sorted."""
+    return sorted(f".{name}" for name in _announced(FILES))
+
+
+def for_file(
+    path: str | os.PathLike[str], function: Literal["open_model", "restore_model"]
+) -> Callable[..., Any] | None:
+    """What an integration does with a kind of model files, see above; None where none knows their suffix.
+
+    Raises:
+        MissingDependencyError: what it needs is not installed.
+        RegistryError: it has no such function.
+    """
+    entry = _announced(FILES).get(Path(path).suffix.removeprefix(".").casefold())
+    if entry is None:
+        return None
+    try:
+        found: Callable[..., Any] | None = getattr(entry.load(), function, None)
+    except ImportError as error:
+        own = entry.value.removeprefix("ilwp_integrations.")
+        if error.name in ("torch", "scipy"):
+            raise  # whoever compresses is told so in the same words for all files
+        extra = f"pip install 'ilwp-plugin[{own}]'" if own != entry.value else "install it"
+        raise MissingDependencyError(f"{os.fspath(path)}: a file of this kind needs more: {error}; {extra}") from error
+    if not callable(found):
+        raise RegistryError(f"files of kind {entry.name!r}: {entry.value} has no function {function}()")
+    return found
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import typer
 
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import output
-from ilwp_plugin.errors import FileError
+from ilwp_plugin.errors import ConfigError, FileError
 from ilwp_plugin.paths import check_regular, untrusted
 
 Input = Annotated[
     Path,
-    typer.Argument(metavar="IN", help="A .safetensors file, or one of torch.save (.pt, .ckpt, .bin)."),
+    typer.Argument(metavar="IN", help="A .safetensors file, one of torch.save (.pt, .ckpt, .bin), or an .onnx model."),
 ]
 IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]
 MaxBytes = Annotated[int | None, typer.Option(help="Refuse a file whose tensors take more memory than this.")]
@@ -51,7 +51,7 @@ def compress(
     key: ui.Key = None,
     as_json: ui.Json = False,
 ) -> None:
-    """Make a state dict small: one .ilwp file that restores all of it.
+    """Make a model small: one .ilwp file that restores all of it.
 
     Without options every weight goes on a grid that loses no more than 8-bit integers do.
     """
@@ -77,23 +77,28 @@ def compress(
         batch_norm=batch_norm,
         batch_norm_eps=batch_norm_eps,
     )
+    from ilwp_plugin import toolkits
     from ilwp_plugin.cli.showing import report_of, sentence
+    from ilwp_plugin.models.torch_network import network_of
     from ilwp_plugin.models.weights import read_state_dict
     from ilwp_plugin.pipeline.compress import compress as compress_model
     from ilwp_plugin.pipeline.fidelity import weights_snr
 
-    state = read_state_dict(source, key, mapped=True)
-    before = source.stat().st_size
+    opener = toolkits.for_file(source, "open_model")
+    if opener is not None and key is not None:
+        raise ConfigError(f"--key: {source} is no checkpoint")
+    network = network_of(read_state_dict(source, key, mapped=True)) if opener is None else opener(source, chosen)
+    before = network.source_bytes or source.stat().st_size
     with ui.progress_bar() as report:
         model = compress_model(
-            state,
+            network,
             chosen,
             target_bytes=target_bytes,
             target_bits_per_weight=target_bits_per_weight,
             progress=lambda what, done, total: report("trials" if what.startswith("trial") else "kernels", done, total),
         )
     model.save(out)
-    snr = weights_snr(state, model)
+    snr = weights_snr(network.state, model)
     if as_json:
         ui.print_json({**report_of(model), "file": str(out), "source_bytes": before, "weights_snr_db": snr})
         return
@@ -102,12 +107,22 @@ def compress(
 
 def decompress(
     source: IlwpFile,
-    out: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors or .onnx file to write.")],
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Restore the state dict of an .ilwp file as .safetensors."""
+    """Restore an .ilwp file: the tensors of any as .safetensors, an ONNX model as .onnx."""
+    from ilwp_plugin import toolkits
+
     if out.suffix != ".safetensors":
-        raise typer.BadParameter(f"{out} has to end in .safetensors", param_hint="--output")
+        write = toolkits.for_file(out, "restore_model")
+        if write is None:
+            known = ", ".join([".safetensors", *toolkits.suffixes()])
+            raise typer.BadParameter(f"{out} has to end in one of {known}", param_hint="--output")
+        if out.exists() and out.samefile(source):
+            raise FileError(f"cannot write {out}: it is the input")
+        write(source, out, max_bytes=max_bytes)
+        output.print(f"{out}: {out.stat().st_size:,} bytes", soft_wrap=True)
+        return
     from ilwp_plugin.format import read
     from ilwp_plugin.format.safetensors import write_safetensors
 

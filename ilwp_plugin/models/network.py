@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ilwp_plugin.format.sections import Section
 from ilwp_plugin.models.chains import Chains, Scope, is_real
 
 __all__ = ["NORM_ROLES", "FileState", "Layer", "Network", "Norm", "is_weight"]
@@ -67,6 +68,9 @@ class Network(ABC):
         norms: batch norms by name.
         module: the torch module, where there is one: it can be run, calibrated and trained.
         vectors: keys of the other parameters of one dimension: scales and shifts of layer and group norms, for example.
+        rest: what the model is besides its tensors, as sections that go into its file.
+        no_weight: why a tensor that looks like a weight is none, where it belongs to no layer.
+        source_bytes: of the files that it was read from; None where it was in memory.
     """
 
     state: Mapping[str, Tensor]
@@ -74,6 +78,9 @@ class Network(ABC):
     norms: Mapping[str, Norm]
     module: nn.Module | None = None
     vectors: tuple[str, ...] = ()
+    rest: tuple[Section, ...] = ()
+    no_weight: str = "a buffer or a mask, no parameter"
+    source_bytes: int | None = None
 
     @abstractmethod
     def chains(

@@ -186,7 +186,8 @@ class _Job:
         provenance = {name: value for name, value in self.plan.request.references.items() if isinstance(value, Origin)}
         structure = structure_section(provenance)
         sections = [*([] if structure is None else [structure]), *quantized.sections]
-        return assembled(self.plan.directory, sections, raw, metadata, left=self.plan.left, notes=quantized.notes)
+        rest, left, notes = self.plan.network.rest, self.plan.left, quantized.notes
+        return assembled(self.plan.directory, sections, raw, metadata, left=left, notes=notes, extra=rest)
 
     def say(self, compressed: CompressedModel) -> None:
         """What the user has to know of the result."""

@@ -264,10 +264,6 @@ class CompressedModel:
                 how = "changed since it was compressed" if name in state else "not there any more"
                 raise TensorError(f"tensor {name!r} is {how}; compress the model again")
 
-    def with_section(self, section: Section) -> CompressedModel:
-        """The same with one more section, which holds no tensors."""
-        return CompressedModel(self.tensors, [*self.sections, section], left=self.left, notes=self.notes)
-
     def read_back(self) -> CompressedModel:
         """Itself, once all that is encoded in the file was decoded again and found to be the same.
 

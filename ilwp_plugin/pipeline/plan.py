@@ -265,7 +265,7 @@ def _left(network: Network, claims: Sequence[Claims], free: Mapping[str, None]) 
         elif not is_real(tensor):
             left[key] = f"its dtype is {dtype_name(tensor.dtype)}"
         else:
-            left[key] = "a buffer or a mask, no parameter" if is_weight(tensor) else "a vector, which no recipe takes"
+            left[key] = network.no_weight if is_weight(tensor) else "a vector, which no recipe takes"
     return left
 
 

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .files import compress_model, restore_model
+    from .network import open_model
     from .session import load_session
 
-__all__ = ["SUFFIXES", "compress_model", "load_session", "register", "restore_model"]
+__all__ = ["compress_model", "load_session", "open_model", "register", "restore_model"]
 
-SUFFIXES = (".onnx",)
-"""Of the files that `ilwp compress` and `ilwp decompress` hand to this integration."""
-
-_HOMES = {"compress_model": "files", "restore_model": "files", "load_session": "session"}
+_HOMES = {"compress_model": "files", "restore_model": "files", "load_session": "session", "open_model": "network"}
 
 
 def __getattr__(name: str) -> Any:

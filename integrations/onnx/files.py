@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import ModelProto
 
-from ilwp_plugin.errors import FileError
+from ilwp_plugin.errors import FileError, FormatError
 from ilwp_plugin.format import read
-from ilwp_plugin.format.sections.graph import GraphSection
+from ilwp_plugin.format.container import write_file
 
-from .graph import check, fill, load_model, take_out
-from .session import KIND, graph_of
+from .graph import check, key_in
+from .session import graph_of, missing
+from .tensors import put_values
 
 __all__ = ["compress_model", "restore_model"]
+
+_LARGEST = (1 << 31) - (1 << 20)
+"""Bytes of a model in one file; protobuf holds no more than 2 GiB."""
 
 
 def compress_model(source: str | os.PathLike[str] | ModelProto, config: Any = None, **options: Any) -> Any:
@@ -23,7 +28,7 @@ def compress_model(source: str | os.PathLike[str] | ModelProto, config: Any = No
 
     Args:
         source: a file, or a model, which is not changed.
-        config: an IlwpConfig, its fields, or the name of a preset.
+        config: an IlwpConfig, its fields, or the name of a preset; see `open_model`.
         options: further arguments of `ilwp_plugin.compress`.
 
     Returns:
@@ -35,13 +40,9 @@ def compress_model(source: str | os.PathLike[str] | ModelProto, config: Any = No
     """
     from ilwp_plugin import compress
 
-    from .network import OnnxNetwork
+    from .network import open_model
 
-    model = ModelProto()
-    model.CopyFrom(source if isinstance(source, ModelProto) else load_model(source))
-    taken = take_out(model)
-    compressed = compress(OnnxNetwork.of(model, taken), config, **options)
-    return compressed.with_section(GraphSection(KIND, model.SerializeToString(deterministic=True)))
+    return compress(open_model(source, config), config, **options)
 
 
 def restore_model(
@@ -54,20 +55,47 @@ def restore_model(
 
     Args:
         source: the file, or its content.
-        path: where to write the model; None writes nothing.
+        path: where to write the model; None writes nothing. A model of more than 2 GiB gets a second file beside it,
+            `path` + ".data".
         max_bytes: refuse a file whose reading takes more memory than this.
 
     Raises:
         FileError: a file cannot be read or written.
         FormatError: it is no valid `.ilwp` file, or holds no ONNX model.
+        TensorError: the model is not valid ONNX.
     """
     file = read(source, max_bytes=max_bytes)
-    model: ModelProto = ModelProto.FromString(graph_of(file))
-    fill(model, lambda key: file.tensor(key, as_bits=True))
-    check(model)
+    try:
+        model: ModelProto = ModelProto.FromString(graph_of(file))
+    except FormatError:
+        raise
+    except Exception as error:  # protobuf has errors of its own
+        raise FormatError(f"the graph is no ONNX model ({error})", "form") from error
+    known = set(file.names)
+    for tensor in model.graph.initializer:
+        key = key_in(tensor)
+        if key is not None:
+            if key not in known:
+                raise missing(key)
+            put_values(tensor, file.tensor(key, as_bits=True, copy=False))
+    large = model.ByteSize() > _LARGEST
+    if not large:
+        check(model)
     if path is not None:
-        try:
-            onnx.save(model, os.fspath(path))
-        except OSError as error:
-            raise FileError(f"cannot write {os.fspath(path)}: {error}") from error
+        target = Path(path)
+        if large:
+            _save_apart(model, target)
+        else:
+            write_file(target, [model.SerializeToString()])
     return model
+
+
+def _save_apart(model: ModelProto, path: Path) -> None:
+    """Write a model whose values stand in a second file."""
+    data = path.with_name(f"{path.name}.data")
+    try:
+        data.unlink(missing_ok=True)
+        onnx.save(model, os.fspath(path), save_as_external_data=True, location=data.name)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
+    check(os.fspath(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +10,42 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from ilwp_plugin.config import IlwpConfig
+from ilwp_plugin.format.sections.graph import GraphSection
 from ilwp_plugin.models.chains import Chains, Convolution, Scope, is_real, select_chains
 from ilwp_plugin.models.network import Layer, Network, Norm, is_weight
 from ilwp_plugin.models.tensors import dtype_of, tensor_of
 
-from .graph import WEIGHT_INPUTS, graphs_of, key_in
+from .graph import key_in, load_model, take_out
+from .layers import LayerNode, layers_of
+from .rearrange import attribute_of, fold_norms, gather_values, graphs_of, is_fixed_norm, number_of_uses
+from .session import KIND
 
-__all__ = ["OnnxNetwork"]
+__all__ = ["OnnxNetwork", "open_model"]
+
+
+def open_model(source: str | os.PathLike[str] | ModelProto, config: Any = None) -> OnnxNetwork:
+    """An ONNX model for `ilwp_plugin.compress`.
+
+    Args:
+        source: a file, or a model, which is not changed.
+        config: of the compression: an IlwpConfig, its fields, or the name of a preset. Unless it says `batch_norm`
+            "exact", batch norms are put into the layers that they follow.
+
+    Raises:
+        FileError: the file cannot be read, or is none.
+    """
+    if isinstance(source, ModelProto):
+        model, size = ModelProto(), None
+        model.CopyFrom(source)
+    else:
+        model, size = load_model(source)
+    gather_values(model)
+    if IlwpConfig.of(config).batch_norm != "exact":
+        fold_norms(model)
+    layers = layers_of(model.graph, {tensor.name: len(tensor.dims) for tensor in model.graph.initializer})
+    taken = take_out(model, layers)
+    return OnnxNetwork.of(model, taken, layers, size)
 
 
 class OnnxNetwork(Network):
@@ -25,30 +54,35 @@ class OnnxNetwork(Network):
     convolutions: Sequence[Convolution]
 
     @classmethod
-    def of(cls, model: ModelProto, taken: Mapping[str, tuple[str, NDArray[Any]]]) -> OnnxNetwork:
+    def of(
+        cls,
+        model: ModelProto,
+        taken: Mapping[str, tuple[str, NDArray[Any]]],
+        layers: Sequence[LayerNode],
+        size: int | None = None,
+    ) -> OnnxNetwork:
         """See `graph.take_out`."""
         state = {key: tensor_of(values, dtype_of(dtype)) for key, (dtype, values) in taken.items()}
         keys = {tensor.name: key for tensor in model.graph.initializer if (key := key_in(tensor)) is not None}
-        nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
-        uses = Counter(name for node in nodes for name in node.input)
-        layers: dict[str, Layer] = {}
-        norms: dict[str, Norm] = {}
+        uses = number_of_uses(model.graph)
+        found: dict[str, Layer] = {}
         convolutions: list[Convolution] = []
-        for node in nodes:
-            for layer in _layers(node, keys, state):
-                if layer.name not in layers:
-                    layers[layer.name] = layer
-            if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in keys:
-                convolutions.append(_convolution(node, keys, state, uses))
-            norm = _norm(node, keys, state, uses)
-            if norm is not None:
-                norms[norm.keys[0]] = norm
-        for key, tensor in state.items():  # weights of operations that are not known
+        for layer in layers:
+            key = keys.get(layer.weight)
+            if key is None or not is_weight(state[key]):
+                continue
+            bias = keys.get(layer.bias) if layer.bias is not None else None
+            own = bias if bias is not None and is_real(state[bias]) else None
             name = key.removesuffix(".weight")
-            if is_weight(tensor) and all(layer.weight != key for layer in layers.values()):
-                layers[name] = Layer(name, "tensor", key)
-        network = cls(state, layers, norms)
-        object.__setattr__(network, "convolutions", tuple({c.name: c for c in convolutions}.values()))
+            found[name] = Layer(name, layer.node.op_type, key, own)
+            if layer.node.op_type == "Conv" and layer.direct:
+                convolutions.append(_convolution(name, layer.node, state[key], uses[layer.weight] > 1))
+        nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+        norms = {norm.keys[0]: norm for node in nodes if (norm := _norm(node, keys, state, uses)) is not None}
+        graph = GraphSection(KIND, model.SerializeToString(deterministic=True))
+        why = "a constant of an operation without weights"
+        network = cls(state, found, norms, rest=(graph,), no_weight=why, source_bytes=size)
+        object.__setattr__(network, "convolutions", tuple(convolutions))
         return network
 
     def chains(
@@ -71,46 +105,23 @@ class OnnxNetwork(Network):
         return select_chains(candidates, scope, target_scopes, ignored_scopes, required, list(self.layers))
 
 
-def _layers(node: NodeProto, keys: Mapping[str, str], state: Mapping[str, torch.Tensor]) -> list[Layer]:
-    found = []
-    for number in WEIGHT_INPUTS.get(node.op_type, ()):
-        key = keys.get(node.input[number]) if number < len(node.input) else None
-        if key is None or not is_weight(state[key]):
-            continue
-        bias = (
-            keys.get(node.input[2])
-            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2
-            else None
-        )
-        own = bias if bias is not None and is_real(state[bias]) else None
-        found.append(Layer(key.removesuffix(".weight"), node.op_type, key, own))
-    return found
-
-
-def _convolution(
-    node: NodeProto, keys: Mapping[str, str], state: Mapping[str, torch.Tensor], uses: Mapping[str, int]
-) -> Convolution:
-    key = keys[node.input[1]]
-    weight = state[key]
-    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+def _convolution(name: str, node: NodeProto, weight: torch.Tensor, shared: bool) -> Convolution:
     refusal = None
     if weight.dim() != 4:
         refusal = f"a convolution of {weight.dim() - 2} dimensions"
     elif not is_real(weight):
         refusal = f"its weight is {weight.dtype}"
-    elif uses[node.input[1]] > 1:
+    elif shared:
         refusal = "shares its weight with another operation"
-    depthwise = weight.dim() == 4 and weight.shape[1] == 1 and group > 1
+    depthwise = weight.dim() == 4 and weight.shape[1] == 1 and attribute_of(node, "group", 1) > 1
     shape = tuple(weight.shape) if weight.dim() == 4 else (1, 1, 1, 1)
-    return Convolution(key.removesuffix(".weight"), shape, depthwise, refusal)
+    return Convolution(name, shape, depthwise, refusal)
 
 
 def _norm(
     node: NodeProto, keys: Mapping[str, str], state: Mapping[str, torch.Tensor], uses: Mapping[str, int]
 ) -> Norm | None:
-    if node.op_type != "BatchNormalization" or len(node.output) > 1 or len(node.input) < 5:
-        return None
-    if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+    if node.op_type != "BatchNormalization" or not is_fixed_norm(node):
         return None
     names = list(node.input[1:5])
     if any(name not in keys or uses[name] > 1 for name in names):
@@ -118,5 +129,4 @@ def _norm(
     own = tuple(keys[name] for name in names)
     if any(not is_real(state[key]) for key in own):
         return None
-    eps = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
-    return Norm(own, float(eps))
+    return Norm(own, float(attribute_of(node, "epsilon", 1e-5)))

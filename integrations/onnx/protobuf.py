@@ -2,54 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ilwp_plugin.errors import FormatError
 
-__all__ = ["LOCATION", "placeholders"]
+__all__ = ["LOCATION", "Placeholder", "placeholders", "with_values"]
 
 LOCATION = "ilwp:"
 """What the place of a tensor's values begins with, where a file of ours holds them; its key there follows."""
 
-_GRAPH, _INITIALIZER, _NAME, _EXTERNAL, _KEY, _VALUE = 7, 5, 8, 13, 1, 2
+_GRAPH, _INITIALIZER, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE, _KEY, _VALUE = 7, 5, 2, 8, 9, 13, 14, 1, 2
 """Numbers of fields, in ModelProto, GraphProto, TensorProto and StringStringEntryProto."""
 
 
-def placeholders(model: bytes) -> dict[str, str]:
-    """The initializers of a serialized model whose values a file of ours holds: their keys there, by name.
+@dataclass(frozen=True)
+class Placeholder:
+    """An initializer whose values a file of ours holds.
+
+    Attributes:
+        key: of the tensor in the file.
+        data_type: of TensorProto.
+    """
+
+    key: str
+    data_type: int
+
+
+def placeholders(model: bytes) -> dict[str, Placeholder]:
+    """The initializers of a serialized model whose values a file of ours holds, by name.
 
     Raises:
         FormatError: the bytes are no protobuf.
     """
-    found: dict[str, str] = {}
-    for graph in _fields(model, _GRAPH):
-        for tensor in _fields(graph, _INITIALIZER):
-            for entry in _fields(tensor, _EXTERNAL):
-                value = b"".join(_fields(entry, _VALUE)).decode()
-                if b"".join(_fields(entry, _KEY)) == b"location" and value.startswith(LOCATION):
-                    found[b"".join(_fields(tensor, _NAME)).decode()] = value.removeprefix(LOCATION)
+    found: dict[str, Placeholder] = {}
+    for number, graph in _fields(model):
+        for part, tensor in _fields(graph) if number == _GRAPH and isinstance(graph, bytes) else ():
+            if part == _INITIALIZER and isinstance(tensor, bytes) and (placeholder := _placeholder(tensor)):
+                found[_text(tensor, _NAME)] = placeholder
     return found
 
 
-def _fields(message: bytes, number: int) -> Iterator[bytes]:
-    """The contents of all fields of a number that hold bytes."""
+def with_values(model: bytes, value_of: Callable[[str], bytes | None]) -> bytes:
+    """A serialized model in which initializers hold their values.
+
+    Args:
+        model: the model.
+        value_of: called with the key of a placeholder; None leaves it.
+
+    Raises:
+        FormatError: the bytes are no protobuf.
+    """
+
+    def tensor(content: bytes) -> bytes:
+        placeholder = _placeholder(content)
+        values = value_of(placeholder.key) if placeholder is not None else None
+        if values is None:
+            return content
+        kept = b"".join(_field(n, value) for n, value in _fields(content) if n not in (_RAW, _EXTERNAL, _PLACE))
+        return kept + _field(_RAW, values)
+
+    def graph(content: bytes) -> bytes:
+        return _mapped(content, _INITIALIZER, tensor)
+
+    return _mapped(model, _GRAPH, graph)
+
+
+def _mapped(message: bytes, number: int, change: Callable[[bytes], bytes]) -> bytes:
+    parts = [
+        _field(n, change(value) if n == number and isinstance(value, bytes) else value) for n, value in _fields(message)
+    ]
+    return b"".join(parts)
+
+
+def _placeholder(tensor: bytes) -> Placeholder | None:
+    key, data_type = None, 0
+    for number, value in _fields(tensor):
+        if number == _EXTERNAL and isinstance(value, bytes) and _text(value, _KEY) == "location":
+            place = _text(value, _VALUE)
+            key = place.removeprefix(LOCATION) if place.startswith(LOCATION) else None
+        elif number == _TYPE and isinstance(value, int):
+            data_type = value
+    return None if key is None else Placeholder(key, data_type)
+
+
+def _text(message: bytes, number: int) -> str:
+    return b"".join(value for n, value in _fields(message) if n == number and isinstance(value, bytes)).decode()
+
+
+class _Fixed(bytes):
+    """The 4 or 8 bytes of a field of fixed size."""
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """The fields of a message: their numbers, and numbers or bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
-        kind = tag & 7
+        kind, number = tag & 7, tag >> 3
         if kind == 0:
-            _, at = _varint(message, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        elif kind == 2:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if kind == 2:
             length, at = _varint(message, at)
-            if at + length > len(message):
-                raise FormatError("the graph is cut off", "value")
-            if tag >> 3 == number:
-                yield message[at : at + length]
-            at += length
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
         else:
             raise FormatError(f"the graph is no protobuf (wire type {kind})", "value")
+        if at + length > len(message):
+            raise FormatError("the graph is cut off", "value")
+        content = message[at : at + length]
+        yield number, content if kind == 2 else _Fixed(content)
+        at += length
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        return _number(number << 3) + _number(value)
+    if isinstance(value, _Fixed):
+        return _number(number << 3 | (1 if len(value) == 8 else 5)) + value
+    return _number(number << 3 | 2) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

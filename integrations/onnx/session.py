@@ -12,12 +12,15 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format import IlwpFile, read
 from ilwp_plugin.format.sections.graph import GraphSection
 
-from .protobuf import placeholders
+from .protobuf import placeholders, with_values
 
-__all__ = ["KIND", "graph_of", "load_session"]
+__all__ = ["KIND", "graph_of", "load_session", "missing"]
 
 KIND = "onnx"
 """Of the graph section."""
+
+_ORDINARY = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13))
+"""Types of tensors that numpy has, and that ONNX Runtime takes from it."""
 
 
 def graph_of(file: IlwpFile) -> bytes:
@@ -25,7 +28,12 @@ def graph_of(file: IlwpFile) -> bytes:
     for section in file.sections:
         if isinstance(section, GraphSection) and section.kind == KIND:
             return section.content
-    raise FormatError("the file holds no ONNX model, only tensors; `ilwp decompress` writes these", "form")
+    raise FormatError("the file holds no ONNX model; `ilwp decompress` writes its tensors as .safetensors", "form")
+
+
+def missing(key: str) -> FormatError:
+    """What to raise where the graph names a tensor that is not there."""
+    return FormatError(f"the graph wants a tensor {key!r}, which the file does not hold", "form")
 
 
 def load_session(
@@ -49,8 +57,18 @@ def load_session(
     """
     file = read(source, max_bytes=max_bytes)
     graph = graph_of(file)
+    known = set(file.names)
+    values, others = {}, {}
+    for name, placeholder in placeholders(graph).items():
+        if placeholder.key not in known:
+            raise missing(placeholder.key)
+        if placeholder.data_type in _ORDINARY:
+            values[name] = file.tensor(placeholder.key)
+        else:
+            others[placeholder.key] = file.tensor(placeholder.key, as_bits=True).tobytes()
+    if others:
+        graph = with_values(graph, others.get)
     options = options or onnxruntime.SessionOptions()
-    values = {name: file.tensor(key) for name, key in placeholders(graph).items()}
     held = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
     options.add_external_initializers(list(values), held)
     return onnxruntime.InferenceSession(graph, options, providers=list(providers))

@@ -18,7 +18,7 @@ from ilwp_plugin.paths import check_regular, untrusted
 
 Input = Annotated[
     Path,
-    typer.Argument(metavar="IN", help="A .safetensors file, one of torch.save (.pt, .ckpt, .bin), or an .onnx model."),
+    typer.Argument(metavar="IN", help="A checkpoint (.safetensors, .pt, .ckpt, .bin) or a model (.onnx, .xml)."),
 ]
 IlwpFile = Annotated[Path, typer.Argument(metavar="X.ilwp", help="An .ilwp file.")]
 MaxBytes = Annotated[int | None, typer.Option(help="Refuse a file whose tensors take more memory than this.")]
@@ -107,10 +107,10 @@ def compress(
 
 def decompress(
     source: IlwpFile,
-    out: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors or .onnx file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors, .onnx or .xml file to write.")],
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Restore an .ilwp file: the tensors of any as .safetensors, an ONNX model as .onnx."""
+    """Restore an .ilwp file: the tensors of any as .safetensors, an ONNX model as .onnx, one of OpenVINO as .xml."""
     from ilwp_plugin import toolkits
 
     if out.suffix != ".safetensors":

@@ -48,7 +48,7 @@ def test_errors(announce, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
 
 
 def test_what_is_installed_can_be_listed() -> None:
-    assert ilwp_integrations.names() == ["inc", "nncf", "onnx", "pruning"]
+    assert ilwp_integrations.names() == ["inc", "nncf", "onnx", "openvino", "pruning"]
     ilwp_integrations.load("pruning").register()
 
 

@@ -13,6 +13,8 @@ from ilwp_plugin.format.norms import ROLES, MergedBatchNorm
 from ilwp_plugin.format.origins import Origin, Provenance, ancestral_references
 from ilwp_plugin.format.sections import (
     SECTIONS,
+    ArrangedSection,
+    ArrangedTensor,
     BatchNormSection,
     ChainSection,
     CodebookSection,
@@ -30,6 +32,7 @@ from ilwp_plugin.format.sections import (
     SparseSection,
     StructureSection,
     Summary,
+    arranged,
     storage_mode,
 )
 
@@ -37,6 +40,8 @@ __all__ = [
     "DTYPES",
     "ROLES",
     "SECTIONS",
+    "ArrangedSection",
+    "ArrangedTensor",
     "BatchNormSection",
     "ChainSection",
     "CodebookSection",
@@ -63,6 +68,7 @@ __all__ = [
     "Summary",
     "TensorInfo",
     "ancestral_references",
+    "arranged",
     "as_numpy",
     "cast",
     "check_name",

@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ilwp_plugin.errors import TensorError
-from ilwp_plugin.format.sections import Section
-from ilwp_plugin.format.sections.codebook import CodebookSection, CodebookTensor
+from ilwp_plugin.format.sections import CodebookSection, CodebookTensor, Section, arranged
 from ilwp_plugin.method.codebooks import (
     Codebooks,
     Codes,
@@ -200,7 +199,7 @@ class _CodebookEncoding(Encoding):
         made = self._made()
         own = Codebooks(made.books, {key: made.codes[key] for key in keys})
         infos = [self.context.infos[key] for key in keys]
-        choices = []
+        choices: list[Section] = []
         for by_count in (False, True):
             whole = ordered(own, by_count)
             tensors = [
@@ -209,6 +208,8 @@ class _CodebookEncoding(Encoding):
             ]
             books = [np.asarray(book.numpy(), np.float32) for book in whole.books]
             choices.append(CodebookSection(books, tensors, self._recipe.options.coder))
+            if not by_count:
+                choices.append(arranged(books, tensors, self._recipe.options.coder))
         return [min(choices, key=lambda section: section.encode(infos).ledger.file_bytes)]
 
 

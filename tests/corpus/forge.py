@@ -12,7 +12,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
 RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE, FIELDS, FLOATS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 GRAPH, CODEBOOK = 10, 11
+ARRANGED = 13
 LARGE = 1 << 18
 F32, U8, I64, BOOL, F8 = 0, 4, 8, 9, 12
 _RAW, _CODED, _ALIAS, _SAME = 0 << 5, 1 << 5, 2 << 5, 0x80
@@ -1253,6 +1254,59 @@ change(
     "not-finite",
     "an entry is beyond the range of float16",
     _book(b"\2\2" + struct.pack("<4f", 1, 2, 3, 1e6), tensor=entry([token("c")], _CODED | 1, [4])),
+)
+
+
+# --- arranged section
+def _arranged(
+    heads: bytes = b"\0\0\1\0\3\3\2",
+    groups: Sequence[list[int]] = ([0, 3, 1], [1, 1]),
+    *,
+    count: int = 1,
+    tensor: bytes | None = None,
+    books: bytes = b"\1\2\1" + struct.pack("<2f", 1, 2),
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with a tensor of six values, of which the first and the last are the second entry of a codebook."""
+
+    def apply(file: File) -> None:
+        file.tensors = [
+            tensor or entry([token("c"), token("weight")], _CODED | F32, [6]),
+            entry([token("bias")], _RAW | F32, [0], shared=1),
+        ]
+        body = books + varint(count) + heads + b"".join(group(own).build() for own in groups)
+        file.sections = [(ARRANGED, body + tail), (RAW, b"")]
+
+    return apply
+
+
+change("arranged_count_0", "count", "an arranged section of 0 tensors", _arranged(count=0))
+change("arranged_tensor_unknown", "position", "refers to tensor 9", _arranged(b"\x09\0\0"))
+change("arranged_book_unknown", "position", "codebook 1 does not fit", _arranged(b"\0\1\0"))
+change("arranged_tensor_twice", "ownership", "twice in an arranged", _arranged(b"\0\0\0\0\0\0", count=2))
+change("arranged_integers", "unfit", "coded, int64", _arranged(tensor=entry([token("c")], _CODED | I64, [6])))
+change("arranged_form_3", "form", "indices in form 3", _arranged(b"\0\0\3"))
+change("arranged_to_itself", "reference", "differences to tensor 0", _arranged(b"\0\0\2\0"))
+change("arranged_to_none", "reference", "differences to tensor -1", _arranged(b"\0\0\2\1"))
+change("arranged_common_unknown", "count", "indices besides 2", _arranged(b"\0\0\1\2\3\3\2"))
+change("arranged_longest_0", "count", "distances up to 0", _arranged(b"\0\0\1\0\0\3\2"))
+change("arranged_no_indices", "count", "0 indices besides 0", _arranged(b"\0\0\1\0\3\3\0"))
+change("arranged_more_indices_than_distances", "count", "4 indices", _arranged(b"\0\0\1\0\3\3\4"))
+change("arranged_too_many_distances", "count", "at 7 distances", _arranged(b"\0\0\1\0\3\7\2"))
+change("arranged_distance_too_long", "code", "a distance beyond 3", _arranged(groups=([0, 4, 1], [1, 1])))
+change("arranged_distance_negative", "code", "a distance beyond 3", _arranged(groups=([0, -1, 1], [1, 1])))
+change("arranged_distance_to_nowhere", "code", "one that leads nowhere", _arranged(groups=([0, 1, 3], [1, 1])))
+change("arranged_beyond_the_end", "code", "do not fit their distances", _arranged(groups=([0, 3, 2], [1, 1])))
+change("arranged_index_missing", "code", "do not fit their distances", _arranged(groups=([0, 1, 1], [1, 1])))
+change("arranged_index_that_is_left_out", "code", "do not fit their distances", _arranged(groups=([0, 3, 1], [1, 0])))
+change("arranged_index_too_large", "code", "beyond the 2 entries", _arranged(groups=([0, 3, 1], [1, 2])))
+change("arranged_plain_too_large", "code", "beyond the 2 entries", _arranged(b"\0\0\0", ([0, 1, 0, 1, 0, 2],)))
+change("arranged_trailing_bytes", "too-long", "1 bytes too many", _arranged(tail=b"\0"))
+change(
+    "arranged_infinite",
+    "not-finite",
+    "an entry is beyond the range of float16",
+    _arranged(books=b"\1\2\1" + struct.pack("<2f", 1, 1e6), tensor=entry([token("c")], _CODED | 1, [6])),
 )
 
 

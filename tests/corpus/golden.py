@@ -322,6 +322,29 @@ def codebooks() -> Parts:
     return make.parts()
 
 
+def arranged() -> Parts:
+    """Indices in every form, some of them differences of differences; distances with fillers."""
+    make = Maker(9)
+    books = [make.random.standard_normal((n, width)).astype(np.float32) for n, width in ((6, 1), (9, 2))]
+    tensors = []
+
+    def add(name: str, shape: Sequence[int], indices: NDArray[Any], book: int = 0, **form: Any) -> None:
+        tensors.append(ilwp.ArrangedTensor(make.info(name, shape), book, indices, **form))
+
+    kernels = make.random.randint(0, 6, 36)
+    add("a.weight", (4, 1, 3, 3), kernels)
+    add("b.weight", (6, 1, 3, 3), np.concatenate([kernels, kernels[:18]]), form="collocated", before=0)
+    add("c.weight", (3, 1, 3, 3), np.minimum(kernels[:27] + 1, 5), form="collocated", before=1)
+    for name, common, longest, share in (("d", 2, 255, 0.9), ("e", 0, 1, 0.7), ("f", 5, 7, 0.97)):
+        indices = np.where(make.random.random_sample(600) < share, common, make.random.randint(0, 6, 600))
+        add(f"{name}.weight", (20, 30), indices, form="sparse", common=common, longest=longest)
+    pairs = np.zeros(50, np.int64)
+    pairs[[0, 49]] = 3, 8
+    add("g.weight", (10, 10), pairs, 1, form="sparse")
+    make.sections.append(ilwp.ArrangedSection(books, tensors))
+    return make.parts()
+
+
 class _Unknown(ilwp.OpaqueSection):
     """An ancillary section of a kind that nobody knows."""
 
@@ -360,6 +383,7 @@ WRITTEN: dict[str, Callable[[], Parts]] = {
     "fields": fields,
     "floats": floats,
     "codebooks": codebooks,
+    "arranged": arranged,
     "unknown_section": unknown_section,
     "nothing": lambda: ([], []),
 }

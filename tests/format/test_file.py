@@ -370,6 +370,7 @@ def test_kinds_keep_their_numbers() -> None:
         "floats": (9, False, False),
         "graph": (10, True, True),
         "codebook": (11, False, False),
+        "arranged": (13, False, False),
     }
     assert all(SECTIONS[name].name == name for name in SECTIONS)
     assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2}

@@ -678,7 +678,7 @@ def graph_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) ->
     require(unpacker.eof and not unpacker.unused_data and len(state["graph"]) == size)
 
 
-def codebook_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+def codebooks(piece: Bytes, tensors: list[Tensor]) -> list[list[list[float]]]:
     books = []
     for _ in range(how_many(piece, tensors)):
         n, width = piece.varint(), piece.varint()
@@ -686,6 +686,11 @@ def codebook_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any])
         values = [piece.f32() for _ in range(n * width)]
         require(all(math.isfinite(v) and (v or math.copysign(1, v) > 0) for v in values))
         books.append([values[i : i + width] for i in range(0, n * width, width)])
+    return books
+
+
+def codebook_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+    books = codebooks(piece, tensors)
     heads = []
     for _ in range(how_many(piece, tensors)):
         t, book = coded(piece, tensors, REAL), piece.varint()
@@ -694,6 +699,51 @@ def codebook_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any])
     for (t, book), own in zip(heads, runs(piece, [t.size // len(b[0]) for t, b in heads]), strict=True):
         require(all(0 <= index < len(book) for index in own))
         t.give(converted([F32(v) for index in own for v in book[index]], t.dtype))
+
+
+def arranged_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+    books = codebooks(piece, tensors)
+    heads, gaps = [], []
+    for number in range(how_many(piece, tensors)):
+        t, book, form = coded(piece, tensors, REAL), piece.varint(), piece.u8()
+        require(book < len(books) and t.size % len(books[book][0]) == 0)
+        n = t.size // len(books[book][0])
+        more: tuple[int, ...] = ()
+        if form == 1:
+            more = common, longest, distances, stored = piece.varint(), piece.u8(), piece.varint(), piece.varint()
+            require(common < len(books[book]) and longest and 1 <= stored <= distances <= n)
+            gaps.append(distances)
+        elif form == 2:
+            more = (piece.varint(),)
+            require(1 <= more[0] <= number)
+        else:
+            require(form == 0)
+        heads.append((t, books[book], form, more, n))
+    counts = [more[3] if form == 1 else n for _, _, form, more, n in heads]
+    found = runs(piece, gaps + counts)
+    distances_left, stored_left = found[: len(gaps)], found[len(gaps) :]
+    whole: list[list[int]] = []
+    for (t, book, form, more, n), own in zip(heads, stored_left, strict=True):
+        if form == 1:
+            indices: list[int] = []
+            left = list(own)
+            for distance in distances_left.pop(0):
+                require(0 <= distance <= more[1])
+                indices += [more[0]] * distance
+                if distance < more[1]:
+                    require(left and left[0] != more[0])
+                    indices.append(left.pop(0))
+                last = distance
+            require(not left and last < more[1] and len(indices) <= n)
+            indices += [more[0]] * (n - len(indices))
+        elif form == 2:
+            before = whole[len(whole) - more[0]]
+            indices = [code + (before[i] if i < len(before) else 0) for i, code in enumerate(own)]
+        else:
+            indices = own
+        require(all(0 <= index < len(book) for index in indices))
+        whole.append(indices)
+        t.give(converted([F32(v) for index in indices for v in book[index]], t.dtype))
 
 
 KINDS = {
@@ -708,4 +758,5 @@ KINDS = {
     9: floats_section,
     10: graph_section,
     11: codebook_section,
+    13: arranged_section,
 }

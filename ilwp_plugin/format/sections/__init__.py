@@ -1,5 +1,6 @@
 """What the sections of a file hold. Encode and decode of each kind stand side by side in one module."""
 
+from ilwp_plugin.format.sections.arranged import ArrangedSection, ArrangedTensor, arranged
 from ilwp_plugin.format.sections.base import SECTIONS, Context, OpaqueSection, Section, Summary
 from ilwp_plugin.format.sections.batch_norm import BatchNormSection
 from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
@@ -15,6 +16,8 @@ from ilwp_plugin.format.sections.structure import StructureSection
 
 __all__ = [
     "SECTIONS",
+    "ArrangedSection",
+    "ArrangedTensor",
     "BatchNormSection",
     "ChainSection",
     "CodebookSection",
@@ -32,5 +35,6 @@ __all__ = [
     "SparseSection",
     "StructureSection",
     "Summary",
+    "arranged",
     "storage_mode",
 ]

@@ -19,10 +19,10 @@ from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder,
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import register_part
 
-__all__ = ["CodebookSection", "CodebookTensor"]
+__all__ = ["INDICES", "CodebookSection", "CodebookTensor", "checked_books", "described", "read_books", "write_books"]
 
 _ENTRIES = register_part("codebook", "Entries of codebooks.")
-_INDICES = register_part(
+INDICES = register_part(
     "indices", "Tensors that are indices into codebooks: indices, their code tables, names and shapes."
 )
 
@@ -46,6 +46,59 @@ class CodebookTensor:
     indices: NDArray[Any]
 
 
+def checked_books(books: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:
+    """Books as a file holds them, without -0. Raises TensorError where it cannot hold one."""
+    found = tuple(np.asarray(book, np.float32) + np.float32(0) for book in books)
+    for book in found:
+        if book.ndim != 2 or not (1 <= len(book) <= _MAX_ENTRIES and 1 <= book.shape[1] <= _MAX_WIDTH):
+            raise TensorError(
+                f"codebook of shape {book.shape}: expected 1 to {_MAX_ENTRIES:,} entries of 1 to {_MAX_WIDTH} values"
+            )
+        if not np.isfinite(book).all():
+            raise TensorError("codebook: an entry is NaN or infinite")
+    return found
+
+
+def described(book: NDArray[np.float32], indices: NDArray[Any]) -> dict[str, Any]:
+    """What there is to say of a tensor for `Summary`."""
+    zeros = np.flatnonzero(~book.any(axis=1))
+    return {
+        "entries": len(book),
+        "width": book.shape[1],
+        "used": len(np.unique(indices)),
+        "zeros": float(np.isin(indices, zeros).mean()),
+        "entropy": Histogram.of(indices).entropy / book.shape[1],
+    }
+
+
+def write_books(writer: ByteWriter, books: Sequence[NDArray[np.float32]]) -> None:
+    """Write codebooks, charged as their entries."""
+    with writer.charge(_ENTRIES, None):
+        writer.varint(len(books))
+        for book in books:
+            writer.varint(len(book))
+            writer.varint(book.shape[1])
+            writer.raw(np.ascontiguousarray(book, "<f4").tobytes())
+
+
+def read_books(reader: ByteReader, directory: Sequence[TensorInfo]) -> list[NDArray[np.float32]]:
+    """The inverse. Raises FormatError."""
+    books = []
+    with reader.charge(_ENTRIES, None):
+        count = reader.varint()
+        if not 1 <= count <= len(directory):
+            raise reader.fail("count", f"{count} codebooks, the file has {len(directory)} tensors")
+        for _ in range(count):
+            entries, width = reader.varint(), reader.varint()
+            if not (1 <= entries <= _MAX_ENTRIES and 1 <= width <= _MAX_WIDTH):
+                raise reader.fail("range", f"a codebook of {entries} entries of {width} values")
+            content = np.frombuffer(reader.raw(4 * entries * width), "<f4").reshape(entries, width)
+            if not np.isfinite(content).all() or (np.signbit(content) & (content == 0)).any():
+                raise reader.fail("range", "an entry of a codebook is NaN, infinite or -0")
+            books.append(content)
+    return books
+
+
 @SECTIONS.register("codebook")
 class CodebookSection(Section):
     """Codebooks, and tensors that refer to them; several tensors may share one.
@@ -61,23 +114,15 @@ class CodebookSection(Section):
 
     number = 11
     name = "codebook"
-    part = _INDICES
+    part = INDICES
 
     def __init__(
         self, books: Sequence[NDArray[np.float32]], tensors: Sequence[CodebookTensor], coding: Coding = AUTO
     ) -> None:
-        self.books = tuple(np.asarray(book, np.float32) + np.float32(0) for book in books)
+        self.books = checked_books(books)
         self.tensors: Sequence[CodebookTensor] = tuple(tensors)
         self.infos = tuple(tensor.info for tensor in tensors)
         self.coding = coding
-        for book in self.books:
-            if book.ndim != 2 or not (1 <= len(book) <= _MAX_ENTRIES and 1 <= book.shape[1] <= _MAX_WIDTH):
-                raise TensorError(
-                    f"codebook of shape {book.shape}: expected 1 to {_MAX_ENTRIES:,} entries of 1 to {_MAX_WIDTH} "
-                    "values"
-                )
-            if not np.isfinite(book).all():
-                raise TensorError("codebook: an entry is NaN or infinite")
         for tensor in self.tensors:
             book = self.books[tensor.book]
             if tensor.indices.size * book.shape[1] != tensor.info.numel:
@@ -115,16 +160,7 @@ class CodebookSection(Section):
     def summaries(self) -> list[Summary]:
         found = []
         for tensor in self.tensors:
-            book = self.books[tensor.book]
-            used = np.unique(tensor.indices)
-            zeros = np.flatnonzero(~book.any(axis=1))
-            details = {
-                "entries": len(book),
-                "width": book.shape[1],
-                "used": len(used),
-                "zeros": float(np.isin(tensor.indices, zeros).mean()),
-                "entropy": Histogram.of(tensor.indices).entropy / book.shape[1],
-            }
+            details = described(self.books[tensor.book], tensor.indices)
             found.append(Summary(tensor.info.name, self.name, tensor.info.shape, details))
         return found
 
@@ -134,37 +170,20 @@ class CodebookSection(Section):
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}
-        with writer.charge(_ENTRIES, None):
-            writer.varint(len(self.books))
-            for book in self.books:
-                writer.varint(len(book))
-                writer.varint(book.shape[1])
-                writer.raw(np.ascontiguousarray(book, "<f4").tobytes())
+        write_books(writer, self.books)
         writer.varint(len(self.tensors))
         for tensor in self.tensors:
-            with writer.charge(_INDICES, tensor.info.name):
+            with writer.charge(INDICES, tensor.info.name):
                 writer.varint(position[tensor.info.name])
                 writer.varint(tensor.book)
         runs = [Run.of(tensor.indices.astype(np.int16).reshape(-1)) for tensor in self.tensors]
-        accounts = [(_INDICES, tensor.info.name) for tensor in self.tensors]
-        write_codes(writer, accounts, runs, self.coding, _INDICES)
+        accounts = [(INDICES, tensor.info.name) for tensor in self.tensors]
+        write_codes(writer, accounts, runs, self.coding, INDICES)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> CodebookSection:
         directory = context.directory
-        books = []
-        with reader.charge(_ENTRIES, None):
-            count = reader.varint()
-            if not 1 <= count <= len(directory):
-                raise reader.fail("count", f"{count} codebooks, the file has {len(directory)} tensors")
-            for _ in range(count):
-                entries, width = reader.varint(), reader.varint()
-                if not (1 <= entries <= _MAX_ENTRIES and 1 <= width <= _MAX_WIDTH):
-                    raise reader.fail("range", f"a codebook of {entries} entries of {width} values")
-                content = np.frombuffer(reader.raw(4 * entries * width), "<f4").reshape(entries, width)
-                if not np.isfinite(content).all() or (np.signbit(content) & (content == 0)).any():
-                    raise reader.fail("range", "an entry of a codebook is NaN, infinite or -0")
-                books.append(content)
+        books = read_books(reader, directory)
         count = reader.varint()
         if not 1 <= count <= len(directory):
             raise reader.fail("count", f"a codebook section of {count} tensors, the file has {len(directory)}")
@@ -173,7 +192,7 @@ class CodebookSection(Section):
         for _ in range(count):
             with reader.charge_later() as entry:
                 info = read_info(reader, directory, "a codebook section")
-                entry.account = (_INDICES, info.name)
+                entry.account = (INDICES, info.name)
                 book = reader.varint()
                 if info.storage != "coded" or not is_real(info.dtype) or not info.numel:
                     raise reader.fail("unfit", f"{info.name}: in a codebook section, and {info.storage}, {info.dtype}")
@@ -184,8 +203,8 @@ class CodebookSection(Section):
                 names.add(info.name)
                 heads.append((info, book))
         segments = [Segment.flat(info.numel // books[book].shape[1]) for info, book in heads]
-        accounts = [(_INDICES, info.name) for info, _ in heads]
-        codes = StoredCodes(reader, accounts, segments, _INDICES, context.budget)
+        accounts = [(INDICES, info.name) for info, _ in heads]
+        codes = StoredCodes(reader, accounts, segments, INDICES, context.budget)
         reader.finish()
         section = cls.__new__(cls)
         section.books, section.coding = tuple(books), codes.coding

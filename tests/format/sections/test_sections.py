@@ -42,7 +42,9 @@ def test_what_every_section_offers(name: str, section: Section) -> None:
         section.restore("no such tensor")
 
 
-@pytest.mark.parametrize("name", ["grid", "sparse", "fields", "floats", "codebooks", "every_dtype", "norms_5"])
+@pytest.mark.parametrize(
+    "name", ["grid", "sparse", "fields", "floats", "codebooks", "arranged", "every_dtype", "norms_5"]
+)
 def test_without_some_of_its_tensors(name: str) -> None:
     """Both of a section that was read and of one that was made."""
     made = golden.WRITTEN[name]()[1]
@@ -285,3 +287,48 @@ def test_codebooks_that_a_file_cannot_hold() -> None:
     ]:
         with pytest.raises(TensorError, match=message):
             make(book, indices)
+
+
+def test_forms_of_indices_are_chosen_by_size() -> None:
+    random = np.random.RandomState(0)
+    book = np.arange(9, dtype=np.float32)[:, None] - 4
+    kernels = random.randint(0, 9, (64, 9))
+    like = np.clip(kernels[:40] + (random.random_sample((40, 9)) < 0.05), 0, 8)
+    zeros = np.where(random.random_sample(4000) < 0.95, 4, random.randint(0, 9, 4000))
+    indices = {"a": kernels, "b": like, "c": zeros, "d": random.randint(0, 9, 500)}
+    shapes = {"a": (64, 1, 3, 3), "b": (40, 1, 3, 3), "c": (40, 100), "d": (50, 10)}
+    infos = [TensorInfo(name, "float32", shape, "coded") for name, shape in shapes.items()]
+    tensors = [ilwp.CodebookTensor(info, 0, indices[info.name].reshape(-1)) for info in infos]
+    for coder in ("huffman", "auto"):
+        section = ilwp.arranged([book], tensors, coder)
+        forms = [tensor.form for tensor in section.tensors]
+        assert forms[0] == "plain" and forms[1] == "collocated" and forms[3] == "plain"
+        assert coder == "auto" or forms[2] == "sparse", "a code of Huffman takes a bit for each zero"
+        stored = read(b"".join(pack(infos, [section])))
+        for name, own in indices.items():
+            assert np.array_equal(stored.tensor(name).reshape(-1), book[own.reshape(-1), 0])
+        plain = ilwp.CodebookSection([book], tensors, coder).encode(infos).length
+        assert section.encode(infos).length < plain
+        (read_back,) = stored.sections
+        assert read_back.encode(infos).chunks == section.encode(infos).chunks
+        assert [s.details["form"] for s in read_back.summaries()] == forms
+
+
+def test_arranged_tensors_that_a_file_cannot_hold() -> None:
+    info = TensorInfo("a", "float16", (4,), "coded")
+
+    def make(indices: Any, **form: Any) -> ilwp.ArrangedSection:
+        tensor = ilwp.ArrangedTensor(info, 0, np.array(indices), **form)
+        return ilwp.ArrangedSection([np.array([[1], [2], [1e6]], np.float32)], [tensor])
+
+    assert make([0, 0, 1, 0], form="sparse").restore("a").tolist() == [1, 1, 2, 1]
+    for indices, form, message in [
+        ([0, 1, 1], {}, "3 indices of 1 for 4"),
+        ([0, 1, 1, 3], {}, "beyond the 3 entries"),
+        ([0, 1, 1, 2], {}, "beyond the range of float16"),
+        ([0, 1, 1, 1], {"form": "collocated"}, "which is not before"),
+        ([1, 1, 1, 1], {"form": "sparse", "common": 1}, "nothing is left without index 1"),
+        ([1, 1, 1, 0], {"form": "sparse", "common": 1, "longest": 0}, "0 is odd"),
+    ]:
+        with pytest.raises(TensorError, match=message):
+            make(indices, **form)

@@ -133,7 +133,7 @@ class ArrangedSection(Section):
             found.append(Summary(tensor.info.name, self.name, tensor.info.shape, details))
         return found
 
-    def without(self, names: Collection[str]) -> Section | None:
+    def without(self, names: Collection[str]) -> ArrangedSection | None:
         kept = [
             CodebookTensor(tensor.info, tensor.book, self._indices(number).astype(np.int64))
             for number, tensor in enumerate(self.tensors)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ilwp_plugin.errors import MissingDependencyError, RegistryError, nearest
 
-__all__ = ["FILES", "GROUP", "for_file", "load", "names", "register_installed", "schema", "suffixes"]
+__all__ = ["FILES", "GROUP", "for_file", "function_for", "load", "names", "register_installed", "schema", "suffixes"]
 
 GROUP, FILES = "ilwp.integrations", "ilwp.files"
 
@@ -89,6 +89,28 @@ def for_file(
     if not callable(found):
         raise RegistryError(f"files of kind {entry.name!r}: {entry.value} has no function {function}()")
     return found
+
+
+def function_for(model: Any, name: str) -> Callable[..., Any] | None:
+    """What an integration offers for models that its toolkit has changed.
+
+    It is asked where the model holds a module of the toolkit's package, after which the integration's module is named:
+    `ilwp_integrations.nncf` where there is one of `nncf`. The toolkit is imported already then.
+
+    Args:
+        model: a torch module.
+        name: of a function of the integration.
+
+    Returns:
+        The function; None where no integration of a toolkit that is in the model has it.
+    """
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    for entry in _announced().values():
+        if entry.value.rpartition(".")[2] in packages:
+            found: Callable[..., Any] | None = getattr(load(entry.name), name, None)
+            if found is not None:
+                return found
+    return None
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def compress(
     are tried.
 
     Args:
-        model: a module, or a state dict, whose order then stands for the execution order.
+        model: a module, or a state dict, whose order then stands for the execution order. Of a module that a toolkit
+            has quantized, the integer codes are stored as they are, and the scales of its activations along.
         config: an IlwpConfig, its fields, or the name of a preset; IlwpConfig() if None.
         example_inputs: for one forward pass that finds the execution order, where a symbolic trace does not; and for
             alignment, which works on a copy: the file then holds other weights, which compute the same. The first of
@@ -95,6 +96,8 @@ def compress(
     config = IlwpConfig.of(config)
     own = config.ilwp()
     alignment = None
+    if isinstance(model, nn.Module):
+        model, quantized, metadata = _plain(model, example_inputs, quantized, metadata)
     examples = _examples(model, calibration, inputs)
     if example_inputs is None and isinstance(model, nn.Module) and examples is not None:
         example_inputs = examples.part(0, TRACED_EXAMPLES, device_of(unwrap(model)))
@@ -124,6 +127,20 @@ def compress(
         job.say(compressed)
         compressed.alignment = alignment
         return compressed
+
+
+def _plain(
+    model: nn.Module,
+    example_inputs: Any,
+    quantized: Mapping[str, IntegerTensor] | None,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[nn.Module, Mapping[str, IntegerTensor] | None, Mapping[str, Any] | None]:
+    """What a toolkit has changed a model from, its integer codes, and what it takes to make the changed one again."""
+    plain = toolkits.function_for(unwrap(model), "plain_model")
+    if plain is None:
+        return model, quantized, metadata
+    module, codes, own = plain(unwrap(model), example_inputs)
+    return module, {**codes, **(quantized or {})}, {**own, **(metadata or {})}
 
 
 def estimate(model: Model, config: IlwpConfig | Mapping[str, Any] | str | None = None, **options: Any) -> Ledger:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ilwp_plugin import format as ilwp_format
+from ilwp_plugin import toolkits
 from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format import container
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, write_file
@@ -179,7 +180,7 @@ class CompressedModel:
 
         A file of a model in a wrapper (`module.`, `_orig_mod.` in its names) fits the model without it, and the other
         way round; so does one whose names all have one prefix more or less. A model on the meta device gets the
-        tensors on the CPU.
+        tensors on the CPU. Into a model that a toolkit has quantized, the scales of its quantizers are loaded, too.
 
         Raises:
             TensorError: names, shapes or dtypes do not fit, or the model has no values where the file has none either;
@@ -187,6 +188,9 @@ class CompressedModel:
         """
         model = unwrap(model)
         own, restored = model.state_dict(), self.state_dict()
+        added = toolkits.function_for(model, "added_state")
+        if added is not None:
+            restored.update(added(model, self))
         names = translate(own, restored)
         if names is None:
             missing = [name for name in own if name not in restored]

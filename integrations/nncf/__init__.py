@@ -18,12 +18,23 @@ except PackageNotFoundError:
 if TYPE_CHECKING:
     from ilwp_plugin.compare.methods import Method
 
-__all__ = ["NNCFConfig", "create_compressed_model", "methods", "register", "register_default_init_args", "schema"]
+from .quantizers import added_state
+
+__all__ = [
+    "NNCFConfig",
+    "added_state",
+    "create_compressed_model",
+    "methods",
+    "register",
+    "register_default_init_args",
+    "restore",
+    "schema",
+]
 
 if _VERSION.startswith("2.19."):
     if "nncf.torch" not in sys.modules:
         os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
-    from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args, schema
+    from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args, restore, schema
 elif _VERSION.startswith("3."):
     from .modern import (
         NNCFConfig,
@@ -31,12 +42,14 @@ elif _VERSION.startswith("3."):
         controller_of,
         create_compressed_model,
         load_from_config,
+        plain_model,
         register,
         register_default_init_args,
+        restore,
         schema,
     )
 
-    __all__ += ["apply_ilwp", "controller_of", "load_from_config"]
+    __all__ += ["apply_ilwp", "controller_of", "load_from_config", "plain_model"]
 else:
     raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")
 

@@ -13,29 +13,33 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import nncf
 import torch
-from nncf.torch.function_hook.hook_storage import decode_hook_name
-from nncf.torch.function_hook.wrapper import get_hook_storage
-from nncf.torch.quantization.layers import INT8AsymmetricWeightsDecompressor, INT8SymmetricWeightsDecompressor
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize
 
-from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress, load
+from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped, with_integers
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
 from ilwp_plugin.compare.training import Companion, Plan, prepared, train_on
 from ilwp_plugin.errors import ConfigError
-from ilwp_plugin.models.tensors import integers_of
 
 from .config import ALGORITHM, Section, algorithm_sections, algorithms, sections_by_name
-from .modern import NNCFConfig, apply_ilwp, controller_of, create_compressed_model, register, register_default_init_args
-from .modern.algorithms import ignored_scope
-from .modern.controller import Controller, weight_fake_quantizers
+from .modern import (
+    NNCFConfig,
+    apply_ilwp,
+    controller_of,
+    create_compressed_model,
+    plain_model,
+    register,
+    register_default_init_args,
+    restore,
+)
+from .modern.controller import Controller
+from .modern.operations import Operations
+from .modern.stripping import unwrapped
 
 __all__ = ["METHODS", "CompressWeights", "Prune", "Quantize", "Train"]
 
-_SCALES, _ZEROS = "activation_scales", "activation_zero_points"
 _BATCH = 50
 """Images in a batch of NNCF's statistics."""
 
@@ -63,8 +67,7 @@ class QuantizeOptions(Options):
 class Quantize(_NNCF):
     """`nncf.quantize` with its defaults: INT8 of weights and activations after training, biases corrected.
 
-    With ilwp the layers that it quantizes are on its grid instead (`apply_ilwp`). The file holds the codes of all
-    weights and the scales and zero points of the activations.
+    With ilwp the layers that it quantizes are on its grid instead (`apply_ilwp`).
     """
 
     options: ClassVar[Any] = QuantizeOptions
@@ -107,7 +110,7 @@ class CompressWeights(_NNCF):
     """`nncf.compress_weights`: weights in 8 bits, activations in floating point, no data.
 
     With ilwp its layers are on ilwp's grid, and NNCF leaves them out. NNCF multiplies codes and scales in fp16; the
-    file holds both as they are, and they are put back into NNCF's decompressors.
+    file holds both as they are.
     """
 
     options: ClassVar[Any] = CompressWeightsOptions
@@ -123,8 +126,7 @@ class CompressWeights(_NNCF):
             chained = compress(model, config, example_inputs=example)
             chained.apply_to(model)
             layers = [layer.name.removesuffix(".weight") for chain in chained.chains for layer in chain.summaries()]
-            section = {"algorithm": "compress_weights", "ignored_scopes": [*layers, *_layers_of(chained.quantized)]}
-            scope = ignored_scope(model, {}, section)
+            scope = Operations(model, example).ignored([*layers, *_layers_of(chained.quantized)], ())
         with _quietly():
             model = nncf.compress_weights(
                 model,
@@ -132,52 +134,17 @@ class CompressWeights(_NNCF):
                 dataset=nncf.Dataset([example]),
                 ignored_scope=scope,
             )
-        hooks = _decompressors(model)
-        compressed = with_integers(chained, {n: _integers(model.get_parameter(n), hook) for n, hook in hooks.items()})
+        plain, codes, metadata = plain_model(model, example)
+        compressed = with_integers(chained, codes).with_others_of(plain, metadata)
 
-        def restore(path: Path) -> nn.Module:
-            restored: nn.Module = wiped(copy.deepcopy(model))
-            file, own, hooks = load(path), restored.state_dict(), _decompressors(restored)
-            for name, tensor in file.state_dict().items():
-                if name in hooks:
-                    _fill(own[name], hooks[name], file.quantized[name])
-                else:
-                    own[name].copy_(tensor)
-            return restored.eval()
+        def restored(path: Path) -> nn.Module:
+            return restore(path, wiped(copy.deepcopy(plain)))
 
-        return Compressed(*raw_sizes(compressed, model, scale_bytes=2), compressed.save, restore)
+        return Compressed(*raw_sizes(compressed, model, scale_bytes=2), compressed.save, restored)
 
 
 def _layers_of(tensors: Mapping[str, Any]) -> list[str]:
     return [name.rpartition(".")[0] for name in tensors]
-
-
-def _decompressors(model: nn.Module) -> dict[str, Any]:
-    """NNCF's hooks that make weights of codes, by the name of the weight."""
-    kinds = (INT8AsymmetricWeightsDecompressor, INT8SymmetricWeightsDecompressor)
-    hooks = get_hook_storage(model).named_hooks()
-    return {decode_hook_name(name)[1]: hook for name, hook in hooks if isinstance(hook, kinds)}
-
-
-def _integers(weight: Tensor, hook: Any) -> IntegerTensor:
-    """Codes and scales of a weight; NNCF's symmetric scales may be negative, ours are not."""
-    codes, scale = weight.detach().to(torch.int16), hook._scale.float()
-    zero_point = getattr(hook, "_zero_point", None)
-    if zero_point is not None:
-        return integers_of(codes, scale.flatten(), zero_point.flatten().to(torch.int16))
-    return integers_of(torch.where(scale < 0, -codes, codes), scale.abs().flatten())
-
-
-def _fill(weight: Tensor, hook: Any, value: IntegerTensor) -> None:
-    """The inverse; the sign of a scale is free but for the code 128, which int8 has with a minus only."""
-    codes, scale = torch.from_numpy(value.codes), torch.from_numpy(value.scale).reshape(hook._scale.shape)
-    if value.zero_point is None:
-        negative = codes.flatten(1).amax(1).reshape(scale.shape) > torch.iinfo(torch.int8).max
-        codes, scale = torch.where(negative, -codes, codes), torch.where(negative, -scale, scale)
-    else:
-        hook._zero_point.copy_(torch.from_numpy(value.zero_point).reshape(hook._zero_point.shape))
-    weight.copy_(codes)
-    hook._scale.copy_(scale)
 
 
 # -- in training -----------------------------------------------------------------------------------------------------
@@ -302,74 +269,17 @@ class Prune(_NNCF):
 
 
 def _compressed(controller: Controller, weight_bits: WeightBits) -> Compressed:
-    """The stripped model in a file, and back out of it.
-
-    Beside the weights the file holds of every quantizer of activations the scale and the zero point. What torch's
-    FakeQuantize keeps besides (copies of the weights' scales, states of observers) follows from these.
-    """
-    structure = controller.strip().eval()
-    weights, session = weight_fake_quantizers(structure), controller.session
-    if session is not None and session.changes:
-        whole = controller._compressed()
-    elif weights:
-        whole = controller._compressed(**({"preset": "lossless"} if session is None else {"bits": None}))
-    else:
-        whole = as_is(structure.state_dict())
-    restored, activations = whole.state_dict(), _activation_quantizers(structure, weights)
-    quantizers = [*weights.values(), *activations]
-    theirs = {id(tensor) for quantizer in quantizers for tensor in quantizer.state_dict(keep_vars=True).values()}
-    drop = {name for name, tensor in structure.state_dict(keep_vars=True).items() if id(tensor) in theirs}
-    state = {name: tensor for name, tensor in restored.items() if name not in drop}
-    if activations:
-        state[_SCALES] = torch.cat([quantizer.scale.flatten() for quantizer in activations])
-        state[_ZEROS] = _smallest(torch.cat([quantizer.zero_point.flatten() for quantizer in activations]))
-    compressed = whole.with_others_of(state)
+    """The stripped model in a file, and back out of it."""
+    structure, session = controller.strip().eval(), controller.session
+    fields: dict[str, Any] = {} if session is not None and session.changes else {"preset": "lossless", "bits": None}
+    compressed = controller._compressed(**fields)
     if weight_bits is not None:
         compressed = others_in_8_bits(compressed, structure)
 
-    def restore(path: Path) -> nn.Module:
-        return _restored(load(path), wiped(copy.deepcopy(structure)))
+    def restored(path: Path) -> nn.Module:
+        return restore(path, wiped(unwrapped(structure)))
 
-    return Compressed(*raw_sizes(compressed, structure), compressed.save, restore)
-
-
-@torch.no_grad()
-def _restored(file: CompressedModel, model: nn.Module) -> nn.Module:
-    weights = weight_fake_quantizers(model)
-    state = file.state_dict()
-    scales, zeros = state.pop(_SCALES, torch.empty(0)), state.pop(_ZEROS, torch.empty(0))
-    for name, quantizer in weights.items():
-        value = file.quantized[name]
-        quantizer.scale.copy_(torch.from_numpy(value.scale).reshape(quantizer.scale.shape))
-        if value.zero_point is not None:
-            quantizer.zero_point.copy_(torch.from_numpy(value.zero_point).reshape(quantizer.zero_point.shape))
-        quantizer.enable_fake_quant()
-    position = 0
-    for quantizer in _activation_quantizers(model, weights):
-        count = quantizer.scale.numel()
-        quantizer.scale.copy_(scales[position : position + count].reshape(quantizer.scale.shape))
-        quantizer.zero_point.copy_(zeros[position : position + count].reshape(quantizer.zero_point.shape))
-        quantizer.enable_fake_quant()
-        position += count
-    own = model.state_dict()
-    for name, tensor in state.items():
-        own[name].copy_(tensor)
-    return model.eval()
-
-
-def _activation_quantizers(model: nn.Module, weights: Mapping[str, Any]) -> list[Any]:
-    """The other quantizers, in the order of the model."""
-    own = {id(quantizer) for quantizer in weights.values()}
-    return [module for module in model.modules() if isinstance(module, FakeQuantize) and id(module) not in own]
-
-
-def _smallest(values: Tensor) -> Tensor:
-    """Integers in the smallest dtype that holds them."""
-    for dtype in (torch.uint8, torch.int8, torch.int16):
-        bounds = torch.iinfo(dtype)
-        if bounds.min <= int(values.min()) and int(values.max()) <= bounds.max:
-            return values.to(dtype)
-    return values
+    return Compressed(*raw_sizes(compressed, structure), compressed.save, restored)
 
 
 def _stacked(config: IlwpConfig | None) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Section",
     "algorithm_sections",
     "algorithms",
+    "plain_schema",
     "section_schema",
     "sections_by_name",
     "with_scopes",
@@ -140,9 +141,9 @@ def sections_by_name(whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def section_schema(name: str = ALGORITHM) -> dict[str, Any]:
     """The JSON schema of a section of ours, without references, so that it may stand anywhere in another schema."""
-    options: type[BaseModel] = IlwpConfig if name == ALGORITHM else RECIPES[name].options_type
-    config, schedule = options.model_json_schema(), Schedule.model_json_schema()
+    options = plain_schema(IlwpConfig if name == ALGORITHM else RECIPES[name].options_type)
     title = "Inter-layer weight prediction" if name == ALGORITHM else f"The recipe {name} of ilwp"
+    params = plain_schema(Schedule)["properties"]
     return {
         "type": "object",
         "title": title,
@@ -150,15 +151,19 @@ def section_schema(name: str = ALGORITHM) -> dict[str, Any]:
         "required": ["algorithm"],
         "properties": {
             "algorithm": {"const": name},
-            **{key: _inline(value, config) for key, value in config.get("properties", {}).items()},
-            "params": {
-                "type": "object",
-                "properties": {key: _inline(value, schedule) for key, value in schedule["properties"].items()},
-                "additionalProperties": False,
-            },
+            **options.get("properties", {}),
+            "params": {"type": "object", "properties": params, "additionalProperties": False},
         },
         "additionalProperties": False,
     }
+
+
+def plain_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model without references, so that it may stand anywhere in another schema."""
+    whole = model.model_json_schema()
+    definitions = {"$defs": whole.pop("$defs", {})}
+    found: dict[str, Any] = _inline(whole, definitions)
+    return found
 
 
 def _listed(whole: Mapping[str, Any], key: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
@@ -13,29 +15,62 @@ from ilwp_plugin import CompressedModel, IlwpConfig, IntegerTensor, compress
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.tensors import integers_of, restored
+from ilwp_plugin.pipeline.file import untouched
 from ilwp_plugin.training import Session
 
-__all__ = ["file_of", "finish", "integer_weight", "is_stripped", "put_on_grid"]
+from .quantizers import Quantizer, added_state, described, quantizers_of
 
+__all__ = [
+    "LARGEST",
+    "LARGEST_HALF",
+    "Stripped",
+    "codes_of",
+    "file_of",
+    "finish",
+    "integer_weight",
+    "is_stripped",
+    "metadata_of",
+]
+
+LARGEST, LARGEST_HALF = 127, 63
+"""Codes of int8 weights; the half where NNCF keeps sums of products from overflowing on older CPUs."""
 _FILE = "_ilwp_file"
 """Attribute of a stripped model: its file. To quantize what is quantized already would give another one."""
-_METADATA = {"toolkit": "nncf"}
 
-Quantizers = Iterable[tuple[str, FakeQuantize]]
-"""Those that NNCF has left on weights of a stripped model, by the weight's name in the state dict."""
+
+@dataclass(frozen=True, eq=False)
+class Stripped:
+    """A model whose hooks are gone, and whose quantizers are those of torch.
+
+    Attributes:
+        model: the model.
+        network: the same as recipes see it, without NNCF's tensors.
+        weights: the paths of the quantizers of weights, by key.
+        more: what it takes to make the model again besides its quantizers, as JSON has it.
+        sites: by key of a weight that ilwp quantizes, where NNCF would have quantized it to int8, and the largest code
+            that is allowed there.
+        put: puts a quantizer on such a site, and returns its path.
+    """
+
+    model: nn.Module
+    network: Network
+    weights: Mapping[str, str]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    sites: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    put: Callable[[str, FakeQuantize], str] | None = None
 
 
 @torch.no_grad()
-def finish(
-    model: nn.Module, session: Session | None, expected: Mapping[str, Tensor], quantizers: Quantizers
-) -> nn.Module:
-    """Leave exactly what the file restores in a model whose hooks are gone; its outputs stay.
+def finish(stripped: Stripped, session: Session | None, expected: Mapping[str, Tensor]) -> nn.Module:
+    """Leave exactly what the file restores in a model; its outputs stay, but for what the file rounds.
+
+    Where NNCF would have quantized a weight to int8, and the codes of ilwp fit, a quantizer takes these codes over, so
+    that an engine runs the layer in int8.
 
     Args:
-        model: stripped, with the weights that have trained.
+        stripped: with the weights that have trained.
         session: that of the config's section, if it has one.
         expected: by key, what the model computed with.
-        quantizers: of the model.
 
     Returns:
         The model.
@@ -43,53 +78,88 @@ def finish(
     Raises:
         TrainingError: weights are not finite, or the file would not restore what the model computed with.
     """
-    quantizers = _in_order(quantizers, session)
+    model = stripped.model
     if session is None or not session.quantizes:
-        put_on_grid(model, quantizers)
+        for key, module in _modules(stripped, session).items():
+            weight: Tensor = model.get_parameter(key)
+            if bool(weight.isfinite().all() and module.scale.isfinite().all()):
+                weight.data = restored(integer_weight(weight, module)).to(weight)
         return model
-    state = dict(model.state_dict())
-    codes = _codes(model, session.parts.keys, quantizers)
-    state.update({name: restored(value).to(state[name].dtype) for name, value in codes.items()})
-    file = session.parts.compressed(state, quantized=codes, metadata=_METADATA)
+    codes = codes_of(stripped, session.parts.keys, session)
+    state = {**stripped.network.state, **{key: restored(value) for key, value in codes.items()}}
+    state = {key: value.to(stripped.network.state[key].dtype) for key, value in state.items()}
+    file = session.parts.compressed(state, quantized=codes, metadata=metadata_of(stripped, codes))
     for key, weight in expected.items():
         if not torch.equal(file.tensor(key), weight.cpu()):
             raise TrainingError(f"layer {key!r}: the file would not restore what the model computes with")
-    file.apply_to(model)
+    weights = _in_int8(stripped, file)
+    if weights:
+        stripped = replace(stripped, weights={**stripped.weights, **weights})
+        others = {key: tensor for key, tensor in state.items() if key in untouched(file)}
+        file = file.with_others_of({**file.state_dict(), **others}, metadata_of(stripped, file.quantized))
+    model.load_state_dict({**model.state_dict(), **file.state_dict(), **added_state(model, file)})
     setattr(model, _FILE, file)
     return model
 
 
+def _in_int8(stripped: Stripped, file: CompressedModel) -> dict[str, str]:
+    """Put quantizers on weights that are on one grid with codes of at most 8 bits; their paths, by key."""
+    paths: dict[str, str] = {}
+    for key, sites in stripped.sites.items():
+        step, largest = _grid(file, key)
+        for site, limit in sites.items():
+            if stripped.put is not None and 0 < largest <= limit:
+                scheme = {"dtype": "qint8", "scheme": "per_tensor_symmetric", "axis": 0}
+                scale = np.asarray([step], np.float32)
+                made = Quantizer("", key, -128, 127, **scheme, scale=scale, zero_point=(0,))  # type: ignore[arg-type]
+                paths.setdefault(key, stripped.put(site, made.module(file)))
+    return paths
+
+
+def _grid(file: CompressedModel, key: str) -> tuple[float, int]:
+    """The step of a weight whose values are all multiples of one, and the largest multiple; 0 and 0 of any other."""
+    value = file.quantized.get(key)
+    if value is not None:
+        single = value.scale.size == 1 and value.zero_point is None
+        return (float(value.scale), int(np.abs(value.codes.astype(np.int32)).max())) if single else (0.0, 0)
+    layers = [layer for section in file.chains for layer in section.layers if layer.info.name == key]
+    step = layers[0].quantized.step if layers and layers[0].quantized is not None else 0.0
+    if not step > 0:
+        return 0.0, 0
+    multiples = file.tensor(key).double() / step
+    codes = multiples.round()
+    exact = bool((multiples - codes).abs().max() < 1e-4)  # sums of multiples, rounded to float32
+    return (step, int(codes.abs().max())) if exact else (0.0, 0)
+
+
 def file_of(
-    stripped: nn.Module,
-    network: Network,
-    session: Session | None,
-    fields: Mapping[str, Any],
-    quantizers: Quantizers,
-    example_inputs: Any = None,
+    stripped: Stripped, session: Session | None, fields: Mapping[str, Any], example_inputs: Any = None
 ) -> CompressedModel:
     """The file of a stripped model.
 
     Args:
-        stripped: what `finish` has returned.
-        network: the same, as recipes see it.
+        stripped: what `finish` has finished.
         session: that of the config's section, if it has one.
         fields: of IlwpConfig, where the config has no section of ours or one that quantizes nothing.
-        quantizers: of the model.
         example_inputs: see `compress`.
 
     Raises:
         ConfigError: fields are given, and the section has its own.
         TrainingError: weights are not finite.
     """
-    if session is not None and session.changes:
-        if fields:
-            raise ConfigError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
-        file: CompressedModel | None = getattr(stripped, _FILE, None)
-        if file is not None:
-            return file.with_others_of(stripped)
-    codes = _codes(stripped, network.state, _in_order(quantizers, session))
-    config = _config(session, fields)
-    return compress(network, config, quantized=codes, metadata=_METADATA, example_inputs=example_inputs)
+    if session is not None and session.changes and fields:
+        raise ConfigError(f"the section says how its layers are quantized; leave out {', '.join(fields)}")
+    file: CompressedModel | None = getattr(stripped.model, _FILE, None)
+    if file is not None:
+        return file.with_others_of(dict(stripped.network.state))
+    codes = codes_of(stripped, stripped.network.state, session)
+    return compress(
+        stripped.network,
+        _config(session, fields),
+        quantized=codes,
+        metadata=metadata_of(stripped, codes),
+        example_inputs=example_inputs,
+    )
 
 
 def _config(session: Session | None, fields: Mapping[str, Any]) -> IlwpConfig:
@@ -100,37 +170,48 @@ def _config(session: Session | None, fields: Mapping[str, Any]) -> IlwpConfig:
     return session.config.replace(**{"bits": IlwpConfig().bits, **fields})
 
 
-def _in_order(quantizers: Quantizers, session: Session | None) -> list[tuple[str, FakeQuantize]]:
-    """Layers of chains in their order, since each layer's codes are predicted by those before, and then the others."""
-    keys = [] if session is None else [key for chain in session.chains for key in chain.keys]
-    place = {key: number for number, key in enumerate(keys)}
-    return sorted(quantizers, key=lambda item: place.get(item[0], len(place)))
-
-
 def is_stripped(model: nn.Module) -> bool:
     """Whether `finish` has left what a file restores in a model."""
     return hasattr(model, _FILE)
 
 
-def _codes(model: nn.Module, keys: Iterable[str], quantizers: Quantizers) -> dict[str, IntegerTensor]:
-    """Codes of NNCF's quantizers. Raises TrainingError where these, or weights that have trained, are not finite."""
-    quantizers = list(quantizers)
-    parameters = dict(model.named_parameters())
-    scales = {name: quantizer.scale for name, quantizer in quantizers}
-    for name in {**dict.fromkeys(keys), **scales}:
-        tensors = [tensor for tensor in (parameters.get(name), scales.get(name)) if tensor is not None]
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            raise TrainingError(f"layer {name!r}: weights or scales are not finite; the training has diverged")
-    return {name: integer_weight(parameters[name], quantizer) for name, quantizer in quantizers}
+def metadata_of(stripped: Stripped, codes: Mapping[str, IntegerTensor]) -> dict[str, Any]:
+    """What a file says of where it comes from: enough to make the stripped model again; `codes` are in the file."""
+    keys = {path: key for key, path in stripped.weights.items()}
+    quantizers = [
+        Quantizer.of(path, keys.get(path), module, keys.get(path) in codes)
+        for path, module in quantizers_of(stripped.model)
+    ]
+    return {"toolkit": "nncf", **described(quantizers, **stripped.more)}
 
 
-@torch.no_grad()
-def put_on_grid(stripped: nn.Module, quantizers: Quantizers) -> None:
-    """Set weights to exactly what their quantizers make of them, which is what the file restores; outputs stay."""
-    for name, quantizer in quantizers:
-        weight = stripped.get_parameter(name)
-        if bool(weight.isfinite().all() and quantizer.scale.isfinite().all()):
-            weight.data = restored(integer_weight(weight, quantizer)).to(weight)
+def _modules(stripped: Stripped, session: Session | None) -> dict[str, FakeQuantize]:
+    """The quantizers of weights, by key: layers of chains in their order, then the others in that of the state dict.
+
+    Each layer's codes are predicted by those before.
+    """
+    chained = [] if session is None else [key for chain in session.chains for key in chain.keys]
+    found: dict[str, FakeQuantize] = {}
+    for key in dict.fromkeys([*chained, *stripped.network.state]):
+        if key in stripped.weights:
+            module = stripped.model.get_submodule(stripped.weights[key])
+            assert isinstance(module, FakeQuantize), "stripping has replaced NNCF's own"
+            found[key] = module
+    return found
+
+
+def codes_of(stripped: Stripped, keys: Iterable[str], session: Session | None = None) -> dict[str, IntegerTensor]:
+    """Codes of the quantizers of weights.
+
+    Raises:
+        TrainingError: these, or weights of other keys, are not finite.
+    """
+    modules, state = _modules(stripped, session), stripped.network.state
+    for key in dict.fromkeys([*keys, *modules]):
+        tensors = [state[key], *([modules[key].scale] if key in modules else [])]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
+            raise TrainingError(f"layer {key!r}: weights or scales are not finite; the training has diverged")
+    return {key: integer_weight(state[key], module) for key, module in modules.items()}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress
+from ilwp_plugin.models.tensors import integers_of, restored
 from ilwp_plugin.training import FakeQuantizer
 
 FINE = IlwpConfig(bits=None, weight_step=1e-3, dead_zone=0.5)
@@ -58,3 +59,19 @@ def test_training_is_held_to_it(model: nn.Module, images: Tensor) -> None:
     assert set(largest_codes(compressed).values()) == {7}
     stored = compressed.state_dict()
     assert all(torch.equal(stored[f"{name}.weight"], weight) for name, weight in seen.items())
+
+
+def test_biases_of_layers_whose_weights_a_toolkit_has_quantized_keep_a_fine_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    codes = {}
+    for name in ("0", "2"):
+        layer = model.get_submodule(name)
+        scale = layer.weight.detach().abs().amax() / 127
+        value = integers_of(torch.round(layer.weight.detach() / scale).to(torch.int16), scale)
+        layer.weight.data = restored(value)
+        codes[f"{name}.weight"] = value
+    after = compress(model, quantized=codes).state_dict()
+    for name in ("0.bias", "2.bias"):
+        before = model.get_parameter(name).detach()
+        assert float((after[name] - before).abs().max()) < 0.01 * float(before.abs().max())

@@ -4,5 +4,6 @@ from nncf import NNCFConfig
 from nncf.torch import create_compressed_model, register_default_init_args
 
 from .registration import register, schema
+from .restoring import restore
 
-__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "schema"]
+__all__ = ["NNCFConfig", "create_compressed_model", "register", "register_default_init_args", "restore", "schema"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from nncf.api.statistics import Statistics
 from nncf.common.graph.transformations.commands import TargetType
 from nncf.common.schedulers import BaseCompressionScheduler
 from nncf.common.statistics import NNCFStatistics
-from nncf.common.utils.backend import copy_model
 from nncf.parameters import StripFormat
 from nncf.torch.compression_method_api import (
     PTCompressionAlgorithmBuilder,
@@ -22,6 +22,7 @@ from nncf.torch.compression_method_api import (
 from nncf.torch.graph.transformations.commands import PTInsertionCommand, PTTargetPoint
 from nncf.torch.graph.transformations.layout import PTTransformationLayout
 from nncf.torch.layers import NNCF_PADDING_VALUE_ATTR_NAME, _NNCFModuleMixin
+from nncf.torch.module_operations import UpdateWeight
 from nncf.torch.nncf_network import NNCFNetwork
 from nncf.torch.quantization.algo import QuantizationBuilder, QuantizationController
 from torch import Tensor, nn
@@ -31,17 +32,23 @@ from ilwp_plugin.training import Session, SessionStatistics
 
 from ..config import ALGORITHM, Section, sections_by_name
 from ..network import WrappedNetwork
-from ..saving import finish, put_on_grid
+from ..quantizers import quantizers_of
+from ..saving import LARGEST, LARGEST_HALF, Stripped, finish
 from ..scopes import ignores, translate
+from .copying import copy_model
 from .hooks import MaskedWeight, WeightHook, remove_hooks, weight_hooks, weight_quantizer, weight_quantizers
 
-__all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp", "network_of_model"]
+__all__ = ["Builder", "Controller", "IlwpStatistics", "QuantizationBesideIlwp", "stripped_of"]
 
 _PRIORITY = 7
 """Behind the masks of pruning (2) and sparsity (3), before quantizers (11)."""
 _MASKS = ("magnitude_sparsity", "rb_sparsity", "const_sparsity")
 _SESSION = "_ilwp_session"
 """Attribute of a model: what its builders share."""
+_SITES = "_ilwp_sites"
+"""Attribute of a model: weights that ilwp quantizes instead of NNCF, with the largest codes that NNCF would allow."""
+_CONFIG = "_ilwp_config"
+"""Attribute of a model: what decides where its quantizers are."""
 
 
 class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
@@ -95,7 +102,44 @@ def session_of(model: NNCFNetwork, section: Section) -> Session:
 def network_of_model(model: NNCFNetwork) -> WrappedNetwork:
     """A model as recipes see it, in the order of NNCF's graph."""
     layers = (name for name in operation_names(model) if isinstance(model.get_submodule(name), nn.modules.conv._ConvNd))
-    return WrappedNetwork.of_model(model, order=tuple(layers))
+    foreign = [path for path, _ in quantizers_of(model)]
+    return WrappedNetwork.of_model(model, foreign=foreign, order=tuple(layers))
+
+
+def stripped_of(model: NNCFNetwork) -> Stripped:
+    """What stripping has left, and the config by which NNCF makes it again."""
+    more = {"config": getattr(model, _CONFIG)} if getattr(model, _CONFIG, None) else {}
+    sites = {key: {key: largest} for key, largest in getattr(model, _SITES, {}).items()}
+
+    def put(key: str, made: nn.Module) -> str:
+        module: Any = model.get_submodule(key.removesuffix(".weight"))
+        module.register_pre_forward_operation(UpdateWeight(made))
+        return weight_quantizers(model)[key]
+
+    return Stripped(model, network_of_model(model), weight_quantizers(model), more, sites, put)
+
+
+def _config_of(model: NNCFNetwork, config: NNCFConfig) -> dict[str, Any] | None:
+    """What decides where quantizers are; None where the inputs of the model cannot be described."""
+    known = {key: config[key] for key in ("input_info", "target_device") if key in config}
+    if "input_info" not in known:
+        if model.nncf.input_infos is None:
+            return None
+        args, kwargs = model.nncf.input_infos.get_forward_inputs()
+        inputs: list[tuple[dict[str, str], Any]] = [({}, value) for value in args]
+        inputs += [({"keyword": key}, value) for key, value in kwargs.items()]
+        if not all(isinstance(value, Tensor) for _, value in inputs):
+            return None
+        known["input_info"] = [
+            {"sample_size": list(value.shape), "type": "float" if value.is_floating_point() else "long", **keyword}
+            for keyword, value in inputs
+        ]
+    section = copy.deepcopy(dict(sections_by_name(config)["quantization"]))
+    initializer = {"range": {"num_init_samples": 0}, "batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}
+    section["initializer"] = {**section.get("initializer", {}), **initializer}
+    scopes = {key: config[key] for key in ("ignored_scopes", "target_scopes") if key in config}
+    found: dict[str, Any] = json.loads(json.dumps({**known, **scopes, "compression": [section]}))
+    return found
 
 
 def operation_names(model: NNCFNetwork) -> dict[str, list[str]]:
@@ -216,8 +260,9 @@ class Controller(PTCompressionAlgorithmController):  # type: ignore[misc]
                 module = model.get_submodule(key.removesuffix(".weight"))
                 module.get_parameter("weight").data = session.parts.sources[key].weight().detach()
             remove_hooks(model)
+            model.nncf._kd_loss_handler = None  # the teacher of knowledge distillation
             object.__delattr__(model, _SESSION)
-            finish(model, session, expected, weight_quantizers(model))
+            finish(stripped_of(model), session, expected)
         for module in model.modules():
             padding = module._buffers.get(NNCF_PADDING_VALUE_ATTR_NAME)
             if padding is not None and not bool(padding.any()):
@@ -269,8 +314,7 @@ class _QuantizationController(QuantizationController):  # type: ignore[misc]
                     weight, execute_traced_op_as_identity=False
                 ).detach()
         stripped = super().strip_model(model, False, strip_format)
-        put_on_grid(stripped, weight_quantizers(stripped))
-        return stripped
+        return finish(stripped_of(stripped), None, {}) if strip_format == StripFormat.NATIVE else stripped
 
 
 class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
@@ -288,12 +332,22 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
         section = Section.find(self.config)
+        object.__setattr__(target_model, _CONFIG, _config_of(target_model, self.config))
         if section is not None:
             operations = operation_names(target_model)
             keys = session_of(target_model, section).parts.keys
             own = [name for key in keys for name in operations[key.removesuffix(".weight")]]
             own_section: dict[str, Any] = self._algo_config  # type: ignore[has-type]
             weights = dict(own_section.get("weights", {}))
+            if weights.get("bits", 8) == 8 and not getattr(self, "_precision_init_type", None):
+                device = self.config.get("target_device", "ANY")
+                halved = own_section.get("overflow_fix", "enable") != "disable" and device in ("ANY", "CPU")
+                sites = {
+                    key: LARGEST_HALF if halved else LARGEST
+                    for key in keys
+                    if not ignores(own_section, operations[key.removesuffix(".weight")][0], "weights")
+                }
+                object.__setattr__(target_model, _SITES, sites)
             weights["ignored_scopes"] = [*weights.get("ignored_scopes", []), *own]
             self._algo_config = {**own_section, "weights": weights}
             # Bits chosen by hand for these weights would name quantizers that are not there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -139,9 +138,11 @@ def weight_quantizer(module: nn.Module) -> nn.Module | None:
     return next((op for op in operands(module) if isinstance(op, BaseQuantizer)), None)
 
 
-def weight_quantizers(stripped: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
-    """torch's quantizers on the weights of a stripped model, by the weight's name in the state dict."""
-    for name, module in stripped.named_modules():
-        for operation in operands(module):
-            if isinstance(operation, FakeQuantize):
-                yield f"{name}.weight", operation
+def weight_quantizers(stripped: nn.Module) -> dict[str, str]:
+    """Paths of torch's quantizers on the weights of a stripped model, by the key of the weight."""
+    return {
+        f"{name}.weight": f"{name}.pre_ops.{key}.op" if name else f"pre_ops.{key}.op"
+        for name, module in stripped.named_modules()
+        for key, operation in getattr(module, "pre_ops", {}).items()
+        if isinstance(getattr(operation, "op", None), FakeQuantize)
+    }

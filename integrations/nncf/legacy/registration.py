@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
-from nncf.common import composite_compression
 from nncf.common.composite_compression import CompositeCompressionAlgorithmController
 from nncf.common.statistics import NNCFStatistics
 from nncf.config.config import NNCFConfig
@@ -14,13 +15,24 @@ from nncf.torch.algo_selector import PT_COMPRESSION_ALGORITHMS
 from nncf.torch.compression_method_api import PTCompressionAlgorithmController
 from nncf.torch.dynamic_graph.patch_pytorch_state import PATCHING_STATE
 
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError, nearest
 
-from ..config import ALGORITHM, Section, algorithms, section_schema
+from ..config import ALGORITHM, Section, algorithm_sections, algorithms, section_schema
 from .algorithm import Builder, Controller, QuantizationBesideIlwp
-from .stripping import copy_with_masks, estimate_ilwp, save_ilwp
+from .copying import copy_model
+from .stripping import estimate_ilwp, save_ilwp
 
 __all__ = ["register", "schema"]
+
+_COPYING = (
+    "nncf.api.compression",
+    "nncf.common.composite_compression",
+    "nncf.torch.algo_selector",
+    "nncf.torch.pruning.filter_pruning.algo",
+    "nncf.torch.quantization.algo",
+    "nncf.torch.sparsity.base_algo",
+)
+"""Modules of NNCF that copy models."""
 
 
 def register() -> None:
@@ -43,7 +55,8 @@ def register() -> None:
     _add_statistics()
     # The registry refuses a second entry of a name; this one stands in the place of NNCF's own.
     PT_COMPRESSION_ALGORITHMS.registry_dict["quantization"] = QuantizationBesideIlwp
-    composite_compression.copy_model = copy_with_masks  # which cannot copy the masks of rb_sparsity
+    for name in _COPYING:
+        import_module(name).copy_model = copy_model  # type: ignore[attr-defined]
     CompositeCompressionAlgorithmController.add = _add_ours_last
     PTCompressionAlgorithmController.save_ilwp = save_ilwp
     PTCompressionAlgorithmController.estimate_ilwp = estimate_ilwp
@@ -68,6 +81,10 @@ def _add_validation() -> None:
 
     def validate_with_ilwp(loaded_json: dict[str, Any]) -> None:
         _add_recipes()
+        for section in algorithm_sections(loaded_json):
+            name = section.get("algorithm")
+            if name not in REF_VS_ALGO_SCHEMA and get_close_matches(str(name), algorithms()):
+                raise ConfigError(f"algorithm {name!r} is unknown; {nearest(str(name), REF_VS_ALGO_SCHEMA)}")
         Section.find(loaded_json)  # says more than a schema can
         validate(loaded_json)
 

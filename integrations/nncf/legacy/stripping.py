@@ -6,9 +6,8 @@ import os
 from typing import Any
 
 import nncf
-from nncf.common.utils.backend import copy_model
 from nncf.torch.compression_method_api import PTCompressionAlgorithmController
-from torch import Tensor, nn
+from torch import nn
 
 from ilwp_plugin import CompressedModel
 from ilwp_plugin.errors import TrainingError
@@ -16,8 +15,7 @@ from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session
 
 from ..saving import file_of, is_stripped
-from .algorithm import network_of_model
-from .hooks import weight_quantizers
+from .algorithm import stripped_of
 
 __all__ = ["compressed", "estimate_ilwp", "save_ilwp"]
 
@@ -36,8 +34,7 @@ def compressed(controller: PTCompressionAlgorithmController, **fields: Any) -> C
         fields: of IlwpConfig, where the config has no section of ours or one that quantizes nothing.
     """
     model = stripped(controller)
-    session = session_of(controller)
-    return file_of(model, network_of_model(model), session, fields, weight_quantizers(model))
+    return file_of(stripped_of(model), session_of(controller), fields)
 
 
 def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
@@ -45,29 +42,12 @@ def stripped(controller: PTCompressionAlgorithmController) -> nn.Module:
     model: nn.Module = controller.model
     if is_stripped(model):
         return model
-    _detach_masks(model)
     try:
-        copied: nn.Module = controller.strip(do_copy=True)
+        copied: Any = controller.strip(do_copy=True)
     except nncf.InternalError as error:
         raise TrainingError(f"NNCF cannot strip this model, and the file holds stripped ones: {error}") from error
-    return copied
-
-
-def copy_with_masks(model: nn.Module) -> nn.Module:
-    """NNCF's copy of a model, also one with rb_sparsity."""
-    _detach_masks(model)
-    return copy_model(model)  # type: ignore[no-any-return]
-
-
-def _detach_masks(model: nn.Module) -> None:
-    """rb_sparsity keeps results with gradient, in its masks and in its loss, and those cannot be copied."""
-    controller: Any = model.nncf.compression_controller  # type: ignore[union-attr]
-    losses = [part.loss for part in getattr(controller, "child_ctrls", [controller]) if part is not None]
-    for module in [*model.modules(), *losses]:
-        for values in (module._buffers, module.__dict__):
-            for name, value in values.items():
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    values[name] = value.detach()
+    copied.nncf._kd_loss_handler = None  # the teacher of knowledge distillation
+    return copied  # type: ignore[no-any-return]
 
 
 def save_ilwp(controller: PTCompressionAlgorithmController, path: str | os.PathLike[str], **fields: Any) -> Ledger:

@@ -2,6 +2,7 @@
 
 from .config import NNCFConfig, register_default_init_args, schema
 from .creation import apply_ilwp, controller_of, create_compressed_model, load_from_config
+from .post_training import plain_model, restore
 from .registration import register
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "controller_of",
     "create_compressed_model",
     "load_from_config",
+    "plain_model",
     "register",
     "register_default_init_args",
+    "restore",
     "schema",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any
 
 import nncf
@@ -15,29 +16,43 @@ from nncf.quantization.advanced_parameters import (
     QuantizationParameters,
 )
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.function_hook.pruning.magnitude.algo import update_pruning_ratio
 from nncf.torch.function_hook.pruning.rb.losses import RBLoss
 from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask
+from nncf.torch.function_hook.wrapper import get_hook_storage
 from torch import Tensor, nn
 
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.training import Session
 
-from ..scopes import match
 from ..sparsity_schedules import SparsitySchedule
 from .config import NNCFConfig, init_inputs
-from .hooks import FrozenRBPruningMask, mask_hooks
+from .hooks import FrozenRBPruningMask, mask_hooks, weight_quantizers
+from .operations import Operations
 
 __all__ = [
+    "CompressionStage",
     "IlwpPart",
     "Part",
+    "QuantizationPart",
     "SparsityPart",
     "SPARSITY_PARTS",
     "adapt_batch_norms",
-    "ignored_scope",
+    "check_scopes",
+    "patterns_of",
+    "scopes_of",
     "prune_masks",
     "quantize",
 ]
+
+
+class CompressionStage(IntEnum):
+    """How far a model is compressed."""
+
+    UNCOMPRESSED = 0
+    PARTIALLY_COMPRESSED = 1
+    FULLY_COMPRESSED = 2
 
 
 class Part:
@@ -55,9 +70,9 @@ class Part:
     def begin_step(self) -> None:
         """A step begins."""
 
-    def finished(self) -> bool:
-        """Whether it compresses as far as it is going to."""
-        return True
+    def stage(self) -> CompressionStage:
+        """How far it compresses."""
+        return CompressionStage.FULLY_COMPRESSED
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON has it."""
@@ -71,6 +86,12 @@ class Part:
         return {}
 
 
+class QuantizationPart(Part):
+    """int8: its quantizers are in the model from the beginning."""
+
+    name = "quantization"
+
+
 class SparsityPart(Part):
     """Masks on weights.
 
@@ -82,6 +103,7 @@ class SparsityPart(Part):
     def __init__(self, model: nn.Module, section: Mapping[str, Any]) -> None:
         self.model, self.schedule = model, SparsitySchedule(section)
         self.name, self.epoch = section["algorithm"], -1
+        self.held: float | None = None
 
     def follow(self, model: nn.Module) -> None:
         """NNCF has made a copy of the model."""
@@ -90,14 +112,25 @@ class SparsityPart(Part):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def finished(self) -> bool:
-        return self.schedule.level(self.epoch) >= self.schedule.target
+    def stage(self) -> CompressionStage:
+        level = self.level()
+        if level >= self.schedule.target:
+            return CompressionStage.FULLY_COMPRESSED
+        return CompressionStage.PARTIALLY_COMPRESSED if level > 0 else CompressionStage.UNCOMPRESSED
+
+    def level(self) -> float:
+        """What is asked for now: that of the schedule, unless it is held."""
+        return self.schedule.level(self.epoch) if self.held is None else self.held
+
+    def hold(self, level: float) -> None:
+        """From now on this level, whatever the schedule says."""
+        self.held = level
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch}
+        return {"epoch": self.epoch, "held": self.held}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.epoch = state["epoch"]
+        self.epoch, self.held = state["epoch"], state["held"]
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Any]:
@@ -109,7 +142,7 @@ class SparsityPart(Part):
             zeros, total = zeros + int((~keep.bool()).sum()), total + keep.numel()
         return {
             "sparsity": zeros / max(1, total),
-            "target_sparsity": self.schedule.level(self.epoch),
+            "target_sparsity": self.level(),
             "sparsity_of_layers": layers,
         }
 
@@ -117,8 +150,8 @@ class SparsityPart(Part):
 class ConstSparsityPart(SparsityPart):
     """Masks that keep the zeros which the weights had."""
 
-    def finished(self) -> bool:
-        return True
+    def stage(self) -> CompressionStage:
+        return CompressionStage.FULLY_COMPRESSED
 
     def statistics(self) -> dict[str, Any]:
         return {name: value for name, value in super().statistics().items() if name != "target_sparsity"}
@@ -129,8 +162,15 @@ class MagnitudeSparsityPart(SparsityPart):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        if epoch < self.schedule.freeze_epoch:
-            update_pruning_ratio(self.model, PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, self.schedule.level(epoch))
+        if epoch < self.schedule.freeze_epoch and self.held is None:
+            self._apply()
+
+    def hold(self, level: float) -> None:
+        super().hold(level)
+        self._apply()
+
+    def _apply(self) -> None:
+        update_pruning_ratio(self.model, PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, self.level())
 
 
 class RBSparsityPart(SparsityPart):
@@ -161,8 +201,12 @@ class RBSparsityPart(SparsityPart):
         self.schedule.follow(self.statistics()["sparsity"])
         self._apply()
 
+    def hold(self, level: float) -> None:
+        super().hold(level)
+        self._apply()
+
     def _apply(self) -> None:
-        self._loss.target_ratio = self.schedule.level(self.epoch)
+        self._loss.target_ratio = self.level()
         self._freeze_if_due()
 
     def follow(self, model: nn.Module) -> None:
@@ -199,8 +243,9 @@ class IlwpPart(Part):
     def begin_step(self) -> None:
         self.session.begin_step()
 
-    def finished(self) -> bool:
-        return self.session.quantizes or not self.session.changes
+    def stage(self) -> CompressionStage:
+        waits = self.session.changes and not self.session.quantizes
+        return CompressionStage.UNCOMPRESSED if waits else CompressionStage.FULLY_COMPRESSED
 
     def state(self) -> dict[str, Any]:
         return self.session.state()
@@ -217,35 +262,38 @@ SPARSITY_PARTS = {
 """By the name of the section."""
 
 
-def ignored_scope(model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any]) -> nncf.IgnoredScope | None:
-    """The scopes of a section and of the whole config as NNCF 3 wants them.
-
-    Raises:
-        ConfigError: target scopes, or a scope that names no module.
-    """
-    if section.get("target_scopes") or whole.get("target_scopes"):
-        raise ConfigError(f"{section['algorithm']}: target_scopes cannot be mapped to NNCF 3; use ignored_scopes")
-    names: list[str] = []
-    for pattern in [*(whole.get("ignored_scopes") or []), *(section.get("ignored_scopes") or [])]:
-        matched = match(pattern, model)
-        if not matched and section.get("validate_scopes", True):
-            raise ConfigError(f"{section['algorithm']}: ignored scope {pattern!r} names no module of the model")
-        names += matched
-    if not names:
-        return None
-    return nncf.IgnoredScope(
-        patterns=[f"^{name.replace('.', '/')}/[a-z0-9_]+/[0-9]+$" for name in names], validate=False
-    )
+def scopes_of(whole: Mapping[str, Any], section: Mapping[str, Any], option: str) -> list[str]:
+    """The scopes of a section and of the whole config; `option` is `ignored_scopes` or `target_scopes`."""
+    found: list[str] = []
+    for place in (whole, section):
+        value = place.get(option) or []
+        found += [value] if isinstance(value, str) else value
+    return found
 
 
-def prune_masks(model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any], example: Any) -> SparsityPart:
+def check_scopes(operations: Operations, whole: Mapping[str, Any], sections: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ConfigError where scopes of sections name nothing in the model; all of them at once."""
+    found: dict[str, list[str]] = {}
+    for section in sections:
+        if section.get("validate_scopes", True):
+            name = section["algorithm"]
+            for option in ("ignored_scopes", "target_scopes"):
+                found[f"{name}: {option}"] = scopes_of(whole, section, option)
+            found[f"{name}: weights.ignored_scopes"] = scopes_of({}, section.get("weights", {}), "ignored_scopes")
+    operations.check(found)
+
+
+def patterns_of(whole: Mapping[str, Any], section: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """`ignored_scopes` and `target_scopes` that count for a section."""
+    targets = scopes_of({}, section, "target_scopes") or scopes_of(whole, {}, "target_scopes")
+    return scopes_of(whole, section, "ignored_scopes"), targets
+
+
+def prune_masks(
+    model: nn.Module, whole: Mapping[str, Any], section: Mapping[str, Any], example: Any, operations: Operations
+) -> SparsityPart:
     """Put the masks of a sparsity section into a model."""
-    params = section.get("params", {})
-    if params.get("sparsity_level_setting_mode", "global") != "global":
-        raise ConfigError(f"{section['algorithm']}: sparsity_level_setting_mode 'local' cannot be mapped to NNCF 3")
-    if params.get("weight_importance", "normed_abs") != "normed_abs":
-        raise ConfigError("magnitude_sparsity: NNCF 3 knows weight_importance 'normed_abs' only")
-    scope = ignored_scope(model, whole, section)
+    scope = operations.ignored(*patterns_of(whole, section))
     if section["algorithm"] == "rb_sparsity":
         nncf.prune(model, PruneMode.UNSTRUCTURED_REGULARIZATION_BASED, ignored_scope=scope, examples_inputs=example)
         return RBSparsityPart(model, section)
@@ -280,7 +328,9 @@ _OVERFLOW_FIXES = {
 }
 
 
-def quantize(model: nn.Module, config: NNCFConfig, section: Mapping[str, Any]) -> nn.Module:
+def quantize(
+    model: nn.Module, config: NNCFConfig, section: Mapping[str, Any], example: Any, operations: Operations
+) -> nn.Module:
     """Quantization of weights and activations to int8, with ranges from the registered data.
 
     Returns:
@@ -289,27 +339,17 @@ def quantize(model: nn.Module, config: NNCFConfig, section: Mapping[str, Any]) -
     Raises:
         ConfigError: an option that NNCF 3 does not have, or no data.
     """
-    device = config.get("target_device", "ANY")
-    if device not in _DEVICES:
-        raise ConfigError(f"target_device {device!r} cannot be mapped to NNCF 3; known: {', '.join(_DEVICES)}")
     if config.init_loader is None:
         raise ConfigError(
             "quantization: NNCF 3 needs data for the ranges; call register_default_init_args(config, train_loader) "
             "before create_compressed_model"
         )
-    for option, only in (("quantize_inputs", True), ("quantize_outputs", False)):
-        if section.get(option, only) != only:
-            raise ConfigError(f"quantization: {option!r} other than {only} cannot be mapped to NNCF 3")
     ranges = section.get("initializer", {}).get("range", {})
     kind = ranges.get("type")
-    if kind is not None and kind not in _RANGES:
-        raise ConfigError(f"quantization: range type {kind!r} cannot be mapped to NNCF 3; known: {', '.join(_RANGES)}")
     inputs = _Inputs(config, int(ranges.get("num_init_samples", 256)))
     # NNCF 2 passes over asymmetric weights in this; NNCF 3 would raise.
     asymmetric = section.get("weights", {}).get("mode") == "asymmetric"
     overflow_fix = "disable" if asymmetric else section.get("overflow_fix", "enable")
-    if overflow_fix not in _OVERFLOW_FIXES:
-        raise ConfigError(f"quantization: overflow_fix {overflow_fix!r}; known: {', '.join(_OVERFLOW_FIXES)}")
     advanced = AdvancedQuantizationParameters(
         overflow_fix=_OVERFLOW_FIXES[overflow_fix],
         disable_bias_correction=True,  # NNCF 2 has none in training
@@ -317,21 +357,27 @@ def quantize(model: nn.Module, config: NNCFConfig, section: Mapping[str, Any]) -
         weights_quantization_params=_parameters("weights", section),
         **({} if kind is None else {"activations_range_estimator_params": _RANGES[kind]}),
     )
-    return nncf.quantize(  # type: ignore[no-any-return]
+    quantized: nn.Module = nncf.quantize(
         model,
         nncf.Dataset(inputs),
         preset=nncf.QuantizationPreset(section.get("preset", "performance")),
-        target_device=_DEVICES[device],
+        target_device=_DEVICES[config.get("target_device", "ANY")],
         subset_size=max(1, len(inputs)),
-        ignored_scope=ignored_scope(model, config, section),
+        ignored_scope=operations.ignored(*patterns_of(config, section)),
         advanced_parameters=advanced,
     )
+    scopes = scopes_of({}, section.get("weights", {}), "ignored_scopes")
+    if nodes := {node for scope in scopes for node in operations.match(scope)}:
+        storage = get_hook_storage(quantized)
+        for names in weight_quantizers(quantized, example).values():
+            for name in names:
+                if decode_hook_name(name)[1] in nodes:
+                    storage.delete_hook(name)
+    return quantized
 
 
 def _parameters(group: str, section: Mapping[str, Any]) -> QuantizationParameters | None:
     values = section.get(group, {})
-    if values.get("bits", 8) != 8:
-        raise ConfigError(f"quantization: {group} of {values['bits']} bits cannot be mapped to NNCF 3; it has 8")
     if not {"mode", "per_channel"} & values.keys():
         return None
     mode = values.get("mode")
@@ -345,10 +391,10 @@ class _Inputs(Sequence[Any]):
     """The first batches of the registered data that hold so many samples."""
 
     def __init__(self, config: NNCFConfig, samples: int) -> None:
-        self._batches: list[Tensor] = []
-        for batch in init_inputs(config):
-            self._batches.append(batch)
-            samples -= len(batch)
+        self._batches: list[Any] = []
+        for inputs in init_inputs(config):
+            self._batches.append(inputs if len(inputs) > 1 else inputs[0])
+            samples -= len(inputs[0])
             if samples <= 0:
                 break
         if not self._batches:

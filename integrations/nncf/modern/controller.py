@@ -5,52 +5,24 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import nncf
 import torch
-from nncf.torch.function_hook.hook_storage import decode_hook_name
-from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE, get_hook_storage, is_wrapped
+from nncf.torch.function_hook.wrapper import is_wrapped
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.training import Session, SessionStatistics
 
-from ..network import WrappedNetwork
-from ..saving import file_of, finish
-from .algorithms import IlwpPart, Part
-from .hooks import mask_hooks, parameter_hooks, weight_hooks, weight_quantizers
+from ..saving import file_of
+from .algorithms import CompressionStage, IlwpPart, Part, SparsityPart
+from .stripping import strip, stripped
 
-__all__ = [
-    "MASKED_BEFORE",
-    "SESSION",
-    "CompressionStage",
-    "Controller",
-    "Statistics",
-    "network_of_model",
-    "weight_fake_quantizers",
-]
-
-
-SESSION = "_ilwp_session"
-"""Attribute of a model: its session."""
-MASKED_BEFORE = "_ilwp_masked_before"
-"""Attribute of a model: the weights that had masks when ilwp was applied."""
-_WEIGHT_QUANTIZERS = "_ilwp_weight_quantizers"
-"""Attribute of a stripped model: names of the hooks that quantize weights, by the parameter's."""
-
-
-class CompressionStage(IntEnum):
-    """How far a model is compressed."""
-
-    UNCOMPRESSED = 0
-    PARTIALLY_COMPRESSED = 1
-    FULLY_COMPRESSED = 2
+__all__ = ["CompressionStage", "Controller", "Scheduler", "Statistics"]
 
 
 class _Loss(nn.Module):
@@ -154,11 +126,39 @@ class Controller:
         return next((part.session for part in self._parts if isinstance(part, IlwpPart)), None)
 
     def compression_stage(self) -> CompressionStage:
-        """The least advanced of the algorithms decides whether it is full compression; any makes it partial."""
-        done = [part.finished() for part in self._parts]
-        if all(done):
-            return CompressionStage.FULLY_COMPRESSED
-        return CompressionStage.PARTIALLY_COMPRESSED if any(done) else CompressionStage.UNCOMPRESSED
+        """That of all algorithms, where they are alike; else partial compression, as in NNCF 2."""
+        stages = {part.stage() for part in self._parts} or {CompressionStage.UNCOMPRESSED}
+        return stages.pop() if len(stages) == 1 else CompressionStage.PARTIALLY_COMPRESSED
+
+    @property
+    def name(self) -> str:
+        """Of the algorithm, where there is one."""
+        return self._parts[0].name if len(self._parts) == 1 else "composite"
+
+    @property
+    def compression_rate(self) -> float | None:
+        """The share of the weights that is 0; None where no algorithm sets any to 0. Setting it ends the schedule."""
+        part = self._sparsity
+        return None if part is None else float(part.statistics()["sparsity"])
+
+    @compression_rate.setter
+    def compression_rate(self, value: float) -> None:
+        if self._sparsity is None:
+            raise ConfigError("compression_rate: no algorithm of the config sets weights to 0")
+        self._sparsity.hold(value)
+
+    @property
+    def maximal_compression_rate(self) -> float:
+        """The largest that can be set."""
+        return 1.0
+
+    @property
+    def _sparsity(self) -> SparsityPart | None:
+        return next((part for part in self._parts if isinstance(part, SparsityPart)), None)
+
+    def disable_scheduler(self) -> None:
+        """From now on epochs and steps change nothing."""
+        self._scheduler = Scheduler([])
 
     def distributed(self) -> None:
         """Nothing has to be prepared."""
@@ -178,6 +178,7 @@ class Controller:
                 found[part.name] = part.session.statistics(None if quickly_collected_only else self._compressed)
             else:
                 found[part.name] = part.statistics()
+        found.pop("quantization", None)  # it has none
         return Statistics(found)
 
     def get_compression_state(self) -> dict[str, Any]:
@@ -192,6 +193,12 @@ class Controller:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from the controller's part of a compression state."""
         self._scheduler.load_state(state["scheduler"])
+        missing = [part.name for part in self._parts if part.name not in state["algorithms"]]
+        if missing:
+            raise TrainingError(
+                f"the checkpoint was trained without {', '.join(missing)}; load its state dict into the model instead, "
+                "without its compression state"
+            )
         for part in self._parts:
             part.load_state(state["algorithms"][part.name])
 
@@ -202,31 +209,7 @@ class Controller:
         Raises:
             TrainingError: a mask or a quantizer has been put behind ilwp's hook.
         """
-        model = copy.deepcopy(self._model) if do_copy else self._model
-        if not is_wrapped(model) or getattr(model, _WEIGHT_QUANTIZERS, None) is not None:
-            return model
-        session: Session | None = getattr(model, SESSION, None)  # of the model, which may be a copy
-        expected: Mapping[str, Tensor] = {}
-        storage = get_hook_storage(model)
-        if session is not None:
-            check_order(model, session)
-            expected = session.parts.reconstructed() if session.quantizes else {}
-            for name in weight_hooks(model):
-                storage.delete_hook(name)
-        for name, parameter, mask in list(mask_hooks(model)):
-            training, mask.training = mask.training, False
-            model.get_parameter(parameter).data = mask(model.get_parameter(parameter).data)
-            mask.training = training
-            storage.delete_hook(name)
-        quantized = weight_quantizers(model, self._example)
-        for parameter, name in quantized.items():
-            # NNCF's own values: torch's formula rounds ties in another way, and would move a weight.
-            weight = model.get_parameter(parameter)
-            weight.data = storage.get_submodule(name).quantize(weight.data).detach()
-        if not storage.is_empty():
-            model = nncf.strip(model, do_copy=False, strip_format=nncf.StripFormat.NATIVE, example_input=self._example)
-        setattr(model, _WEIGHT_QUANTIZERS, quantized)
-        return finish(model, session, expected, weight_fake_quantizers(model).items())
+        return strip(copy.deepcopy(self._model) if do_copy else self._model, self._example)
 
     def export_model(self, save_path: str | os.PathLike[str], *unused: Any, **options: Any) -> None:
         """Export a stripped copy to ONNX; a path that ends in `.xml` gets OpenVINO's format.
@@ -247,9 +230,7 @@ class Controller:
         torch.onnx.export(model, self._example, os.fspath(save_path), dynamo=False, **known)
 
     def _compressed(self, **fields: Any) -> CompressedModel:
-        model = self.strip()
-        quantizers = weight_fake_quantizers(model).items()
-        return file_of(model, network_of_model(model), self.session, fields, quantizers, self._example)
+        return file_of(stripped(self.strip()), self.session, fields, self._example)
 
     def estimate_ilwp(self, **fields: Any) -> Ledger:
         """The exact sizes of the file that `save_ilwp` would write now."""
@@ -268,45 +249,3 @@ class Controller:
         if self.session is not None:
             self.session.check_quantizes()
         return self._compressed(**fields).save(path)
-
-
-def weight_fake_quantizers(stripped: nn.Module) -> dict[str, FakeQuantize]:
-    """torch's quantizers on the weights of a stripped model, by the name of the weight."""
-    found: dict[str, FakeQuantize] = {}
-    for parameter, name in getattr(stripped, _WEIGHT_QUANTIZERS, {}).items():
-        quantizer = get_hook_storage(stripped).get_submodule(name)
-        assert isinstance(quantizer, FakeQuantize), "stripping has replaced NNCF's own"
-        found[parameter] = quantizer
-    return found
-
-
-def check_order(model: nn.Module, session: Session) -> None:
-    """Raises TrainingError where NNCF does something to a layer behind ilwp, which would undo its grid."""
-    later = {parameter for _, parameter, _ in mask_hooks(model)} - getattr(model, MASKED_BEFORE, set())
-    if later:
-        raise TrainingError(
-            f"nncf.prune has put masks on {len(later)} weights behind ilwp, such as {min(later)!r}, and may have left "
-            "out ilwp's layers; apply it before ilwp"
-        )
-    operations = {name: hook for name, hook in get_hook_storage(model).named_hooks() if name.startswith("pre_hooks")}
-    own = list(weight_hooks(model).values())
-    for key in session.parts.keys:
-        layer = key.removesuffix(".weight")
-        hooks = [hook for _, hook in parameter_hooks(model, key)]
-        if [hook in own for hook in hooks] != [False] * (len(hooks) - 1) + [True]:
-            raise TrainingError(
-                f"layer {layer!r}: expected ilwp's hook once and last on its weight, got "
-                f"{[type(hook).__name__ for hook in hooks]}; apply nncf.prune and nncf.quantize before ilwp"
-            )
-        for name in operations:
-            operation, port = decode_hook_name(name)[1:]
-            if port == 1 and operation.startswith(layer.replace(".", "/") + "/"):
-                raise TrainingError(
-                    f"layer {layer!r}: nncf.quantize has put a quantizer behind ilwp's ({name}); apply it before "
-                    "ilwp, which then takes that quantizer off"
-                )
-
-
-def network_of_model(model: nn.Module) -> WrappedNetwork:
-    """A model as recipes see it."""
-    return WrappedNetwork.of_model(model, foreign=(ATR_HOOK_STORAGE,))

@@ -14,13 +14,28 @@ from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import Schedule, Session
 
-from ..config import Section, sections_by_name
-from ..scopes import match, translate
-from .algorithms import SPARSITY_PARTS, IlwpPart, Part, SparsityPart, adapt_batch_norms, prune_masks, quantize
+from ..config import Section, algorithms, sections_by_name
+from ..saving import LARGEST, LARGEST_HALF
+from ..scopes import translate
+from .algorithms import (
+    SPARSITY_PARTS,
+    IlwpPart,
+    Part,
+    QuantizationPart,
+    SparsityPart,
+    adapt_batch_norms,
+    check_scopes,
+    patterns_of,
+    prune_masks,
+    quantize,
+    scopes_of,
+)
 from .config import NNCFConfig, example_input
-from .controller import MASKED_BEFORE, SESSION, Controller, network_of_model
+from .controller import Controller
 from .filter_pruning import prune_filters
 from .hooks import MaskedWeight, Restored, WeightHook, mask_hooks, weight_hooks, weight_quantizers
+from .operations import Operations
+from .stripping import MASKED_BEFORE, SESSION, network_of_model
 
 __all__ = ["apply_ilwp", "controller_of", "create_compressed_model", "load_from_config"]
 
@@ -75,21 +90,28 @@ def create_compressed_model(
         pruned = prune_filters(model, config, sections["filter_pruning"], example, history)
         rebuild["filters"] = pruned.history
         parts.append(pruned)
+    others = [s for name, s in sections.items() if name not in (*algorithms(), "filter_pruning")]
+    operations = Operations(model, example) if state is None and others else None
+    if operations is not None:
+        check_scopes(operations, config, others)
     if state is not None:
         if state["hooks"] is not None:
             model = nncf.torch.load_from_config(model, state["hooks"], allowed_modules=_ALLOWED)
         parts += [make(model, sections[name]) for name, make in SPARSITY_PARTS.items() if name in sections]
-    else:
-        parts += [prune_masks(model, config, sections[s], example) for s in sections if s.endswith("_sparsity")]
+    elif operations is not None:
+        masked = [s for name, s in sections.items() if name.endswith("_sparsity")]
+        parts += [prune_masks(model, config, s, example, operations) for s in masked]
         if "quantization" in sections:
-            model = quantize(model, config, sections["quantization"])
+            model = quantize(model, config, sections["quantization"], example, operations)
             for part in parts:
                 if isinstance(part, SparsityPart):
                     part.follow(model)
+    if "quantization" in sections:
+        parts.append(QuantizationPart())
     if section is not None and chosen is not None:
         session = _attach(model, chosen, section.schedule, example, resumed=state is not None)
         if state is None:
-            _check_neighbours(model, session, config, sections, example)
+            _check_neighbours(model, session, config, sections, example, operations)
         parts.append(IlwpPart(session))
     if state is None:
         adapt_batch_norms(model, config, sections.values())
@@ -162,6 +184,9 @@ def _attach(
     model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, *, resumed: bool = False
 ) -> Session:
     """Connect a model with a new session, through new hooks or those that NNCF has restored."""
+    from .registration import register  # which knows this module
+
+    register()
     found = {hook.key: hook for hook in weight_hooks(model).values()}
     session = _session(model, config, schedule, example, list(found.values()))
     storage = get_hook_storage(wrap_model(model))
@@ -180,9 +205,12 @@ def _attach(
         quantized = {} if storage.is_empty() else weight_quantizers(model, example)
         trained = session.parts.parameters()
         for key in session.parts.keys:
-            if key in quantized:
-                storage.delete_hook(quantized[key])
-            register_post_function_hook(model, key, 0, WeightHook(key, session, network, trained))
+            sites: dict[str, int] = {}
+            for name in quantized.get(key, []):
+                half = getattr(storage.get_submodule(name), "is_half_range", False)
+                sites[name] = LARGEST_HALF if half else LARGEST
+                storage.delete_hook(name)
+            register_post_function_hook(model, key, 0, WeightHook(key, session, network, trained, sites))
             trained = []  # the first hook holds them
     return session
 
@@ -210,7 +238,12 @@ def _session(
 
 
 def _check_neighbours(
-    model: nn.Module, session: Session, config: NNCFConfig, sections: Mapping[str, Any], example: Any
+    model: nn.Module,
+    session: Session,
+    config: NNCFConfig,
+    sections: Mapping[str, Any],
+    example: Any,
+    operations: Operations | None,
 ) -> None:
     """Raises TrainingError where NNCF has left a layer of a chain out."""
     for name in sections:
@@ -220,9 +253,10 @@ def _check_neighbours(
             there = {key for chain in session.chains for key in chain.keys if MaskedWeight(model, key).pruned}
         else:
             continue
-        scopes = [*(config.get("ignored_scopes") or []), *(sections[name].get("ignored_scopes") or [])]
-        weights = sections[name].get("weights", {}).get("ignored_scopes") or []
-        meant = {layer for scope in [*scopes, *weights] for layer in match(scope, model)}
+        assert operations is not None, "made for the sections of NNCF"
+        ignored, targets = patterns_of(config, sections[name])
+        ignored += scopes_of({}, sections[name].get("weights", {}), "ignored_scopes")
+        meant = set(operations.left_out(ignored, targets).values())
         for chain in session.chains:
             for layer, key in zip(chain.layers, chain.keys, strict=True):
                 if key not in there and layer not in meant:

@@ -12,7 +12,7 @@ from ilwp_plugin.errors import ConfigError, TensorError
 from ilwp_plugin.models.chains import evaluating
 
 from ..scopes import match
-from .algorithms import Part
+from .algorithms import Part, patterns_of
 
 __all__ = ["FilterPruningPart", "prune_filters"]
 
@@ -57,13 +57,14 @@ def prune_filters(
     tp = optional("torch_pruning", "pruning")
     params = section.get("params", {})
     importance = params.get("filter_importance", "L2")
-    if importance not in _NORMS:
-        raise ConfigError(f"filter_pruning: filter_importance {importance!r} cannot be mapped; known: L1, L2")
     first, last = _ends(model, example)
     ignored = [module for module in last if module is not None]
     if not params.get("prune_first_conv", False):
         ignored += first
-    for pattern in [*(whole.get("ignored_scopes") or []), *(section.get("ignored_scopes") or [])]:
+    patterns, targets = patterns_of(whole, section)
+    if targets:
+        raise ConfigError("filter_pruning: target_scopes cannot be mapped to torch-pruning; use ignored_scopes")
+    for pattern in patterns:
         named = [model.get_submodule(name) for name in match(pattern, model)]
         if not named:
             raise ConfigError(f"filter_pruning: ignored scope {pattern!r} names no module of the model")

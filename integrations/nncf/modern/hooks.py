@@ -15,6 +15,7 @@ from nncf.torch.layer_utils import StatefulModuleInterface
 from nncf.torch.model_graph_manager import get_const_node
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ilwp_plugin import IlwpConfig
@@ -55,18 +56,25 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
         owner: the model's session; of a hook that NNCF has restored, what stands for it.
         network: the model.
         trained: what recipes train beside the weights; the hook holds it for the optimizer.
+        sites: names of the hooks by which NNCF quantized the weight before, with the largest codes that they allowed.
 
     Attributes:
         passing: whether the weight is left as it is, whatever the recipes say.
     """
 
     def __init__(
-        self, key: str, owner: Session | Restored, network: Network | None = None, trained: Sequence[Any] = ()
+        self,
+        key: str,
+        owner: Session | Restored,
+        network: Network | None = None,
+        trained: Sequence[Any] = (),
+        sites: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.key, self.passing = key, False
         self.owner: Session | Restored = owner
         self.trained = nn.ParameterList(trained)
+        self.sites = dict(sites or {})
         if isinstance(owner, Session) and network is not None:
             self.connect(owner, network)
 
@@ -81,7 +89,7 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """For `nncf.torch.get_config`."""
         if isinstance(self.owner, Restored):
-            return {"key": self.key, **self.owner.described(self.key)}
+            return {"key": self.key, "sites": self.sites, **self.owner.described(self.key)}
         session = self.owner
         described = {
             "config": session.config.to_dict(),
@@ -89,12 +97,16 @@ class WeightHook(nn.Module, StatefulModuleInterface):  # type: ignore[misc]
             "shapes": self._shapes,
             "parts": session.parts.state_dict(),
         }
-        return {"key": self.key, **Restored.described_by(described, list(session.parts.keys), self.key)}
+        return {
+            "key": self.key,
+            "sites": self.sites,
+            **Restored.described_by(described, list(session.parts.keys), self.key),
+        }
 
     @classmethod
     def from_config(cls, state: dict[str, Any]) -> WeightHook:
         """For `nncf.torch.load_from_config`."""
-        return cls(state["key"], Restored.of(state["key"], state["keys"], state["model"]))
+        return cls(state["key"], Restored.of(state["key"], state["keys"], state["model"]), sites=state["sites"])
 
 
 class Restored:
@@ -251,15 +263,31 @@ def mask_hooks(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
             yield name, decode_hook_name(name)[1], hook
 
 
-def weight_quantizers(model: nn.Module, example_input: Any) -> dict[str, str]:
-    """Names of the hooks by which NNCF quantizes weights, by the name of the parameter."""
-    graph = build_nncf_graph(model, example_input)
-    found: dict[str, str] = {}
+def weight_quantizers(model: nn.Module, example_input: Any = None) -> dict[str, list[str]]:
+    """Names of the hooks by which NNCF quantizes weights, by the name of the parameter; one for each call of a layer.
+
+    Args:
+        model: a wrapped model.
+        example_input: by which the weights of functions without a module are found; without it they count as
+            activations.
+    """
+    parameters = dict(model.named_parameters())
+    found: dict[str, list[str]] = {}
+    unknown: dict[str, tuple[str, int]] = {}
     for name, hook in get_hook_storage(model).named_hooks():
-        kind, operation, port = decode_hook_name(name)
-        if not isinstance(hook, BaseQuantizer) or kind != "pre_hooks":
+        if not isinstance(hook, (BaseQuantizer, FakeQuantize)):
             continue
-        constant = get_const_node(graph.get_node_by_name(operation), port, graph)
-        if constant is not None:
-            found[constant.layer_attributes.name] = name
+        kind, operation, port = decode_hook_name(name)
+        layer = operation.rpartition("/")[0].rpartition("/")[0].replace("/", ".")
+        key = operation if kind == "post_hooks" else f"{layer}.weight"
+        if key in parameters and (kind == "post_hooks" or port == 1):
+            found.setdefault(key, []).append(name)
+        elif kind == "pre_hooks":
+            unknown[name] = operation, port
+    if unknown and example_input is not None:
+        graph = build_nncf_graph(model, example_input)
+        for name, (operation, port) in unknown.items():
+            constant = get_const_node(graph.get_node_by_name(operation), port, graph)
+            if constant is not None:
+                found.setdefault(constant.layer_attributes.name, []).append(name)
     return found

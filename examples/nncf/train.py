@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -71,10 +70,8 @@ values |= {"input_info": {"sample_size": [2, *images.shape[1:]]}, "log_dir": str
 config = NNCFConfig.from_dict(values)
 loader = DataLoader(TensorDataset(images, labels), batch_size=options.batch)
 config = register_default_init_args(config, loader)
-safe: list[type] = [QuantizationScheme]  # what is in the state of NNCF beside plain values
-if find_spec("nncf.api") is not None:  # 2.19
-    safe.append(import_module("nncf.api.compression").CompressionStage)
-torch.serialization.add_safe_globals(safe)
+# What is in the state of NNCF beside plain values.
+torch.serialization.add_safe_globals([QuantizationScheme, import_module("nncf.api.compression").CompressionStage])
 checkpoint = torch.load(options.resume, weights_only=True) if options.resume else None
 state = checkpoint["compression"] if checkpoint else None
 compression_ctrl, model = create_compressed_model(model, config, compression_state=state, dump_graphs=False)

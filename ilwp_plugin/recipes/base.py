@@ -388,8 +388,8 @@ class Recipe(ABC):
         """
         return None
 
-    def check(self, calibrated: bool) -> None:  # noqa: B027
-        """Raises ConfigError where the options need calibration inputs and there are none."""
+    def check(self, calibrated: bool, trains: bool = False) -> None:  # noqa: B027
+        """Raises ConfigError where the options need calibration inputs, or training, and there are none."""
 
     def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
         """With its automatic settings chosen.

@@ -179,10 +179,10 @@ class Grid(WeightRecipe):
         assert isinstance(claims, GridClaims) or not claims.tensors
         return _GridEncoding(self, claims, context)
 
-    def check(self, calibrated: bool) -> None:
+    def check(self, calibrated: bool, trains: bool = False) -> None:
         if calibrated:
             return
-        if self.options.dead_zone != AUTO and self.options.dead_zone > 0.5:
+        if self.options.dead_zone != AUTO and self.options.dead_zone > 0.5 and not trains:
             raise ConfigError(
                 f"dead_zone: {self.options.dead_zone} needs calibration inputs; without them 0.5 is the only choice"
             )

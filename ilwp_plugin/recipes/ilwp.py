@@ -344,7 +344,7 @@ class Ilwp(Recipe):
         assert isinstance(claims, IlwpClaims)
         return _IlwpEncoding(self.options, claims, context)
 
-    def check(self, calibrated: bool) -> None:
+    def check(self, calibrated: bool, trains: bool = False) -> None:
         if self.options.step_allocation == "measured" and not calibrated:
             raise ConfigError(
                 "step_allocation: 'measured' needs calibration inputs, and a weight_step or a residual_step"

@@ -69,6 +69,8 @@ class Parts:
         self.config, self.sources = config, sources
         calibrated = calibration is not None
         self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
+        for recipe in self._recipes:
+            recipe.check(calibrated, trains=True)
         alone = not any(recipe.quantizes() for recipe in self._recipes if not isinstance(recipe, Ilwp))
         self._request = Request(example_inputs, references or {}, required or alone, calibrated)
         plan = make_plan(network, self._recipes, self._request, calibration)

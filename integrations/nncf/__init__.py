@@ -18,8 +18,6 @@ except PackageNotFoundError:
 if TYPE_CHECKING:
     from ilwp_plugin.compare.methods import Method
 
-from .quantizers import added_state
-
 __all__ = [
     "NNCFConfig",
     "added_state",
@@ -35,6 +33,7 @@ if _VERSION.startswith("2.19."):
     if "nncf.torch" not in sys.modules:
         os.environ.setdefault("NNCF_TORCH_LEGACY_TRACING", "1")  # read when nncf.torch is imported
     from .legacy import NNCFConfig, create_compressed_model, register, register_default_init_args, restore, schema
+    from .quantizers import added_state
 elif _VERSION.startswith("3."):
     from .modern import (
         NNCFConfig,
@@ -48,6 +47,7 @@ elif _VERSION.startswith("3."):
         restore,
         schema,
     )
+    from .quantizers import added_state
 
     __all__ += ["apply_ilwp", "controller_of", "load_from_config", "plain_model"]
 else:

@@ -32,13 +32,13 @@ class WrappedNetwork(ModuleNetwork):
 
         Args:
             model: the model.
-            foreign: names of the modules that are NNCF's.
+            foreign: names of the modules and tensors that are NNCF's.
             order: see the class.
         """
         whole = ModuleNetwork.of(model)
 
         def own(key: str) -> bool:
-            return not any(key.startswith(f"{name}.") for name in foreign)
+            return not any(key == name or key.startswith(f"{name}.") for name in foreign)
 
         layers = {
             name: replace(layer, kind=layer.kind.removeprefix("NNCF"))

@@ -22,7 +22,15 @@ from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMax
 from ilwp_plugin import CompressedModel
 from ilwp_plugin.errors import FormatError, TensorError
 
-__all__ = ["METADATA", "Quantizer", "added_state", "described", "quantizers_of", "read_description"]
+__all__ = [
+    "METADATA",
+    "Quantizer",
+    "added_state",
+    "described",
+    "padding_values_of",
+    "quantizers_of",
+    "read_description",
+]
 
 METADATA = "quantizers"
 """Key of the metadata."""
@@ -101,6 +109,11 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FakeQuantize))
 
 
+def padding_values_of(model: nn.Module) -> list[str]:
+    """Names of the tensors in which convolutions of NNCF 2 keep what they pad with: follows from the quantizers."""
+    return [name for name in model.state_dict() if name.rpartition(".")[2] == "nncf_padding_value"]
+
+
 def described(quantizers: list[Quantizer], **more: Any) -> dict[str, str]:
     """As the metadata of a file has it.
 
@@ -164,9 +177,10 @@ def added_state(model: nn.Module, file: CompressedModel) -> dict[str, Tensor]:
     Raises:
         TensorError: the model has other quantizers than that of the file.
     """
-    own = dict(quantizers_of(model))
+    own, state = dict(quantizers_of(model)), model.state_dict()
+    found: dict[str, Tensor] = {name: state[name] for name in padding_values_of(model)}
     if not own:
-        return {}
+        return found
     known, _ = read_description(file)
     paths = {quantizer.path for quantizer in known}
     if paths != own.keys():
@@ -175,8 +189,6 @@ def added_state(model: nn.Module, file: CompressedModel) -> dict[str, Tensor]:
             f"the file does not fit {type(model).__name__}: quantizers not in the file: {missing[:3] or 'none'}; not "
             f"in the model: {unexpected[:3] or 'none'}"
         )
-    state = model.state_dict()
-    found: dict[str, Tensor] = {}
     for quantizer in known:
         found.update({name: state[name] for name in state if name.startswith(f"{quantizer.path}.")})
         for role, value in zip(("scale", "zero_point"), quantizer.parameters(file), strict=True):

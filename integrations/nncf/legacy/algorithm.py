@@ -32,7 +32,7 @@ from ilwp_plugin.training import Session, SessionStatistics
 
 from ..config import ALGORITHM, Section, sections_by_name
 from ..network import WrappedNetwork
-from ..quantizers import quantizers_of
+from ..quantizers import padding_values_of, quantizers_of
 from ..saving import LARGEST, LARGEST_HALF, Stripped, finish
 from ..scopes import ignores, translate
 from .copying import copy_model
@@ -102,7 +102,7 @@ def session_of(model: NNCFNetwork, section: Section) -> Session:
 def network_of_model(model: NNCFNetwork) -> WrappedNetwork:
     """A model as recipes see it, in the order of NNCF's graph."""
     layers = (name for name in operation_names(model) if isinstance(model.get_submodule(name), nn.modules.conv._ConvNd))
-    foreign = [path for path, _ in quantizers_of(model)]
+    foreign = [path for path, _ in quantizers_of(model)] + padding_values_of(model)
     return WrappedNetwork.of_model(model, foreign=foreign, order=tuple(layers))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -130,6 +131,7 @@ def add_names() -> None:
         if module is None and find_spec(path) is None:
             module = sys.modules[path] = ModuleType(path, "Of NNCF 2, for scripts that import it.")
             module.__path__ = []  # others are inside
+            module.__spec__ = ModuleSpec(path, None, is_package=True)
             parent, _, name = path.rpartition(".")
             setattr(sys.modules[parent], name, module)
         if module is None:

@@ -187,10 +187,10 @@ def check(config: Mapping[str, Any]) -> None:
     sections = algorithm_sections(config)
     names = [str(section.get("algorithm")) for section in sections]
     for section, name in zip(sections, names, strict=True):
-        if names.count(name) > 1:
-            raise ConfigError(f"compression: two sections {name!r}")
         if name in algorithms():
             continue
+        if names.count(name) > 1:
+            raise ConfigError(f"compression: two sections {name!r}")
         if name not in SECTIONS:
             mapped = nearest(name, [*SECTIONS, *algorithms()])
             faults.append(f"algorithm {name!r} cannot be mapped to NNCF 3; NNCF 2.19 may have it. {mapped}")

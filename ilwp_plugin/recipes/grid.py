@@ -16,7 +16,6 @@ from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import GridSection, Section
-from ilwp_plugin.method.allocation import safe_step
 from ilwp_plugin.method.entropy_model import CodeModel
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import check_codes, grid_codes, grid_integers, restore_codes

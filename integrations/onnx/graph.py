@@ -18,7 +18,7 @@ from ilwp_plugin.paths import check_regular
 from .layers import LayerNode
 from .protobuf import LOCATION
 from .rearrange import graphs_of
-from .tensors import SMALL, dtype_in_file, nbytes, values_of
+from .tensors import SHAPES, SMALL, dtype_in_file, nbytes, values_of
 
 __all__ = ["check", "key_in", "load_model", "take_out"]
 
@@ -80,7 +80,8 @@ def take_out(model: ModelProto, layers: Iterable[LayerNode]) -> dict[str, tuple[
     used = set(keys.values())
     for tensor in model.graph.initializer:
         dtype = dtype_in_file(tensor.data_type)
-        if dtype is None or nbytes(tensor) < SMALL:
+        listed = dtype in ("int32", "int64") and len(tensor.dims) <= 1 and tensor.name not in keys
+        if dtype is None or nbytes(tensor) < (SHAPES + 1 if listed else SMALL):
             continue
         key = keys.get(tensor.name) or _unique(_valid(tensor.name), lambda name: name in used)
         used.add(key)

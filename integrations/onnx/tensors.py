@@ -10,10 +10,13 @@ from onnx import TensorProto
 
 from ilwp_plugin.format.dtypes import DTYPES
 
-__all__ = ["SMALL", "dtype_in_file", "nbytes", "numel", "put_values", "tensor_of_list", "values_of"]
+__all__ = ["SHAPES", "SMALL", "dtype_in_file", "nbytes", "numel", "put_values", "tensor_of_list", "values_of"]
 
 SMALL = 64
 """Tensors of fewer bytes stay in the graph: shapes, axes and scalars."""
+
+SHAPES = 1024
+"""So do lists of integers of at most so many bytes: ONNX Runtime reads pads and the like before it gets values."""
 
 _DTYPES: dict[str, str] = {
     "FLOAT": "float32",

@@ -239,3 +239,11 @@ def a_table_that_is_no_weight() -> Any:
 def operators_of_onnx_runtime() -> Any:
     node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transB=1, alpha=0.5)
     return build([node], {"x": random(3, 20)}, {"y": [3, 12]}, {"w": random(12, 20)}, domains=["com.microsoft"])
+
+
+@graph
+def pads_that_shapes_depend_on() -> Any:
+    """ONNX Runtime reads them before it gets values from outside."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Pad", ["m", "pads"], ["y"])]
+    values = {"w": random(16, 16), "pads": np.array([0, 1, 0, 1, 2, 0, 0, 3, 0, 0], np.int64)}
+    return build(nodes, {"x": random(1, 2, 1, 3, 16)}, {"y": [None] * 5}, values)

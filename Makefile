@@ -4,6 +4,8 @@ VENV ?= .venv
 LEGACY ?= .venv-legacy
 # NNCodec needs an older numpy, and without --no-deps gigabytes of what its coder does not use.
 PEERS ?= .venv-peers
+OLDEST ?= .venv-oldest
+FUZZ_SECONDS ?= 300
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # One thread a process: tests run in two processes, and small networks gain nothing from more.
@@ -12,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow bench lint setup browser clean
+.PHONY: demo test test-slow fuzz oldest bench peers lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -24,6 +26,16 @@ test: setup lint
 test-slow: setup
 	$(PYTEST) -m slow --timeout 3600
 	$(PYTEST_LEGACY) tests/integrations/nncf -m slow --timeout 3600
+
+# Of an hour at a time, say: `make fuzz FUZZ_SECONDS=3600`. What reaches new code joins the corpus that the tests read.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz out/fuzz -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
+	$(BIN)/python -m tests.fuzz --take out/fuzz
+
+# The oldest versions that setup.cfg allows write and restore the same bytes. torch 2.4 brings gigabytes of CUDA.
+oldest: $(VENV)/.installed $(OLDEST)/.installed
+	$(BIN)/python -W ignore -m tests.determinism > $(OLDEST)/newest.txt
+	$(OLDEST)/bin/python -W ignore -m tests.determinism | diff $(OLDEST)/newest.txt -
 
 bench: $(VENV)/.installed
 	$(PYTEST) tests/benchmarks -m bench -s --timeout 1800
@@ -57,6 +69,12 @@ $(LEGACY)/.installed: setup.cfg pyproject.toml constraints-legacy.txt
 	$(LEGACY)/bin/python -m pip install --quiet --constraint constraints-legacy.txt --editable '.[dev-legacy]'
 	touch $@
 
+$(OLDEST)/.installed: setup.cfg
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet torch==2.4.1 numpy==1.26.4 scipy==1.11.4 pydantic==2.6.0 typer==0.12.0 \
+	  rich==13.0.0 bitarray==3.0.0 constriction==0.4.0 safetensors==0.4.3 filelock==3.12.0
+	touch $@
+
 $(PEERS)/.installed: Makefile
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 'numpy<2' pandas tqdm pcodec==1.1.0 zstandard==0.25.0 pybind11 setuptools wheel
@@ -68,4 +86,4 @@ $(PEERS)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LEGACY) $(PEERS) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LEGACY) $(PEERS) $(OLDEST) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -33,29 +33,22 @@ class Later:
     account: Account = ("header", None)
 
 
-class _Charging:
-    """The account (part and layer) to which passing bytes are charged."""
+class ByteWriter:
+    """Little-endian numbers, varints and raw bytes, appended; mirrored by `ByteReader`."""
 
-    def __init__(self, part: str, layer: str | None) -> None:
+    def __init__(self, part: str = "header", layer: str | None = None) -> None:
         self.ledger = Ledger()
         self._account: Account = (part, layer)
+        self._bytes = SpooledBytes()
 
     @contextmanager
     def charge(self, part: str, layer: str | None) -> Iterator[None]:
-        """Charge what passes inside the `with` block to this part and layer."""
+        """Charge what is written inside the `with` block to this part and layer."""
         before, self._account = self._account, (part, layer)
         try:
             yield
         finally:
             self._account = before
-
-
-class ByteWriter(_Charging):
-    """Little-endian numbers, varints and raw bytes, appended; mirrored by `ByteReader`."""
-
-    def __init__(self, part: str = "header", layer: str | None = None) -> None:
-        super().__init__(part, layer)
-        self._bytes = SpooledBytes()
 
     def raw(self, data: bytes | memoryview) -> None:
         self._bytes.append(data)
@@ -99,14 +92,40 @@ class ByteWriter(_Charging):
         return self._bytes.content()
 
 
-class ByteReader(_Charging):
-    """Reads what `ByteWriter` wrote; every read is checked against the end before anything is allocated."""
+class ByteReader:
+    """Reads what `ByteWriter` wrote; every read is checked against the end before anything is allocated.
+
+    Bytes that follow each other on one account are charged together, once the account changes or the ledger is looked
+    at: most reads are of a byte.
+    """
 
     def __init__(self, data: memoryview, where: str, part: str = "header", layer: str | None = None) -> None:
-        super().__init__(part, layer)
         self.data = data
-        self._position = 0
         self.where = where
+        self._position = self._charged = 0
+        self._ledger = Ledger()
+        self._account: Account = (part, layer)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The charge for each byte that was read."""
+        self._settle()
+        return self._ledger
+
+    def _settle(self) -> None:
+        self._ledger.charge(*self._account, self._position - self._charged)
+        self._charged = self._position
+
+    @contextmanager
+    def charge(self, part: str, layer: str | None) -> Iterator[None]:
+        """Charge what is read inside the `with` block to this part and layer."""
+        self._settle()
+        before, self._account = self._account, (part, layer)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._account = before
 
     def fail(self, code: str, what: str) -> FormatError:
         """A FormatError that says where the reader stands, to be raised by the caller; `code` is one of `FAULTS`."""
@@ -128,20 +147,19 @@ class ByteReader(_Charging):
         return piece
 
     def raw(self, count: int) -> memoryview:
-        piece = self._advance(count)
-        self.ledger.charge(*self._account, count)
-        return piece
+        return self._advance(count)
 
     @contextmanager
     def charge_later(self) -> Iterator[Later]:
         """For bytes that tell themselves to whom they belong: set the account anywhere inside the `with` block."""
+        self._settle()
         later, start = Later(), self._position
-        before, self.ledger = self.ledger, Ledger()
+        before, self._ledger = self._ledger, Ledger()
         try:
             yield later
         finally:
-            self.ledger = before
-        self.ledger.charge(*later.account, self._position - start)
+            self._ledger, self._charged = before, self._position
+        self._ledger.charge(*later.account, self._position - start)
 
     def peek(self, count: int) -> memoryview:
         """The next bytes, not consumed."""
@@ -149,10 +167,17 @@ class ByteReader(_Charging):
 
     def shared(self, count: int) -> memoryview:
         """Bytes that several accounts share; the caller charges its ledger with them once they are decoded."""
-        return self._advance(count)
+        self._settle()
+        piece = self._advance(count)
+        self._charged = self._position
+        return piece
 
     def u8(self) -> int:
-        return self.raw(1)[0]
+        at = self._position
+        if at >= len(self.data):
+            raise self.fail("too-short", "needs 1 bytes, 0 are left")
+        self._position = at + 1
+        return self.data[at]
 
     def u32(self) -> int:
         return int(struct.unpack("<I", self.raw(4))[0])
@@ -161,16 +186,17 @@ class ByteReader(_Charging):
         return float(struct.unpack("<f", self.raw(4))[0])
 
     def varint(self) -> int:
-        value = shift = 0
-        while True:
+        byte = self.u8()
+        if byte < 0x80:
+            return byte
+        value, shift = byte & 0x7F, 7
+        while byte >= 0x80:
+            if shift > 56:
+                raise self.fail("number-too-large", "a number of more than 63 bits")
             byte = self.u8()
             value |= (byte & 0x7F) << shift
             shift += 7
-            if not byte & 0x80:
-                break
-            if shift > 56:
-                raise self.fail("number-too-large", "a number of more than 63 bits")
-        if byte == 0 and shift > 7:
+        if byte == 0:
             raise self.fail("number-not-shortest", "a number written in more bytes than it needs")
         return value
 

@@ -66,6 +66,21 @@ def test_what_was_written_is_read_and_written_again(name: str, tmp_path: Path) -
     assert summaries == [summary for section in sections for summary in section.summaries()]
 
 
+@pytest.mark.parametrize("flags", range(16))
+def test_planes_that_others_coded_otherwise_are_written_again(flags: int) -> None:
+    """Whether each plane of a floats section is coded is up to its writer: as it was read, so it is written."""
+    file, stored = forge.good(), flags.bit_count()
+    codes = [] if flags == 15 else [7] * (16 - 4 * stored)
+    forge._floats(flags, b"\0\0\0\0" * stored, [])(file)
+    (kind, body), raw = file.sections or []
+    groups = [forge.group(codes, 4 - stored).build()] if codes else []
+    file.sections = [(kind, body + b"".join(groups)), raw]
+    data = file.build()
+    again = read(data)
+    assert b"".join(pack(again.infos, again.sections)) == data
+    assert same(read(b"".join(pack(again.infos, again.sections))).tensor("f.weight"), again.tensor("f.weight"))
+
+
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_one_tensor_alone(name: str) -> None:
     """Of a file that nobody has verified, in any order."""

@@ -71,7 +71,7 @@ def check_name(name: str) -> str | None:
         return "is not valid Unicode"
     if not 1 <= size <= _MAX_NAME:
         return f"has {size} bytes, expected 1 to 1,024"
-    if any(unicodedata.category(c) == "Cc" for c in name):
+    if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
         return "holds a control character"
     if "" in name.split("."):
         return "has an empty component between its dots"

@@ -56,6 +56,7 @@ class FloatSection(Section):
         self.infos = tuple(infos)
         self.values: Mapping[str, NDArray[Any]] = values
         self.coding = coding
+        self._flags: Sequence[Sequence[bool]] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -92,7 +93,7 @@ class FloatSection(Section):
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}
-        stored = [
+        stored = self._flags or [
             [_entropy_bytes(plane) > _WORTH * len(plane) for plane in _planes(self.values[info.name], info)]
             for info in self.infos
         ]
@@ -151,7 +152,9 @@ class FloatSection(Section):
         codes = StoredCodes(reader, accounts, segments, cls.part, context.budget)
         reader.finish()
         runs = {place: number for number, place in enumerate(coded)}
-        return cls(infos, _Stored(infos, planes, runs, codes, reader.where), codes.coding)
+        section = cls(infos, _Stored(infos, planes, runs, codes, reader.where), codes.coding)
+        section._flags = stored  # the groups of the coding are those of the planes that another writer has coded
+        return section
 
 
 class _Stored(Mapping[str, NDArray[Any]]):

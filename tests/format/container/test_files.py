@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,30 @@ def test_full_disk(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"old" and only(tmp_path, "x")
 
 
+SHORT = """
+import resource, signal, sys
+from ilwp_plugin.errors import FileError
+from ilwp_plugin.format.container import write_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for sizes in ([20_001], [9_000, 9_000, 9_000], [1, 30_000], [20_000, 1]):
+    try:
+        write_file(sys.argv[1], (bytes(size) for size in sizes))
+    except FileError as error:
+        print(error)
+write_file(sys.argv[1] + ".fits", [bytes(20_000)])
+"""
+
+
+def test_a_write_that_is_cut_short(tmp_path: Path) -> None:
+    """The system takes a part of the last piece and reports no error; the rest is asked for, or the file is refused."""
+    (tmp_path / "x").write_bytes(b"old")
+    result = subprocess.run([sys.executable, "-c", SHORT, tmp_path / "x"], capture_output=True, text=True, check=True)
+    assert result.stdout.count("File too large") == 4
+    assert (tmp_path / "x").read_bytes() == b"old" and (tmp_path / "x.fits").stat().st_size == 20_000
+    assert only(tmp_path, "x", "x.fits")
+
+
 @pytest.mark.parametrize("target", ["", "missing/x", "file/x"])
 def test_impossible_targets(tmp_path: Path, target: str) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -150,9 +175,21 @@ def test_killed_writers_leave_the_old_or_the_new_file(tmp_path: Path) -> None:
     assert only(tmp_path, "a", "b", "x"), "what the killed ones have left is gone"
 
 
-def read_many(path: Path, times: int) -> int:
-    """Reads a file that others replace; raises if it is ever not whole."""
-    return len([read(path).state() for _ in range(times)])
+READERS = 8
+_together: Any = None
+
+
+def _meet(barrier: Any) -> None:
+    global _together
+    _together = barrier
+
+
+def read_many(path: Path, times: int) -> tuple[int, set[bytes]]:
+    """Reads a file that others replace, once all readers are there; raises if it is ever not whole."""
+    _together.wait(timeout=60)
+    seen = {read(path).state()["b.bias"].tobytes() for _ in range(times)}
+    _together.wait(timeout=60)
+    return os.getpid(), seen
 
 
 def test_readers_always_see_a_complete_version(tmp_path: Path) -> None:
@@ -162,8 +199,11 @@ def test_readers_always_see_a_complete_version(tmp_path: Path) -> None:
     try:
         while not target.exists():
             time.sleep(0.01)
-        with multiprocessing.get_context("spawn").Pool(8) as pool:
-            assert pool.starmap(read_many, [(target, 50)] * 8, chunksize=1) == [50] * 8
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(READERS, _meet, (context.Barrier(READERS),)) as pool:
+            found = pool.starmap(read_many, [(target, 50)] * READERS, chunksize=1)
+        assert len({process for process, _ in found}) == READERS, "all at the same time"
+        assert set.union(*(seen for _, seen in found)) == {b"\0" * 12, b"\1" * 12}
         assert [writer.poll() for writer in writers] == [None, None], "both are still writing"
     finally:
         for writer in writers:

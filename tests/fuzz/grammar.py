@@ -40,6 +40,7 @@ class Grammar:
             self.fields,
             self.floats,
             self.codebook,
+            self.arranged,
             self.graph,
             self.metadata,
             self.unknown,
@@ -201,16 +202,35 @@ class Grammar:
         values = self.floats_of(info.shape, info.dtype)
         self.sections.append(ilwp.FloatSection([info], {info.name: values}, self.coding()))
 
-    def codebook(self) -> None:
+    def _books(self) -> list[NDArray[np.float32]]:
         widths = [self.random.choice([1, 2, 4]) for _ in range(self.random.randint(1, 2))]
-        books = [self.numbers.standard_normal((self.random.randint(1, 9), w)).astype(np.float32) for w in widths]
-        tensors = []
-        for _ in range(self.random.randint(len(books), 3)):
-            book = self.random.randrange(len(books))
-            count = self.random.randint(1, 9)
-            info = self.info((count, widths[book]), self.dtype())
-            tensors.append(ilwp.CodebookTensor(info, book, self.numbers.randint(0, len(books[book]), count)))
+        return [self.numbers.standard_normal((self.random.randint(1, 9), w)).astype(np.float32) for w in widths]
+
+    def _indices(self, books: Sequence[NDArray[np.float32]]) -> ilwp.CodebookTensor:
+        book = self.random.randrange(len(books))
+        count = self.random.randint(1, 9)
+        info = self.info((count, books[book].shape[1]), self.dtype())
+        return ilwp.CodebookTensor(info, book, self.numbers.randint(0, len(books[book]), count))
+
+    def codebook(self) -> None:
+        books = self._books()
+        tensors = [self._indices(books) for _ in range(self.random.randint(len(books), 3))]
         self.sections.append(ilwp.CodebookSection(books, tensors, self.coding()))
+
+    def arranged(self) -> None:
+        books = self._books()
+        tensors: list[ilwp.ArrangedTensor] = []
+        for number in range(self.random.randint(len(books), 4)):
+            own = self._indices(books)
+            form, common = (
+                self.random.choice(["plain", "sparse", "collocated"]),
+                self.random.randrange(len(books[own.book])),
+            )
+            if (form == "sparse" and bool((own.indices == common).all())) or (form == "collocated" and not number):
+                form = "plain"
+            longest, before = self.random.choice([1, 2, 7, 255]), self.random.randrange(max(1, number))
+            tensors.append(ilwp.ArrangedTensor(own.info, own.book, own.indices, form, common, longest, before))  # type: ignore[arg-type]
+        self.sections.append(ilwp.ArrangedSection(books, tensors, self.coding()))
 
     def graph(self) -> None:
         self.sections.append(ilwp.GraphSection(self.random.choice(["onnx", "x-1"]), self.random.randbytes(9) * 3))

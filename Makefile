@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow fuzz oldest bench peers lint setup browser clean
+.PHONY: demo test test-slow fuzz oldest bench table1 peers docs wheel lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -43,6 +43,16 @@ bench: $(VENV)/.installed
 peers: $(VENV)/.installed $(PEERS)/.installed
 	$(TEST_ENV) $(BIN)/python examples/peers/table.py --peers $(PEERS)/bin/python
 	$(TEST_ENV) $(BIN)/python examples/peers/table.py --peers $(PEERS)/bin/python --pretrained
+
+table1: $(VENV)/.installed
+	$(BIN)/ilwp compare examples/compare/table1.json -o out/table1
+
+# The site, in out/site: nothing in it is loaded from elsewhere.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --quiet
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m build --outdir out/dist
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

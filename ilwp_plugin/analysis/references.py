@@ -21,7 +21,7 @@ class ReferenceShares:
     Attributes:
         kernel_size: one to three numbers.
         layers: names, in order.
-        shares: shares[i][u] is the share of layer i's kernels whose nearest kernel (L1), among those of all earlier
+        shares: `shares[i][u]` is the share of layer i's kernels whose nearest kernel (L1), among those of all earlier
             layers, is in layer u; each row sums to 1, but for the anchor's, which is all 0.
     """
 

@@ -1,0 +1,116 @@
+"""The README's figure and headline table: bytes of the same network in each form, from results alone.
+
+pip install 'ilwp-plugin[compare]'
+python examples/headline.py                  docs/results/table1 -> README.md and docs/figures/headline.png
+python examples/headline.py --results out/table1
+
+The results come from `ilwp compare examples/compare/table1.json -o out/table1`. Of each kind of method the
+smallest file is shown that keeps the accuracy of fp32, which the report of a comparison defines; of kinds without
+any, the most accurate one.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from ilwp_plugin.analysis.figures import PALETTE, drawing
+from ilwp_plugin.compare import read_results
+from ilwp_plugin.compare.report.summary import Summary, sections
+
+ROOT = Path(__file__).parent.parent
+OWNERS = (
+    "fp32",
+    "no toolkit",
+    "NNCF",
+    "INC",
+    "torch-pruning",
+    "NNCF + ilwp",
+    "torch-pruning + ilwp",
+    "INC + ilwp",
+    "ilwp",
+)
+MOST = 1.0
+"""Points that the very smallest file may lose."""
+NAMES = {"no toolkit": "integers and zstd"}
+
+
+def chosen(methods: list[Summary]) -> list[Summary]:
+    """The rows, in order: of each owner one, and of ilwp the smallest file within `MOST` points too."""
+    rows = []
+    for owner in OWNERS:
+        own = [m for m in methods if m.owner == owner]
+        if own:
+            rows.append(min(own, key=lambda m: (not m.change.fits, m.file.mean if m.change.fits else -m.accuracy.mean)))
+    within = [m for m in methods if m.kind == "ilwp" and m.change.points >= -MOST]
+    smallest = min(within, key=lambda m: m.file.mean, default=None)
+    rows += [] if smallest is None or smallest in rows else [smallest]
+    return sorted(rows, key=lambda m: -m.file.mean)
+
+
+def title(method: Summary) -> str:
+    """As a reader knows it."""
+    return "fp32 (safetensors)" if method.kind == "fp32" else method.title
+
+
+def table(rows: list[Summary]) -> str:
+    """In Markdown."""
+    fp32 = rows[0].file.mean
+    lines = ["| file | bytes | of fp32 | accuracy %, change |", "| --- | ---: | ---: | ---: |"]
+    for m in rows:
+        bold = "**" if m.kind == "ilwp" else ""
+        change = "" if m.kind == "fp32" else f", {m.change.points:+.2f} ± {m.change.standard_error:.2f}"
+        ratio = "1" if m.kind == "fp32" else f"1/{fp32 / m.file.mean:.{0 if fp32 / m.file.mean >= 10 else 1}f}"
+        cells = [f"{bold}{title(m)}{bold}", f"{bold}{m.file.mean:,.0f}{bold}", ratio, f"{m.accuracy.mean:.2f}{change}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[Summary], path: Path) -> None:
+    """Bars."""
+    with drawing(path, 8.4, 0.42 * len(rows) + 0.7) as (_, axes):
+        axis = axes[0]
+        fp32 = rows[0].file.mean
+        for i, m in enumerate(rows):
+            colour = {"ilwp": PALETTE[4], "stacked": PALETTE[6], "fp32": PALETTE[0]}.get(m.kind, PALETTE[1])
+            axis.barh(-i, m.file.mean / 1000, color=colour, height=0.72)
+            times = (
+                ""
+                if m.kind == "fp32"
+                else f"  1/{fp32 / m.file.mean:.3g}  ({round(m.change.points, 1) + 0.0:+.1f} points)"
+            )
+            axis.text(
+                m.file.mean / 1000 + fp32 / 1e5, -i, f"{m.file.mean / 1000:,.0f} kB{times}", va="center", fontsize=9
+            )
+        axis.set_yticks([-i for i in range(len(rows))], [short(m) for m in rows], fontsize=9)
+        axis.set_xlim(0, 1.16 * fp32 / 1000)
+        axis.set_xlabel("kB of the file")
+        axis.tick_params(axis="y", length=0)
+
+
+def short(method: Summary) -> str:
+    """A title that fits on an axis."""
+    name = title(method).replace("all layers, ", "").replace(" collocated", "").replace("auto, ", "")
+    name = re.sub(r"residual step [\d.]+, |(?<=%) of (weights|channels)| weights(?=$| \+)", "", name)
+    return name if len(name) <= 46 else name[:45] + "…"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "docs" / "results" / "table1", help="a folder of results"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT, help="where README.md and docs/figures are written")
+    arguments = parser.parse_args()
+    (section,) = sections(read_results(arguments.results))
+    rows = chosen(list(section.methods))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = f"<!-- headline -->\n{table(rows)}\n<!-- /headline -->"
+    text = re.sub(r"<!-- headline -->.*?<!-- /headline -->", lambda _: made, text, flags=re.DOTALL)
+    figures = arguments.out / "docs" / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "README.md").write_text(text, encoding="utf-8")
+    draw(rows, figures / "headline.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,11 @@ from ilwp_plugin.errors import MissingDependencyError, RegistryError, nearest
 
 __all__ = ["FILES", "GROUP", "for_file", "function_for", "load", "names", "register_installed", "schema", "suffixes"]
 
-GROUP, FILES = "ilwp.integrations", "ilwp.files"
+GROUP = "ilwp.integrations"
+"""The entry-point group of toolkits."""
+
+FILES = "ilwp.files"
+"""The entry-point group of kinds of model files."""
 
 
 def _announced(group: str = GROUP) -> dict[str, EntryPoint]:

@@ -64,13 +64,14 @@ def _bytes(layer: Summary, by_layer: Mapping[str, LayerBytes]) -> LayerBytes:
     return LayerBytes(**{f"{part}_bytes": sizes.get(f"{part}_bytes", 0) for part in PARTS})
 
 
-def sentence(file: Shown, before: int, snr: float | None) -> str:
+def sentence(file: Shown, before: int, snr: float | None, outputs: str | None = None) -> str:
     """What a compression has done, in one line.
 
     Args:
         file: the result.
         before: bytes of the model's own file.
         snr: see `pipeline.fidelity.weights_snr`.
+        outputs: what is known of the outputs, if the file was calibrated.
     """
     ledger, by_layer = file.ledger, file.ledger.layers
     sizes: dict[str, int] = {}
@@ -79,10 +80,12 @@ def sentence(file: Shown, before: int, snr: float | None) -> str:
     sizes["names and the rest"] = ledger.file_bytes - sum(sizes.values())
     shares = ", ".join(f"{kind.replace('_', ' ')} {size / ledger.file_bytes:.1%}" for kind, size in sizes.items())
     kept = "no weight has changed"
-    if snr is not None:
+    if snr is not None and outputs is not None:
+        kept = f"weights at {snr:.1f} dB, {outputs}"
+    elif snr is not None:
         kept = (
             f"weights at {snr:.1f} dB; several times smaller at about the same outputs with calibration inputs "
-            "(compress(model, calibration=...) in Python)"
+            "(--calibration of an .onnx or .pt2 model, compress(model, calibration=...) in Python)"
         )
     return f"{ledger.file_bytes:,} bytes, {before / ledger.file_bytes:.2f} times smaller ({shares}); {kept}"
 

@@ -8,6 +8,7 @@ towards the given weights), then these are rounded with feedback.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -120,12 +121,26 @@ class Feedback:
 
     def __init__(self, moments: Moments, weight: Tensor) -> None:
         groups, d = moments.quantized.shape
-        self._shape = weight.shape
+        self._shape, self._transposed = weight.shape, False
         self._view = (groups, weight.shape[0] // groups, d)
         self._gram, self._cross = moments.gram / moments.count, moments.cross / moments.count
         self._means = (moments.original / moments.count)[:, :, None], (moments.quantized / moments.count)[:, :, None]
         energy = self._gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
         self._unit = torch.eye(d, dtype=torch.float64) * (energy + 1e-10)
+
+    def seen_as(self, shape: torch.Size, transposed: bool) -> Feedback:
+        """The same for weights of another shape: of one with other dimensions of 1, or of a transposed matrix."""
+        other = copy.copy(self)
+        other._shape, other._transposed = shape, transposed
+        return other
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """(groups, outputs of one, d) float64."""
+        return (weight.T if self._transposed else weight).double().reshape(self._view)
+
+    def _tensor(self, rows: Tensor) -> Tensor:
+        """The inverse, in the given shape."""
+        return rows.reshape(self._shape[::-1]).T.contiguous() if self._transposed else rows.reshape(self._shape)
 
     def target(self, weight: Tensor) -> Tensor:
         """The weights that give the original outputs on the quantized inputs, in the least squares; float32.
@@ -134,17 +149,17 @@ class Feedback:
         any factor, and what is left of them is noise.
         """
         damping = TARGET_DAMPING * self._unit
-        own = weight.double().reshape(self._view)
+        own = self._rows(weight)
         right = own @ (self._cross + damping)
         solved: Tensor = torch.linalg.solve(self._gram + damping, right.transpose(1, 2)).transpose(1, 2)
         most = MOST_GROWTH * own.norm(dim=2, keepdim=True)
         solved *= (most / solved.norm(dim=2, keepdim=True).clamp(min=1e-300)).clamp(max=1.0)
-        return solved.reshape(self._shape).float()
+        return self._tensor(solved).float()
 
     def bias_correction(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """(outputs,) float32: what to add to the bias so that the mean output is that of the original layer."""
-        before = weight.double().reshape(self._view) @ self._means[0]
-        after = quantized.double().reshape(self._view) @ self._means[1]
+        before = self._rows(weight) @ self._means[0]
+        after = self._rows(quantized) @ self._means[1]
         return (before - after).reshape(-1).float()
 
     def codes(
@@ -175,7 +190,7 @@ class Feedback:
         gram = gram.gather(1, square[0]).gather(2, square[1])
         # Row j of this factor, divided by its diagonal, tells how an error in weight j is shared by those after it.
         factor = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
-        rest = (weight.double() - reference.double()).reshape(self._view).gather(2, by_row) / step
+        rest = self._rows(weight.double() - reference.double()).gather(2, by_row) / step
         codes = torch.empty_like(rest)
         for start in range(0, d, _BLOCK):
             block = slice(start, min(start + _BLOCK, d))
@@ -189,4 +204,4 @@ class Feedback:
                 errors[:, :, j - start] = error
             rest[:, :, block.stop :] -= errors @ factor[:, block, block.stop :]
         restored = torch.empty_like(codes).scatter_(2, by_row, codes)
-        return restored.reshape(self._shape).long()
+        return self._tensor(restored).long()

@@ -241,7 +241,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def call(model: nn.Module, example_inputs: Any) -> Any:
+def call(model: Callable[..., Any], example_inputs: Any) -> Any:
     """Call a model on a tensor, or on a tuple or dict of arguments."""
     with as_user():
         if isinstance(example_inputs, Mapping):

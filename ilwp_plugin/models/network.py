@@ -6,7 +6,7 @@ Whatever holds a model (a torch module, a state dict, another package's graph) i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ilwp_plugin.format.sections import Section
+from ilwp_plugin.models.borrowing import copied
 from ilwp_plugin.models.chains import Chains, Scope, is_real
+from ilwp_plugin.models.loading import load_tensors
 
 __all__ = ["NORM_ROLES", "FileState", "Layer", "Network", "Norm", "is_weight"]
 
@@ -31,7 +33,7 @@ class Layer:
         kind: what it is, in the words of its framework ("Conv2d", "Linear", "tensor", ...).
         weight: key of the weight in the state.
         bias: key of the bias; None where there is none.
-        hooked: whether training can replace the weight by another value while the model runs.
+        hooked: whether the weight can be replaced by another value while the model runs.
     """
 
     name: str
@@ -95,6 +97,40 @@ class Network(ABC):
         required: bool,
     ) -> Chains:
         """The layers that can predict each other; see `models.chains.find_chains`."""
+
+    def runnable(self) -> nn.Module | None:
+        """A module that computes what the model computes, in which layers have the names that they have here.
+
+        For calibration. None where there is nothing that could run; other packages' graphs make one when it is needed.
+        """
+        return self.module
+
+    def input_shapes(self) -> dict[str, list[int | str]]:
+        """By the name of an input the sizes of its dimensions, a word where any does; empty where they are unknown."""
+        return {}
+
+    def in_module(self, name: str, weight: Tensor) -> Tensor:
+        """A weight of the state as the layer of `runnable` has it: some have it transposed."""
+        return weight
+
+    def from_module(self, name: str, weight: Tensor) -> tuple[Tensor, bool]:
+        """The inverse of `in_module`, and whether it transposes."""
+        return weight, False
+
+    def evaluated(self, state: Mapping[str, Tensor] | None) -> Any:
+        """The model with other values, as `evaluate` gets it; None for its own."""
+        assert self.module is not None
+        restored = copied(self.module).eval()
+        if state is not None:
+            own = restored.state_dict()
+            own.update(state)
+            load_tensors(restored, own)
+        return restored
+
+    def callable_of(self, evaluated: Any) -> Callable[..., Any]:
+        """What can be called with inputs as `runnable` can, of what `evaluated` has given."""
+        called: Callable[..., Any] = evaluated
+        return called
 
     @property
     def holders(self) -> dict[str, str]:

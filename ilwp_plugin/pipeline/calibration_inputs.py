@@ -61,6 +61,21 @@ class CalibrationInputs:
         """A batch of some of the examples, on a device."""
         return map_tensors(lambda tensor: tensor[start:stop].to(device), self.batch)
 
+    def split(self, every: int) -> tuple[CalibrationInputs, CalibrationInputs]:
+        """All examples but some, and these: one of so many.
+
+        Raises:
+            CalibrationError: there are fewer.
+        """
+        if self.size < every:
+            raise CalibrationError(f"calibration: {self.size} examples, of which one in {every} is to be held back")
+        held = torch.arange(every - 1, self.size, every)
+        mask = torch.ones(self.size, dtype=torch.bool)
+        mask[held] = False
+        parts = (mask, ~mask)
+        first, second = (CalibrationInputs(map_tensors(lambda t, m=m: t[m], self.batch), int(m.sum())) for m in parts)
+        return first, second
+
     def fingerprint(self) -> str:
         """Equal for equal examples, and for others practically never."""
         digest = hashlib.blake2b(digest_size=16)

@@ -270,9 +270,10 @@ def _examples(model: Model | Network, calibration: Any, inputs: Pick | None) -> 
         if inputs is not None:
             raise ConfigError("inputs: picks what the model gets from the batches of `calibration`, which is not given")
         return None
-    if not isinstance(model, nn.Module):
+    module = model if isinstance(model, nn.Module) else model.runnable() if isinstance(model, Network) else None
+    if module is None:
         raise ConfigError("calibration: a state dict cannot be run; give the module")
-    return read_inputs(model, calibration, inputs)
+    return read_inputs(module, calibration, inputs)
 
 
 def _aligned(model: Model | Network, config: IlwpConfig, example_inputs: Any) -> tuple[nn.Module, Any]:

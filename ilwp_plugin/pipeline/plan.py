@@ -223,12 +223,13 @@ def _costs(plan: Plan, calibration: CalibrationInputs, progress: Progress | None
             share = (_spread(weights) if group.mean == AUTO else group.mean) * MEASURED_SHARE
             reached = {key: layer for key in weights if (layer := plan.network.layer_of(key)) != key}
             rounded = {
-                layer: torch.round(weights[key] / share) * share
+                layer: plan.network.in_module(layer, torch.round(weights[key] / share) * share)
                 for key, layer in reached.items()
                 if plan.network.layers[layer].hooked
             }
-            assert plan.network.module is not None
-            errors = output_errors(plan.network.module, calibration, rounded, progress)
+            module = plan.network.runnable()
+            assert module is not None
+            errors = output_errors(module, calibration, rounded, progress)
             costs.update({key: errors[layer] / share**2 for key, layer in reached.items() if layer in errors})
     return costs
 

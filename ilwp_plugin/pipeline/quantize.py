@@ -83,19 +83,21 @@ class _Pass:
         """See `calibration.Visitor`."""
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor)
-        key = f"{name}.weight"
+        key, network = f"{name}.weight", self._plan.network
+        weight, transposed = network.from_module(name, weight)
+        feedback = feedback.seen_as(weight.shape, transposed)
         if self._trained:  # the module has what its weights are restored to, and the network what they come from
-            restored = self._owner[key].quantize(key, self._plan.network.state[key])
+            restored = self._owner[key].quantize(key, network.state[key])
         else:
             restored = self._owner[key].quantize(key, weight, feedback)
         if not isinstance(bias, Tensor):
-            return restored, None
+            return network.in_module(name, restored), None
         key = f"{name}.bias"
         corrected = bias + feedback.bias_correction(weight, restored).to(bias.dtype)
         if key in self._owner:
-            return restored, self._owner[key].quantize(key, corrected)
+            return network.in_module(name, restored), self._owner[key].quantize(key, corrected)
         self.changed[key] = corrected
-        return restored, corrected
+        return network.in_module(name, restored), corrected
 
     def batch_norm(self, name: str, module: nn.Module, moments: BatchNormMoments) -> Mapping[str, Tensor]:
         """See `calibration.Visitor`."""
@@ -132,8 +134,9 @@ def quantize(
     visitor = _Pass(plan, recipes or plan.recipes, progress, trained)
     error = None
     if calibration is not None:
-        assert plan.network.module is not None
-        calibrated = calibrate(plan.network.module, calibration, visitor, visitor.layers)
+        module = plan.network.runnable()
+        assert module is not None
+        calibrated = calibrate(module, calibration, visitor, visitor.layers)
         error = calibrated.error
         if error > LARGE_ERROR:
             warn(f"the outputs on the calibration inputs change by {error:.0%} of their variance; choose smaller steps")

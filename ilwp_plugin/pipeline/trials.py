@@ -17,7 +17,6 @@ from torch import nn
 from ilwp_plugin._version import __version__
 from ilwp_plugin.errors import CalibrationError, ConfigError, IlwpWarning
 from ilwp_plugin.method.provenance import Origin
-from ilwp_plugin.models.borrowing import copied
 from ilwp_plugin.models.surroundings import as_user
 from ilwp_plugin.models.tensors import array_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
@@ -89,7 +88,7 @@ def meet_target(
     (kind, target), *_ = given.items()
     if target < 0 or not math.isfinite(target):
         raise ConfigError(f"{kind}: expected a finite number >= 0, got {target!r}")
-    if kind == "max_drop" and (evaluate is None or job.plan.network.module is None):
+    if kind == "max_drop" and (evaluate is None or job.plan.network.runnable() is None):
         raise ConfigError("max_drop: needs a module and `evaluate`, to see what the restored model scores")
     if not any(recipe.at(Knobs(1.0, 0.5)) is not None for recipe in job.plan.recipes):
         raise ConfigError(f"{kind}: no recipe of the configuration has steps that could be searched")
@@ -132,7 +131,7 @@ class _Search:
         self._job, self._kind, self._target, self._evaluate = job, kind, target, evaluate
         self._metadata, self._progress = metadata, progress
         module = job.plan.network.module
-        self.scores = evaluate is not None and module is not None
+        self.scores = evaluate is not None and job.plan.network.runnable() is not None
         parameters = job.plan.network.state.values() if module is None else module.parameters()
         weights = [tensor for tensor in parameters if tensor.is_floating_point()]
         numel = sum(weight.numel() for weight in weights)
@@ -167,12 +166,9 @@ class _Search:
 
     def _score(self, compressed: CompressedModel | None) -> float | None:
         """Of what a file restores; of the model itself without one."""
-        module = self._job.plan.network.module
-        if self._evaluate is None or module is None:
+        if self._evaluate is None or not self.scores:
             return None
-        restored = copied(module).eval()
-        if compressed is not None:
-            compressed.apply_to(restored)
+        restored = self._job.plan.network.evaluated(None if compressed is None else compressed.state_dict())
         with as_user():
             score = self._evaluate(restored)
         try:

@@ -67,10 +67,10 @@ def take_out(model: ModelProto, layers: Iterable[LayerNode]) -> dict[str, tuple[
     Returns:
         By key the name of the dtype, and the values as a file of ours carries them.
     """
-    own = {tensor.name for tensor in model.graph.initializer if nbytes(tensor) >= SMALL}
+    own = {tensor.name: tensor for tensor in model.graph.initializer if nbytes(tensor)}
     keys: dict[str, str] = {}
     for layer in layers:
-        if layer.weight in own:
+        if layer.weight in own and nbytes(own[layer.weight]) >= SMALL:
             base = layer.weight.removesuffix(".weight") if layer.weight.endswith(".weight") else layer.weight
             name = _unique(_valid(base), lambda name: f"{name}.weight" in keys.values())
             keys[layer.weight] = f"{name}.weight"
@@ -80,8 +80,9 @@ def take_out(model: ModelProto, layers: Iterable[LayerNode]) -> dict[str, tuple[
     used = set(keys.values())
     for tensor in model.graph.initializer:
         dtype = dtype_in_file(tensor.data_type)
-        listed = dtype in ("int32", "int64") and len(tensor.dims) <= 1 and tensor.name not in keys
-        if dtype is None or nbytes(tensor) < (SHAPES + 1 if listed else SMALL):
+        listed = dtype in ("int32", "int64") and len(tensor.dims) <= 1
+        least = SHAPES + 1 if listed else SMALL
+        if dtype is None or (nbytes(tensor) < least and tensor.name not in keys):
             continue
         key = keys.get(tensor.name) or _unique(_valid(tensor.name), lambda name: name in used)
         used.add(key)

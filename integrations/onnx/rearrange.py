@@ -23,6 +23,7 @@ __all__ = [
     "is_fixed_norm",
     "is_onnx",
     "number_of_uses",
+    "quantize_constants",
     "subgraphs_of",
 ]
 
@@ -273,3 +274,72 @@ def _folded(
     with np.errstate(all="ignore"):
         folded = (weight * scales).astype(dtype), ((before - mean) * scale + shift).astype(dtype)
     return folded if all(bool(np.isfinite(part).all()) for part in folded) else None
+
+
+def quantize_constants(model: ModelProto) -> int:
+    """Put the codes of float weights that the graph quantizes itself in their place, in place; returns how many.
+
+    Some toolkits write weights as floats that go through QuantizeLinear. ONNX Runtime computes the same codes from them
+    when it opens the model, so a file holds the codes, of a quarter of the size.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    inputs = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+    uses = number_of_uses(model.graph)
+    done: list[NodeProto] = []
+    gone: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear" or not is_onnx(node) or set(node.input) & inputs:
+            continue
+        given = [tensors.get(name) for name in node.input if name]
+        codes = None if None in given else _codes(node, [tensor for tensor in given if tensor is not None])
+        if codes is None or nbytes(codes) < SMALL:
+            continue
+        model.graph.initializer.add().CopyFrom(codes)
+        done.append(node)
+        for name in node.input:
+            uses[name] -= 1
+            if not uses[name]:
+                gone.add(name)
+    for node in done:
+        model.graph.node.remove(node)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in gone]:
+        model.graph.initializer.remove(tensor)
+    return len(done)
+
+
+_CODES: dict[int, str] = {
+    TensorProto.INT8: "i1",
+    TensorProto.UINT8: "u1",
+    TensorProto.INT16: "<i2",
+    TensorProto.UINT16: "<u2",
+}
+
+
+def _codes(node: NodeProto, given: list[TensorProto]) -> TensorProto | None:
+    """What a QuantizeLinear makes of constants, as ONNX Runtime computes it; None where that is not known."""
+    if len(given) < 2 or any(tensor.data_type != TensorProto.FLOAT for tensor in given[:2]):
+        return None
+    known = {"axis", "saturate", "output_dtype", "block_size", "precision"}
+    if any(a.name not in known or (a.name in ("block_size", "precision") and a.i) for a in node.attribute):
+        return None
+    kind = given[2].data_type if len(given) > 2 else int(attribute_of(node, "output_dtype", 0)) or TensorProto.UINT8
+    if kind not in _CODES:
+        return None
+    values, scale = values_of(given[0]), values_of(given[1])
+    point = values_of(given[2]).astype(np.int64) if len(given) > 2 else np.zeros(scale.shape, np.int64)
+    if scale.size > 1:
+        axis = int(attribute_of(node, "axis", 1)) % max(1, values.ndim)
+        if scale.ndim != 1 or len(scale) != values.shape[axis]:
+            return None
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        scale, point = scale.reshape(shape), point.reshape(shape)
+    with np.errstate(all="ignore"):
+        levels = np.rint(values / scale.astype(np.float32)).astype(np.float64) + point
+    if not bool(np.isfinite(levels).all()):
+        return None
+    limits = np.iinfo(_CODES[kind])
+    codes = np.clip(levels, limits.min, limits.max).astype(_CODES[kind])
+    tensor = TensorProto(name=node.output[0], data_type=kind, dims=codes.shape)
+    put_values(tensor, codes)
+    return tensor

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnxruntime
+from numpy.typing import NDArray
 
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format import IlwpFile, read
@@ -14,7 +15,7 @@ from ilwp_plugin.format.sections.graph import GraphSection
 
 from .protobuf import placeholders, with_values
 
-__all__ = ["KIND", "graph_of", "load_session", "missing"]
+__all__ = ["KIND", "graph_of", "load_session", "missing", "session_of"]
 
 KIND = "onnx"
 """Of the graph section."""
@@ -56,16 +57,37 @@ def load_session(
         FormatError: it is no valid `.ilwp` file, or holds no ONNX model.
     """
     file = read(source, max_bytes=max_bytes)
-    graph = graph_of(file)
     known = set(file.names)
-    values, others = {}, {}
+
+    def value_of(key: str) -> NDArray[Any]:
+        if key not in known:
+            raise missing(key)
+        return file.tensor(key, as_bits=True)
+
+    return session_of(graph_of(file), value_of, providers, options)
+
+
+def session_of(
+    graph: bytes,
+    value_of: Callable[[str], NDArray[Any]],
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session of a model and of values that stand elsewhere.
+
+    Args:
+        graph: the serialized model; where it names keys, it has no values.
+        value_of: called with such a key; dtypes that numpy lacks come as their bits.
+        providers, options: see `load_session`.
+    """
+    values: dict[str, NDArray[Any]] = {}
+    others: dict[str, bytes] = {}
     for name, placeholder in placeholders(graph).items():
-        if placeholder.key not in known:
-            raise missing(placeholder.key)
+        value = value_of(placeholder.key)
         if placeholder.data_type in _ORDINARY:
-            values[name] = file.tensor(placeholder.key)
+            values[name] = value
         else:
-            others[placeholder.key] = file.tensor(placeholder.key, as_bits=True).tobytes()
+            others[placeholder.key] = value.tobytes()
     if others:
         graph = with_values(graph, others.get)
     options = options or onnxruntime.SessionOptions()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding import Histogram, Run, estimated_bytes, fit_coder
+from ilwp_plugin.format.coding import AUTO, CODERS, Histogram, Run, estimated_bytes, fit_coder
 
 __all__ = ["group_runs"]
 
@@ -38,8 +38,9 @@ def group_runs(runs: Sequence[Run], coder: str) -> list[int]:
         coder: a name of `CODERS`, or AUTO.
     """
     found: list[int] = []
+    together = coder != AUTO and CODERS[coder].learns
     for part in _parts(runs):
-        found += _grouped(part, coder)
+        found += [len(part)] if together else _grouped(part, coder)
     return found
 
 

@@ -5,6 +5,7 @@ from ilwp_plugin.format.coding.base import AUTO, CODERS, Coder, Histogram, Run, 
 from ilwp_plugin.format.coding.fitting import Fit, estimated_bytes, fit_coder
 from ilwp_plugin.format.coding.huffman import HuffmanCode, HuffmanCoder
 from ilwp_plugin.format.coding.indices import read_indices, write_indices
+from ilwp_plugin.format.coding.universal import LzmaCoder
 
 __all__ = [
     "AUTO",
@@ -16,6 +17,7 @@ __all__ = [
     "Histogram",
     "HuffmanCode",
     "HuffmanCoder",
+    "LzmaCoder",
     "Run",
     "Segment",
     "Symbols",

@@ -60,7 +60,8 @@ def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
 
     Of equally small ones it is the first that was registered. With `low_bits` it has so many.
     """
-    own = [coder for coder in CODERS.values() if coder.id < PRIVATE]  # a file of others' coders has to be asked for
+    # A file of others' coders has to be asked for, and so has one that takes long.
+    own = [coder for coder in CODERS.values() if coder.id < PRIVATE and not coder.learns]
     coders = own if name == AUTO else [CODERS[name]]
     if low_bits is None:
         needed = next(k for k in LOW_BITS if _fits(run.histogram, k))

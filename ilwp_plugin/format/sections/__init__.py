@@ -5,6 +5,7 @@ from ilwp_plugin.format.sections.base import SECTIONS, Context, OpaqueSection, S
 from ilwp_plugin.format.sections.batch_norm import BatchNormSection
 from ilwp_plugin.format.sections.chain import ChainSection, CodedLayer, storage_mode
 from ilwp_plugin.format.sections.codebook import CodebookSection, CodebookTensor
+from ilwp_plugin.format.sections.dithered import DitheredSection, DitheredTensor, Lattice
 from ilwp_plugin.format.sections.fields import FieldSection
 from ilwp_plugin.format.sections.floats import FloatSection
 from ilwp_plugin.format.sections.graph import GraphSection
@@ -24,10 +25,13 @@ __all__ = [
     "CodebookTensor",
     "CodedLayer",
     "Context",
+    "DitheredSection",
+    "DitheredTensor",
     "FieldSection",
     "FloatSection",
     "GraphSection",
     "GridSection",
+    "Lattice",
     "MetadataSection",
     "OpaqueSection",
     "RawSection",

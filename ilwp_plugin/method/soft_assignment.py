@@ -1,4 +1,4 @@
-"""Soft assignment to centres, and the histogram that it gives (Agustsson et al. 2017, "Soft-to-hard vector quantization").
+"""Soft assignment to centres, and the histogram that it gives (Agustsson et al. 2017, "Soft-to-hard quantization").
 
     phi_ij = softmax_j(-sharpness |w_i - c_j|^2),    soft_i = sum_j phi_ij c_j,    histogram_j = sum_i phi_ij / n
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["histogram_entropy", "soft_assignment"]
+__all__ = ["hard_codebook", "histogram_entropy", "soft_assignment"]
 
 _CELLS = 1 << 22
 """Shares that are computed at one time."""
@@ -75,3 +75,61 @@ def _shares(weights: Tensor, centres: Tensor, sharpness: float) -> Tensor:
     """(n, k). What all centres have in common, the square of the weight, drops out."""
     scores = 2 * (weights @ centres.T) - centres.square().sum(dim=1)
     return torch.softmax(sharpness * scores, dim=1)
+
+
+def hard_codebook(vectors: Tensor, entries: int, bits: float) -> Tensor:
+    """Centres for vectors: entropy-constrained vector quantization (Chou, Lookabaugh, Gray 1989), zero among them.
+
+    Args:
+        vectors: (n, width) float32.
+        entries: the most centres.
+        bits: entropy of the assignments that is aimed at; the weight of the bits is searched.
+
+    Returns:
+        (k, width) float32; the first one is 0.
+    """
+    every = -(-len(vectors) // _SAMPLE)
+    own = vectors[::every].float()
+    order = own.square().sum(dim=1).argsort(stable=True)
+    first = own[order[torch.linspace(0, len(own) - 1, max(1, entries - 1)).round().long()]]
+    if own.shape[1] == 1:
+        first = torch.linspace(float(own.min()), float(own.max()), max(1, entries - 1)).float()[:, None]
+    start = torch.unique(torch.cat([torch.zeros_like(first[:1]), first]), dim=0)
+    start = start[start.square().sum(dim=1).argsort(stable=True)]
+    centres, entropy = _iterated(own, start, 0.0)
+    low, high = 0.0, 4 * float(own.var()) + 1e-30
+    for _ in range(_SEARCH if entropy > bits else 0):
+        rate = (low + high) / 2
+        tried, entropy = _iterated(own, start, rate)
+        if entropy > bits:
+            low = rate
+        else:
+            high, centres = rate, tried
+    return centres
+
+
+_SAMPLE = 1 << 15
+"""Vectors that centres are made of."""
+
+_SEARCH = 8
+"""Weights of the bits that are tried."""
+
+_ITERATIONS = 15
+
+
+def _iterated(vectors: Tensor, centres: Tensor, rate: float) -> tuple[Tensor, float]:
+    """Lloyd's iteration with bits; also the entropy of the last assignments."""
+    bits = torch.zeros(len(centres), dtype=torch.float64)
+    counts = bits
+    for _ in range(_ITERATIONS):
+        costs = (centres.square().sum(dim=1) + (rate * bits).float()) - 2 * vectors @ centres.T
+        found = costs.argmin(dim=1)
+        counts = torch.bincount(found, minlength=len(centres)).double()
+        sums = torch.zeros_like(centres).index_add_(0, found, vectors)
+        kept = counts > 0
+        kept[0] = True
+        means = sums / counts.clamp(min=1)[:, None].float()
+        means[0] = 0.0
+        centres, counts = means[kept], counts[kept]
+        bits = torch.log2(counts.sum()) - torch.log2(counts.clamp(min=1))
+    return centres, float(histogram_entropy(counts))

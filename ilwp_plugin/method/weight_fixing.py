@@ -1,4 +1,4 @@
-"""Weight fixing networks (Subia-Waud, Dasmahapatra 2022): few values for a whole network, most of them cheap to multiply.
+"""Weight fixing networks (Subia-Waud, Dasmahapatra 2022): few values for a whole network, most of them cheap.
 
 Weights are fixed in rounds. Candidates are as far apart as the relative distance that is allowed, and sums of few
 powers of two. The most popular candidate takes the weights that are nearest to it, as long as their mean relative
@@ -81,14 +81,18 @@ def fix(weights: Tensor, table: Tensor, count: int, distance: float) -> Tensor:
     others = torch.arange(len(table)) != zero
     while left > 0 and bool(free.any()):
         own = order[free]
-        popular = torch.bincount(torch.searchsorted(middles, own), minlength=len(table)) * others
+        closest = torch.searchsorted(middles, own)
+        popular = torch.bincount(closest, minlength=len(table)) * others
         best = int(popular.argmax())
         places = free.nonzero()[:, 0]
         apart = relative_distance(own, float(table[best]))
         nearest = apart.argsort(stable=True)
         means = torch.cumsum(apart[nearest].double(), 0) / torch.arange(1, len(own) + 1)
         # Running means of sorted distances never fall, so that those that are small enough come first.
-        taken = max(1, int((means <= distance).sum()))
+        taken = int((means <= distance).sum())
+        if not taken:  # rounding has left a gap: for those that have no nearer candidate this one has to do
+            nearest = nearest[closest[nearest] == best]
+            taken = len(nearest)
         chosen = places[nearest[: min(taken, left)]]
         found[rank[chosen]] = best
         free[chosen] = False

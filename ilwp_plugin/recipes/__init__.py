@@ -1,6 +1,18 @@
 """What is done with which tensors: one file for each recipe."""
 
-from ilwp_plugin.recipes import batch_norm, deep_compression, grid, ilwp, mlq, slq, soft_weight_sharing
+from ilwp_plugin.recipes import (
+    batch_norm,
+    deep_compression,
+    ecsq,
+    grid,
+    ilwp,
+    mlq,
+    slq,
+    soft_to_hard,
+    soft_weight_sharing,
+    universal,
+    weight_fixing,
+)
 from ilwp_plugin.recipes.base import RECIPES, Claims, Encoding, Options, Recipe, TrainingPart, WeightRecipe
 
 __all__ = [
@@ -13,9 +25,13 @@ __all__ = [
     "WeightRecipe",
     "batch_norm",
     "deep_compression",
+    "ecsq",
     "grid",
     "ilwp",
     "mlq",
     "slq",
+    "soft_to_hard",
     "soft_weight_sharing",
+    "universal",
+    "weight_fixing",
 ]

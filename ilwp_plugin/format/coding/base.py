@@ -182,8 +182,8 @@ class Coder(ABC):
     density: int
     """The most symbols that a byte of payload can hold; what claims more is refused before anything is decoded."""
     learns: bool = False
-    """Whether it learns what symbols are like as it codes them. Then all layers are one group, as far as is sensible, and
-    it has to be asked for by its name: finding out what it takes is as long as coding."""
+    """Whether it learns what symbols are like as it codes them. Then all layers are one group, as far as is sensible,
+    and it has to be asked for by its name: finding out what it takes is as long as coding."""
 
     def bound(self, payload: memoryview, count: int, reader: ByteReader) -> None:
         """Raises FormatError where a payload cannot hold so many symbols."""

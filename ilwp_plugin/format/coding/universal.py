@@ -24,7 +24,7 @@ _LARGEST = (1 << 17) - 1
 """Of a symbol's magnitude."""
 _RADICES = (2, 3, 4, 6, 16, 256)
 """Those that are tried: the largest for 8, 5, 4, 3, 2 and 1 symbols a byte."""
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 16
 """Symbols by which a radix is chosen."""
 _PIECE = 1 << 16
 """Bytes that are unpacked at one time."""
@@ -92,9 +92,7 @@ class LzmaCoder(Coder):
     def encode(self, model: Packing, symbols: Symbols, segments: Sequence[Segment]) -> bytes:
         return _packed(model, symbols)
 
-    def decode(
-        self, model: Packing, payload: memoryview, segments: Sequence[Segment], reader: ByteReader
-    ) -> Symbols:
+    def decode(self, model: Packing, payload: memoryview, segments: Sequence[Segment], reader: ByteReader) -> Symbols:
         return np.concatenate(list(self.pieces(model, payload, segments, reader)))
 
     def pieces(

@@ -1,0 +1,262 @@
+"""The recipe `ecsq`: entropy-constrained scalar quantization of all layers together (Choi, El-Khamy, Lee 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from ilwp_plugin.errors import ConfigError
+from ilwp_plugin.method.codebooks import Codebooks, Codes
+from ilwp_plugin.method.entropy_constrained import Quantizer, assign, ideal_bits, lloyd, uniform
+from ilwp_plugin.models.network import Network
+from ilwp_plugin.recipes.base import (
+    AUTO,
+    RECIPES,
+    Claims,
+    Encoding,
+    EncodingContext,
+    Knobs,
+    Options,
+    Recipe,
+    Request,
+    Step,
+    StepGroup,
+    TrainingPart,
+    Weight,
+    WeightSource,
+)
+from ilwp_plugin.recipes.codebook import CodebookOptions, CodebookRecipe, CodebookTraining, Groups
+from ilwp_plugin.recipes.grid import StepOptions
+
+__all__ = ["Ecsq", "EcsqOptions", "EcsqTraining", "SecondMoments"]
+
+_SAMPLE = 1 << 20
+"""Weights that entries are made of; all get one of them."""
+
+_LEAST = 0.05
+"""Of the mean: what an error in a weight costs at least. A weight whose gradient happened to be 0 is not worthless."""
+
+
+class EcsqOptions(StepOptions, CodebookOptions):
+    """Of `Ecsq`."""
+
+    codebook: Literal["layer", "kind", "network"] = Field(
+        default="network",
+        description="Which weights share a codebook: those of the whole network (the paper's), of all layers of a "
+        "kind, or of a layer.",
+    )
+    quantizer: Literal["lloyd", "uniform"] = Field(
+        default="lloyd",
+        description="'lloyd' iterates between entries and codes, errors and bits weighed against each other; 'uniform' "
+        "rounds to multiples of the step, and stores the mean of what falls together.",
+    )
+    step: Step | Literal["auto"] = Field(
+        default=AUTO,
+        description="Distance of the first entries, in units of weight. 'auto' is as coarse, over all weights, as "
+        "8-bit integers are; with calibration inputs, as the outputs bear.",
+    )
+    rate_weight: Weight = Field(
+        default=0.1, description="What a bit is worth, in squared steps; of 'lloyd'. More makes smaller, worse files."
+    )
+    sensitivity: Literal["auto", "gradient", "layer", "equal"] = Field(
+        default=AUTO,
+        description="What tells how much an error in a weight costs: 'gradient', the second moment of its gradient in "
+        "training, as Adam has it; 'layer', what errors in its layer do to the outputs, with calibration inputs; "
+        "'equal', nothing. 'auto' is the first of these that there is.",
+    )
+    hold_from: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=1,
+        description="Epoch, from 0, from which on weights are entries, which then learn; before it weights train as "
+        "they are, and their gradients are measured.",
+    )
+
+
+_MEASURED = {AUTO: "", "gradient": "", "equal": "", "layer": "measured"}
+"""What a sensitivity asks of the allocation of steps."""
+
+
+class SecondMoments:
+    """Running means of the squared gradients of weights, as Adam has them."""
+
+    DECAY = 0.99
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def watched(self, key: str, weight: Tensor) -> Tensor:
+        """The same weight, whose gradient will be counted."""
+        if not weight.requires_grad:
+            return weight
+        seen = weight.view_as(weight)
+        seen.register_hook(lambda gradient: self._add(key, gradient.detach()))
+        return seen
+
+    def _add(self, key: str, gradient: Tensor) -> None:
+        square = gradient.float().square()
+        known = self._sums.get(key)
+        self._sums[key] = square if known is None else known * self.DECAY + square * (1 - self.DECAY)
+
+    def values(self) -> dict[str, Tensor]:
+        """By key, the mean over all processes of a group."""
+        if dist.is_available() and dist.is_initialized():
+            for value in self._sums.values():
+                dist.all_reduce(value)
+                value /= dist.get_world_size()
+        return dict(self._sums)
+
+    def state(self) -> dict[str, Tensor]:
+        """For checkpoints."""
+        return dict(self._sums)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self._sums = dict(state)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+
+class EcsqTraining(CodebookTraining):
+    """Weights train as they are while their gradients are measured; then entries learn, whose members are fixed."""
+
+    recipe: Ecsq
+
+    def __init__(self, recipe: CodebookRecipe, sources: Mapping[str, WeightSource], groups: Groups) -> None:
+        super().__init__(recipe, sources, groups)
+        self._moments = SecondMoments()
+
+    def free(self, key: str, weight: Tensor) -> Tensor:
+        return self._moments.watched(key, weight) if self.books is None else weight
+
+    def phase(self, epoch: int) -> None:
+        if epoch >= self.recipe.options.hold_from and self.books is None:
+            books = self.final()
+            self.hold(books, [book[:, 0] != 0 for book in books.books])
+
+    def final(self) -> Codebooks:
+        if self.books is None:
+            return self.recipe.measured(self._moments.values()).share(self.weights(), self.groups)
+        return super().final()
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "moments": self._moments.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        self._moments.load(state["moments"])
+
+
+@RECIPES.register("ecsq")
+class Ecsq(CodebookRecipe):
+    """One table for all weights, made for the bits of their indices.
+
+    Args:
+        options: of the recipe.
+        steps: by key, how coarse a weight may be; its errors cost as the inverse square.
+        moments: by key, the second moments of gradients, in the weight's shape.
+    """
+
+    name: ClassVar[str] = "ecsq"
+    options_type: ClassVar[type[Options]] = EcsqOptions
+    options: EcsqOptions
+    training: ClassVar[type[CodebookTraining]] = EcsqTraining
+
+    def __init__(
+        self, options: Any, steps: Mapping[str, float] | None = None, moments: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(options)
+        self._steps, self._moments = dict(steps or {}), dict(moments or {})
+
+    def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
+        if self.options.step_allocation != AUTO:
+            return self
+        measured = calibrated and self.options.sensitivity in (AUTO, "layer")
+        return Ecsq(self.options.changed(step_allocation="measured" if measured else "equal"))
+
+    def check(self, calibrated: bool) -> None:
+        if not calibrated and "measured" in (self.options.step_allocation, _MEASURED[self.options.sensitivity]):
+            raise ConfigError("sensitivity: 'layer', and step_allocation: 'measured', need calibration inputs")
+
+    def at(self, knobs: Knobs) -> Recipe | None:
+        return Ecsq(self.options.changed(step=knobs.weight_step))
+
+    def step_groups(self, network: Network, claims: Claims) -> Sequence[StepGroup]:
+        if not claims.tensors:
+            return ()
+        return (StepGroup(self.options.step, claims.tensors, self.options.step_allocation == "measured"),)
+
+    def encode(self, claims: Claims, context: EncodingContext) -> Encoding:
+        return CodebookRecipe.encode(Ecsq(self.options, context.steps, self._moments), claims, context)
+
+    def train(
+        self,
+        network: Network,
+        claims: Claims,
+        sources: Mapping[str, WeightSource],
+        steps: Mapping[str, float],
+        request: Request,
+    ) -> TrainingPart | None:
+        return CodebookRecipe.train(Ecsq(self.options, steps), network, claims, sources, steps, request)
+
+    def measured(self, moments: Mapping[str, Tensor]) -> Ecsq:
+        """The same with second moments of gradients."""
+        return Ecsq(self.options, self._steps, moments)
+
+    def share(self, weights: Mapping[str, Tensor], groups: Groups) -> Codebooks:
+        return Codebooks.all(self._shared({key: weights[key].cpu() for key in group}) for group in groups)
+
+    def _shared(self, weights: Mapping[str, Tensor]) -> Codebooks:
+        values = torch.cat([weight.float().flatten() for weight in weights.values()])
+        costs = self._costs(weights)
+        quantizer = self.quantizer(values, costs, self._step(weights))
+        parts = quantizer.indices.split([weight.numel() for weight in weights.values()])
+        codes = {key: Codes(0, part) for key, part in zip(weights, parts, strict=True)}
+        return Codebooks((quantizer.entries[:, None],), codes)
+
+    def quantizer(self, values: Tensor, costs: Tensor | None, step: float) -> Quantizer:
+        """The table for some values.
+
+        Args:
+            values: (n,) float32.
+            costs: (n,) float32, of errors, 1 in the mean; None for 1.
+            step: in units of weight.
+        """
+        if self.options.quantizer == "uniform":
+            return uniform(values, costs, step)
+        rate = self.options.rate_weight * step * step
+        every = -(-len(values) // _SAMPLE)
+        if every == 1:
+            return lloyd(values, costs, step, rate)
+        some = lloyd(values[::every].contiguous(), None if costs is None else costs[::every].contiguous(), step, rate)
+        indices, total = assign(values, costs, some.entries, some.bits, rate)
+        counts = torch.bincount(indices, minlength=len(some.entries))
+        return Quantizer(some.entries, indices, ideal_bits(counts), total / len(values))
+
+    def _step(self, weights: Mapping[str, Tensor]) -> float:
+        """One for all: the errors in all weights together cost what they would at the steps of the layers."""
+        if self.options.step != AUTO:
+            return self.options.step
+        known = [(weight.numel(), self._steps[key]) for key, weight in weights.items() if key in self._steps]
+        if not known:
+            return 1.0
+        return float((sum(n for n, _ in known) / sum(n / step**2 for n, step in known)) ** 0.5)
+
+    def _costs(self, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """(n,) float32 of all values together, 1 in the mean."""
+        asked = self.options.sensitivity
+        if asked in (AUTO, "gradient") and all(key in self._moments for key in weights):
+            # The square root, as the paper has it where Adam's moments stand for the Hessian's diagonal.
+            found = torch.cat([self._moments[key].flatten().cpu().float().sqrt() for key in weights])
+        elif self.options.step_allocation == "measured" and all(key in self._steps for key in weights):
+            own = [torch.full((weight.numel(),), self._steps[key] ** -2) for key, weight in weights.items()]
+            found = torch.cat(own)
+        else:
+            return None
+        mean = float(found.double().mean())
+        return (found / mean).clamp(min=_LEAST) if mean > 0 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +44,11 @@ Positive = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 class SoftToHardOptions(CodebookOptions):
     """Of `SoftToHard`."""
 
+    codebook: Literal["layer", "kind", "network"] = Field(
+        default="network",
+        description="Which weights share centres: those of the whole network (the paper's), of all layers of a kind, "
+        "or of a layer.",
+    )
     entries: Annotated[int, Field(strict=True, ge=2, le=4096)] = Field(
         default=32, description="Centres of a codebook at most; one of them is 0 and stays."
     )

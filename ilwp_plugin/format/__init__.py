@@ -5,6 +5,7 @@ floats their own dtypes.
 """
 
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, check_name, check_tensor
+from ilwp_plugin.format.dither import dither
 from ilwp_plugin.format.dtypes import DTYPES, as_numpy, cast, is_real
 from ilwp_plugin.format.file import IlwpFile, measure, pack, read, reread, write
 from ilwp_plugin.format.integers import IntegerTensor
@@ -79,6 +80,7 @@ __all__ = [
     "cast",
     "check_name",
     "check_tensor",
+    "dither",
     "is_real",
     "measure",
     "pack",

@@ -29,8 +29,7 @@ from ilwp_plugin.format.stream import ByteWriter
 FOLDER = Path(__file__).parent
 MAGIC = b"\x89ILWP\r\n\x1a"
 RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE, FIELDS, FLOATS = 1, 2, 3, 4, 5, 6, 7, 8, 9
-GRAPH, CODEBOOK = 10, 11
-ARRANGED = 13
+GRAPH, CODEBOOK, DITHERED, ARRANGED = 10, 11, 12, 13
 LARGE = 1 << 18
 F32, U8, I64, BOOL, F8 = 0, 4, 8, 9, 12
 _RAW, _CODED, _ALIAS, _SAME = 0 << 5, 1 << 5, 2 << 5, 0x80
@@ -1308,6 +1307,125 @@ change(
     "an entry is beyond the range of float16",
     _arranged(books=b"\1\2\1" + struct.pack("<2f", 1, 1e6), tensor=entry([token("c")], _CODED | 1, [6])),
 )
+
+
+# --- symbols packed by LZMA
+_DIGITS = bytes.fromhex("e0001a00140000006c58d1627e76ebdce2743d4d676cbf9aa9f00000")
+_RESTS = bytes.fromhex("e00011000c000000827bafc71f87fc6d28000000")
+LZMA_GROUP = Group(1, 3, varint(2) + varint(4), varint(len(_DIGITS)) + _DIGITS + _RESTS)
+"""105 symbols around 1, in digits of radix 4."""
+LZMA_PLAIN = Group(1, 3, varint(0) + varint(16), bytes.fromhex("07010002000e0000"))
+"""0, 0, 7, 0, 0 in digits of radix 16, without rests."""
+LZMA_LOW = Group(1, 3 | 2 << 5, LZMA_PLAIN.table, LZMA_PLAIN.payload, low=b"\x1b\xc0")
+
+
+def _stored(content: bytes) -> bytes:
+    """A raw LZMA2 stream that holds bytes as they are."""
+    return (b"\1" + struct.pack(">H", len(content) - 1) + content if content else b"") + b"\0"
+
+
+def _lzma(
+    digits: bytes = b"\0\0\x0e",
+    rests: bytes | None = None,
+    *,
+    table: bytes = varint(0) + varint(16),
+    length: int | None = None,
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with one tensor of five values on a grid."""
+    stream = digits if length is not None else _stored(digits)
+    payload = varint(len(stream) if length is None else length) + stream
+    payload += (b"" if rests is None else _stored(rests)) + tail
+
+    def apply(file: File) -> None:
+        file.tensors = [entry([token("c")], _CODED | F32, [5]), entry([token("bias")], _RAW | F32, [0])]
+        body = b"\1" + b"\0" + b"\0" + struct.pack("<f", 0.5) + Group(1, 3, table, payload).build()
+        file.sections = [(GRID, body), (RAW, b"")]
+
+    return apply
+
+
+change("lzma_centre_too_far", "table", "around 131072", _lzma(table=varint(1 << 18) + varint(16)))
+change("lzma_radix_1", "table", "of radix 1", _lzma(table=varint(0) + varint(1)))
+change("lzma_radix_257", "table", "of radix 257", _lzma(table=varint(0) + varint(257)))
+change("lzma_no_payload", "payload", "ends before what it holds", _lzma(b"", length=0))
+change("lzma_stream_too_long", "too-short", "", _lzma(length=100))
+change("lzma_ends_early", "payload", "ends before what it holds", _lzma(b"\0\0"))
+change("lzma_goes_on", "payload", "goes on behind what it holds", _lzma(b"\0\0\0\0"))
+change("lzma_no_stream", "payload", "cannot be unpacked", _lzma(b"\x77" * 9, length=9))
+change("lzma_byte_too_large", "payload", "more than 5 digits", _lzma(b"\xf3", table=varint(0) + varint(3)))
+change("lzma_padding", "padding", "the digits after the last symbol", _lzma(b"\0\0\x10"))
+change("lzma_rests_missing", "payload", "ends before what it holds", _lzma(b"\0\0\x0f"))
+change("lzma_rests_left", "payload", "", _lzma(rests=b"\1"))
+change("lzma_rest_too_long", "number-too-large", "more than three bytes", _lzma(b"\0\0\x0f", b"\xff\xff\xff\1"))
+change("lzma_rest_not_shortest", "number-not-shortest", "more bytes", _lzma(b"\0\0\x0f", b"\x81\0"))
+change("lzma_rest_cut", "payload", "ends before what it holds", _lzma(b"\0\0\x0f", b"\x81"))
+change("lzma_symbol_too_large", "payload", "beyond 131,071", _lzma(b"\0\0\x0f", b"\xff\xff\x7f"))
+change("lzma_tail", "payload", "goes on behind", _lzma(b"\0\0\x0f", b"\1", tail=b"\0"))
+
+
+# --- dithered section
+def _dithered(
+    head: bytes = b"\1" + bytes(8),
+    levels: bytes = b"\0",
+    heads: bytes = b"\0" + struct.pack("<f", 0.5) + b"\0",
+    codes: list[int] | None = None,
+    *,
+    count: int = 1,
+    tensor: bytes | None = None,
+    tail: bytes = b"",
+) -> Callable[[File], object]:
+    """A file with one dithered tensor of two values."""
+
+    def apply(file: File) -> None:
+        file.tensors = [
+            tensor or entry([token("c"), token("weight")], _CODED | F32, [2]),
+            entry([token("bias")], _RAW | F32, [0], shared=1),
+        ]
+        body = head + levels + varint(count) + heads + group(codes or [0, 1], count).build() + tail
+        file.sections = [(DITHERED, body), (RAW, b"")]
+
+    return apply
+
+
+def _levels(*values: float, low: int = 0) -> bytes:
+    zigzag = 2 * low if low >= 0 else -2 * low - 1
+    return varint(len(values)) + varint(zigzag) + struct.pack(f"<{len(values)}f", *values)
+
+
+def _step(step: float, tensor: int = 0) -> bytes:
+    return varint(tensor) + struct.pack("<f", step) + b"\0"
+
+
+_MANY = varint(32769) + b"\0"
+change("dither_generator_0", "form", "an unknown generator 0", _dithered(bytes(9)))
+change("dither_generator_2", "form", "an unknown generator 2", _dithered(b"\2" + bytes(8)))
+change("dither_too_many_levels", "range", "32769 levels", _dithered(levels=_MANY))
+change("dither_levels_far_away", "range", "1 levels from code 32768", _dithered(levels=_levels(1, low=32768)))
+change("dither_level_nan", "range", "NaN, infinite or -0", _dithered(levels=_levels(1, float("nan"))))
+change("dither_level_minus_zero", "range", "NaN, infinite or -0", _dithered(levels=_levels(-0.0, 1)))
+change("dither_levels_truncated", "too-short", "needs 4096 bytes", _dithered(levels=varint(1024) + b"\0"))
+change("dither_tensors_0", "count", "a dithered section of 0 tensors", _dithered(count=0))
+change("dither_tensors_3", "count", "a dithered section of 3 tensors", _dithered(count=3))
+change("dither_tensor_unknown", "position", "refers to tensor 9", _dithered(heads=_step(0.5, 9)))
+change("dither_tensor_twice", "ownership", "c.weight: twice", _dithered(heads=_step(0.5) * 2, count=2))
+change("dither_of_integers", "unfit", "coded, int64", _dithered(tensor=entry([token("c")], _CODED | I64, [2])))
+change("dither_of_nothing", "unfit", "in a dithered section", _dithered(tensor=entry([token("c")], _CODED, [0])))
+change("dither_of_raw", "unfit", "raw, float32", _dithered(tensor=entry([token("c")], _RAW, [2])))
+change("dither_step_0", "range", "a step of 0.0", _dithered(heads=_step(0.0)))
+change("dither_step_negative", "range", "a step of -0.5", _dithered(heads=_step(-0.5)))
+change("dither_step_infinite", "range", "a step of inf", _dithered(heads=_step(float("inf"))))
+change("dither_code_without_level", "code", "has no level", _dithered(levels=_levels(0, 1), codes=[0, 2]))
+change("dither_code_below_levels", "code", "has no level", _dithered(levels=_levels(0, 1), codes=[0, -1]))
+change("dither_code_too_large", "code", "has no level", _dithered(codes=[0, 32768]))
+change("dither_infinite", "not-finite", "not finite", _dithered(heads=_step(3e38), codes=[0, 9]))
+change(
+    "dither_beyond_float16",
+    "not-finite",
+    "not finite",
+    _dithered(heads=_step(1e5), codes=[0, 3], tensor=entry([token("c")], _CODED | 1, [2])),
+)
+change("dither_trailing_bytes", "too-long", "1 bytes too many", _dithered(tail=b"\0"))
 
 
 def build_all() -> dict[str, bytes]:

@@ -345,6 +345,21 @@ def arranged() -> Parts:
     return make.parts()
 
 
+def dithered(levels: bool) -> Parts:
+    """Several dtypes, streams and steps; with levels and without."""
+    make = Maker(9)
+    low, table = -3, np.array([-2.9, -2.0, -1.1, 7.0, 0.8, 2.5], np.float32)
+    tensors = []
+    for i, (shape, dtype, stream) in enumerate(
+        [((4, 9), "float32", 0), ((80,), "float16", 3), ((7, 3), "bfloat16", 1 << 40), ((3, 1, 3, 3), "float64", 1)]
+    ):
+        codes = make.random.randint(low, low + len(table), shape)
+        tensors.append(ilwp.DitheredTensor(make.info(f"{i}.weight", shape, dtype), 0.25 * (i + 1), stream, codes))
+    lattice = ilwp.Lattice(0xFEDCBA9876543210, low, table) if levels else ilwp.Lattice(1)
+    make.sections.append(ilwp.DitheredSection(lattice, tensors, "huffman"))
+    return make.parts()
+
+
 class _Unknown(ilwp.OpaqueSection):
     """An ancillary section of a kind that nobody knows."""
 
@@ -384,6 +399,8 @@ WRITTEN: dict[str, Callable[[], Parts]] = {
     "floats": floats,
     "codebooks": codebooks,
     "arranged": arranged,
+    "dithered": lambda: dithered(levels=False),
+    "dithered_levels": lambda: dithered(levels=True),
     "unknown_section": unknown_section,
     "nothing": lambda: ([], []),
 }
@@ -496,6 +513,11 @@ def graph() -> bytes:
     return file.build()
 
 
+def lzma_codes() -> bytes:
+    """Packed by a known version of LZMA; with rests and without, and with low bits."""
+    return coded([forge.LZMA_GROUP, forge.LZMA_PLAIN, forge.LZMA_LOW], [105, 5, 5])
+
+
 FORGED: dict[str, Callable[[], bytes]] = {
     "good": lambda: forge.good().build(),
     "tables": tables,
@@ -503,6 +525,7 @@ FORGED: dict[str, Callable[[], bytes]] = {
     "metadata_without_tensors": metadata_without_tensors,
     "floats_without_codes": floats_without_codes,
     "graph": graph,
+    "lzma": lzma_codes,
 }
 
 

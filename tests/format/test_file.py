@@ -385,10 +385,11 @@ def test_kinds_keep_their_numbers() -> None:
         "floats": (9, False, False),
         "graph": (10, True, True),
         "codebook": (11, False, False),
+        "dithered": (12, False, False),
         "arranged": (13, False, False),
     }
     assert all(SECTIONS[name].name == name for name in SECTIONS)
-    assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2}
+    assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2, "lzma": 3}
     with pytest.raises(RegistryError, match="section 'raw' is registered already"):
         SECTIONS.register("raw")(Reversed)
 

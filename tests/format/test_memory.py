@@ -128,6 +128,21 @@ def codebook(count: int = 1 << 26) -> forge.File:
     return file
 
 
+def packed_by_lzma(count: int = 1 << 25) -> forge.File:
+    """Eight symbols a byte."""
+    stream = lzma.compress(bytes(count // 8), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
+    payload = forge.varint(len(stream)) + stream
+    group = forge.Group(1, 3, b"\0\2", payload).build()
+    return one_tensor(forge.GRID, b"\0" + struct.pack("<f", 0.5), group, [count])
+
+
+def dithered(count: int = 1 << 23) -> forge.File:
+    file = one_tensor(forge.DITHERED, b"", b"", [count])
+    head = b"\1" + bytes(8) + b"\0" + b"\1\0" + struct.pack("<f", 1.0) + b"\0"
+    file.sections = [(forge.DITHERED, head + zeros(count).build())]
+    return file
+
+
 def graph(size: int = 1 << 28) -> forge.File:
     packed = lzma.compress(bytes(size), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
     file = forge.good()
@@ -229,6 +244,8 @@ BOMBS: dict[str, Callable[[], forge.File]] = {
         floats,
         norms,
         codebook,
+        packed_by_lzma,
+        dithered,
         graph,
         raw,
         one_bit_each,

@@ -210,6 +210,47 @@ def ans_payload(low: int, p: list[int], payload: bytes, count: int) -> list[int]
     return found
 
 
+def unpacked(stream: bytes, most: int) -> bytes:
+    """A raw LZMA2 stream, with its end marker, of at most so many bytes."""
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
+    try:
+        content = unpacker.decompress(stream, most + 1)
+        if not unpacker.eof:
+            content += unpacker.decompress(b"", most + 1)
+    except lzma.LZMAError:
+        raise Fault from None
+    require(len(content) <= most and unpacker.eof and not unpacker.unused_data)
+    return content
+
+
+def lzma_payload(centre: int, radix: int, payload: bytes, count: int) -> list[int]:
+    require(count <= 65536 * len(payload))
+    piece = Bytes(payload)
+    first = piece.take(piece.varint())
+    second = piece.take(len(payload) - piece.at)
+    width = max(n for n in range(1, 9) if radix**n <= 256)
+    packed = unpacked(first, count)
+    require(len(packed) == math.ceil(count / width))
+    rests = Bytes(unpacked(second, 3 * count) if second else b"")
+    found: list[int] = []
+    for byte in packed:
+        require(byte < radix**width)
+        for _ in range(width):
+            digit, byte = byte % radix, byte // radix
+            if len(found) == count:
+                require(digit == 0)
+                continue
+            if digit == radix - 1:
+                at = rests.at
+                digit += rests.varint()
+                require(rests.at - at <= 3)
+            symbol = centre + (digit // 2 if digit % 2 == 0 else -(digit + 1) // 2)
+            require(abs(symbol) <= 131071)
+            found.append(symbol)
+    rests.end()
+    return found
+
+
 def runs(piece: Bytes, counts: list[int]) -> list[list[int]]:
     """Section 4 of the page."""
     found: list[list[int]] = []
@@ -218,8 +259,12 @@ def runs(piece: Bytes, counts: list[int]) -> list[list[int]]:
         require(1 <= number <= len(counts) - len(found))
         own = counts[len(found) : len(found) + number]
         coder, k = form % 32, form // 32
-        require(coder in (1, 2))
-        if coder == 1:
+        require(coder in (1, 2, 3))
+        if coder == 3:
+            centre, radix = piece.signed(), piece.varint()
+            require(abs(centre) <= 131071 and 2 <= radix <= 256)
+            codes = lzma_payload(centre, radix, piece.take(piece.varint()), sum(own))
+        elif coder == 1:
             low, code = huffman_table(piece)
             codes = huffman_payload(low, code, piece.take(piece.varint()), sum(own))
         else:
@@ -746,6 +791,41 @@ def arranged_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any])
         t.give(converted([F32(v) for index in indices for v in book[index]], t.dtype))
 
 
+def dithered_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) -> None:
+    require(piece.u8() == 1)
+    seed, levels = int.from_bytes(piece.take(8), "little"), {}
+    if n := piece.varint():
+        low = piece.signed()
+        require(n <= 32768 and abs(low) <= 32767)
+        levels = {low + i: piece.f32() for i in range(n)}
+        require(all(math.isfinite(v) and (v or math.copysign(1, v) > 0) for v in levels.values()))
+    heads = []
+    for _ in range(how_many(piece, tensors)):
+        t, step, stream = coded(piece, tensors, REAL), piece.f32(), piece.varint()
+        require(math.isfinite(step) and step > 0 and t not in [head[0] for head in heads])
+        heads.append((t, step, stream))
+    for (t, step, stream), own in zip(heads, runs(piece, [t.size for t, _, _ in heads]), strict=True):
+        values = []
+        for i, code in enumerate(own):
+            require(abs(code) <= 32767 and (not levels or code == 0 or code in levels))
+            level = F32(levels[code] if levels and code else code)
+            with np.errstate(over="ignore"):
+                values.append(F32(level - dither(seed, stream, i)) * F32(step) if code else F32(0))
+        require(all(map(np.isfinite, values)))
+        t.give(converted(values, t.dtype))
+
+
+def dither(seed: int, stream: int, place: int) -> Any:
+    def mixed(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    golden = 0x9E3779B97F4A7C15
+    number = mixed((mixed((seed + (stream + 1) * golden) % 2**64) + (place + 1) * golden) % 2**64)
+    return F32((number >> 40) * 2.0**-24 - 0.5)
+
+
 KINDS = {
     1: raw_section,
     2: chain_section,
@@ -758,5 +838,6 @@ KINDS = {
     9: floats_section,
     10: graph_section,
     11: codebook_section,
+    12: dithered_section,
     13: arranged_section,
 }

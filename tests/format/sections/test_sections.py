@@ -43,7 +43,7 @@ def test_what_every_section_offers(name: str, section: Section) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["grid", "sparse", "fields", "floats", "codebooks", "arranged", "every_dtype", "norms_5"]
+    "name", ["grid", "sparse", "fields", "floats", "codebooks", "dithered_levels", "arranged", "every_dtype", "norms_5"]
 )
 def test_without_some_of_its_tensors(name: str) -> None:
     """Both of a section that was read and of one that was made."""
@@ -332,3 +332,29 @@ def test_arranged_tensors_that_a_file_cannot_hold() -> None:
     ]:
         with pytest.raises(TensorError, match=message):
             make(indices, **form)
+
+
+def test_dithered_tensors_that_a_file_cannot_hold() -> None:
+    info = TensorInfo("a", "float16", (3,), "coded")
+
+    def make(levels: Any, codes: Any, step: float = 0.5) -> ilwp.DitheredSection:
+        lattice = ilwp.Lattice(7, -1, None if levels is None else np.array(levels, np.float32))
+        return ilwp.DitheredSection(lattice, [ilwp.DitheredTensor(info, step, 0, np.array(codes))], "auto")
+
+    for levels, codes, step, message in [
+        (None, [0, 1], 0.5, "2 codes of step 0.5"),
+        (None, [0, 1, 2], 0.0, "3 codes of step 0.0"),
+        (None, [0, 1, 2], float("nan"), "codes of step nan"),
+        (None, [0, 1, 40000], 0.5, "a code that has no level"),
+        ([1, 2], [0, 1, -1], 0.5, "a code that has no level"),
+        ([1, float("nan")], [0, 0, 0], 0.5, "NaN, infinite or -0"),
+        ([], [0, 0, 0], 0.5, "0 levels from code -1"),
+        (None, [0, 1, 9], 1e5, "not finite"),
+    ]:
+        with pytest.raises(TensorError, match=message):
+            make(levels, codes, step)
+    drawn = ilwp.dither(7, 0, 0, 3)
+    assert make(None, [0, 3, -2]).restore("a").tolist() == [
+        0,
+        *((np.array([3, -2], np.float32) - drawn[1:]) * np.float32(0.5)).astype(np.float16).tolist(),
+    ]

@@ -83,7 +83,8 @@ def hard_codebook(vectors: Tensor, entries: int, bits: float) -> Tensor:
     Args:
         vectors: (n, width) float32.
         entries: the most centres.
-        bits: entropy of the assignments that is aimed at; the weight of the bits is searched.
+        bits: entropy that is aimed at, of vectors that are at their nearest centres; the weight of the bits in making
+            the centres is searched.
 
     Returns:
         (k, width) float32; the first one is 0.
@@ -97,14 +98,15 @@ def hard_codebook(vectors: Tensor, entries: int, bits: float) -> Tensor:
     start = torch.unique(torch.cat([torch.zeros_like(first[:1]), first]), dim=0)
     start = start[start.square().sum(dim=1).argsort(stable=True)]
     centres, entropy = _iterated(own, start, 0.0)
-    low, high = 0.0, 4 * float(own.var()) + 1e-30
+    low, high, met = 0.0, 4 * float(own.square().mean()) + 1e-30, entropy <= bits
     for _ in range(_SEARCH if entropy > bits else 0):
         rate = (low + high) / 2
         tried, entropy = _iterated(own, start, rate)
-        if entropy > bits:
-            low = rate
+        if entropy <= bits:
+            high, centres, met = rate, tried, True
         else:
-            high, centres = rate, tried
+            low = rate
+            centres = centres if met else tried  # the best that there is, where no centres are few enough
     return centres
 
 
@@ -118,7 +120,7 @@ _ITERATIONS = 15
 
 
 def _iterated(vectors: Tensor, centres: Tensor, rate: float) -> tuple[Tensor, float]:
-    """Lloyd's iteration with bits; also the entropy of the last assignments."""
+    """Lloyd's iteration with bits; also the entropy where each vector is at its nearest centre."""
     bits = torch.zeros(len(centres), dtype=torch.float64)
     counts = bits
     for _ in range(_ITERATIONS):
@@ -132,4 +134,5 @@ def _iterated(vectors: Tensor, centres: Tensor, rate: float) -> tuple[Tensor, fl
         means[0] = 0.0
         centres, counts = means[kept], counts[kept]
         bits = torch.log2(counts.sum()) - torch.log2(counts.clamp(min=1))
-    return centres, float(histogram_entropy(counts))
+    nearest = (centres.square().sum(dim=1) - 2 * vectors @ centres.T).argmin(dim=1)
+    return centres, float(histogram_entropy(torch.bincount(nearest, minlength=len(centres)).double()))

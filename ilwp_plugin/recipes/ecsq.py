@@ -94,7 +94,7 @@ class SecondMoments:
         if not weight.requires_grad:
             return weight
         seen = weight.view_as(weight)
-        seen.register_hook(lambda gradient: self._add(key, gradient.detach()))
+        seen.register_hook(lambda gradient: self._add(key, gradient.detach()))  # type: ignore[no-untyped-call]
         return seen
 
     def _add(self, key: str, gradient: Tensor) -> None:
@@ -215,7 +215,7 @@ class Ecsq(CodebookRecipe):
         values = torch.cat([weight.float().flatten() for weight in weights.values()])
         costs = self._costs(weights)
         quantizer = self.quantizer(values, costs, self._step(weights))
-        parts = quantizer.indices.split([weight.numel() for weight in weights.values()])
+        parts = torch.split(quantizer.indices, [weight.numel() for weight in weights.values()])
         codes = {key: Codes(0, part) for key, part in zip(weights, parts, strict=True)}
         return Codebooks((quantizer.entries[:, None],), codes)
 

@@ -113,9 +113,10 @@ class UniversalTraining(WeightTraining):
         highest = max(int(own.max()) for own in codes.values())
         self._learn(Trained(codes, lowest, torch.arange(lowest, highest + 1).float()))
 
-    def _learn(self, trained: Trained) -> None:
+    def _learn(self, trained: Trained) -> OwnOptimizer:
         self._trained = trained
         self._optimizer = OwnOptimizer({"levels": (trained.levels, self._own.options.lr)})
+        return self._optimizer
 
     def weight(self, key: str, weight: Tensor) -> Tensor:
         if self._trained is None or not self.enabled:
@@ -153,9 +154,8 @@ class UniversalTraining(WeightTraining):
         self._epoch, self._trained, self._optimizer = int(state["epoch"]), None, None
         if state["trained"] is not None:
             codes, lowest, levels = state["trained"]
-            self._learn(Trained({key: own.cpu() for key, own in codes.items()}, int(lowest), levels.cpu().clone()))
-            assert self._optimizer is not None
-            self._optimizer.load(state["optimizer"])
+            own = Trained({key: value.cpu() for key, value in codes.items()}, int(lowest), levels.cpu().clone())
+            self._learn(own).load(state["optimizer"])
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:
@@ -164,7 +164,7 @@ class UniversalTraining(WeightTraining):
         else:
             codes = {k: self._own.codes(k, s.weight().detach(), self._steps[k]) for k, s in self.sources.items()}
         whole = torch.cat([own.flatten().cpu() for own in codes.values()])
-        found, counts = whole.unique(return_counts=True)
+        found, counts = torch.unique(whole, return_counts=True)
         return {
             "universal: distinct codes": float(len(found)),
             "universal: entropy in bits": entropy_of(counts),

@@ -150,5 +150,5 @@ class WeightFixing(CodebookRecipe):
         count = round(share * len(values)) - int((~free).sum())
         indices = indices.clone()
         indices[free] = fix(values[free], table, count, self.options.distance)
-        codes = {key: Codes(0, part) for key, part in zip(weights, indices.split(sizes), strict=True)}
+        codes = {key: Codes(0, part) for key, part in zip(weights, torch.split(indices, sizes), strict=True)}
         return Codebooks((table[:, None],), codes)

@@ -151,7 +151,8 @@ def _varints(values: NDArray[np.int64]) -> bytes:
     parts = np.stack([values & 127, values >> 7 & 127, values >> 14], axis=1)
     lengths = 1 + (values > 127) + (values > 16383)
     more = np.arange(3) < lengths[:, None] - 1
-    return (parts | more << 7)[np.arange(3) < lengths[:, None]].astype(np.uint8).tobytes()
+    packed: NDArray[np.uint8] = (parts | more << 7)[np.arange(3) < lengths[:, None]].astype(np.uint8)
+    return packed.tobytes()
 
 
 class _Unpacked:

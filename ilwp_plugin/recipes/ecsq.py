@@ -179,7 +179,7 @@ class Ecsq(CodebookRecipe):
         measured = calibrated and self.options.sensitivity in (AUTO, "layer")
         return Ecsq(self.options.changed(step_allocation="measured" if measured else "equal"))
 
-    def check(self, calibrated: bool) -> None:
+    def check(self, calibrated: bool, trains: bool = False) -> None:
         if not calibrated and "measured" in (self.options.step_allocation, _MEASURED[self.options.sensitivity]):
             raise ConfigError("sensitivity: 'layer', and step_allocation: 'measured', need calibration inputs")
 

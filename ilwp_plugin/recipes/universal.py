@@ -204,7 +204,7 @@ class Universal(WeightRecipe):
             return self
         return Universal(self.options.changed(step_allocation="measured" if calibrated else "equal"))
 
-    def check(self, calibrated: bool) -> None:
+    def check(self, calibrated: bool, trains: bool = False) -> None:
         if self.options.step_allocation == "measured" and not calibrated:
             raise ConfigError("step_allocation: 'measured' needs calibration inputs")
 

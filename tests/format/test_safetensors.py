@@ -18,7 +18,8 @@ def opened(name: str):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(
-    "name", ["collocated", "to_bfloat16", "grid", "norms_5", "sparse", "fields", "floats", "codebooks", "dithered", "arranged"]
+    "name",
+    ["collocated", "to_bfloat16", "grid", "norms_5", "sparse", "fields", "floats", "codebooks", "dithered", "arranged"],
 )
 def test_as_the_library_reads_them(name: str, tmp_path: Path) -> None:
     numpy = pytest.importorskip("safetensors.numpy")

@@ -41,6 +41,7 @@ class Grammar:
             self.floats,
             self.codebook,
             self.arranged,
+            self.dithered,
             self.graph,
             self.metadata,
             self.unknown,
@@ -232,6 +233,18 @@ class Grammar:
             tensors.append(ilwp.ArrangedTensor(own.info, own.book, own.indices, form, common, longest, before))  # type: ignore[arg-type]
         self.sections.append(ilwp.ArrangedSection(books, tensors, self.coding()))
 
+    def dithered(self) -> None:
+        low, count = self.random.randint(-9, 2), self.random.randint(1, 9)
+        table = self.random.choice([None, self.numbers.standard_normal(count).astype(np.float32)])
+        tensors = []
+        for _ in range(self.random.randint(1, 3)):
+            shape = (self.random.randint(1, 9), self.random.randint(1, 4))
+            codes = self.numbers.randint(low, low + count, shape)
+            stream = self.random.choice([0, 1, 1 << 40])
+            tensors.append(ilwp.DitheredTensor(self.info(shape, self.dtype()), 0.25, stream, codes))
+        lattice = ilwp.Lattice(self.random.getrandbits(64), low, table)
+        self.sections.append(ilwp.DitheredSection(lattice, tensors, self.coding()))
+
     def graph(self) -> None:
         self.sections.append(ilwp.GraphSection(self.random.choice(["onnx", "x-1"]), self.random.randbytes(9) * 3))
 
@@ -240,7 +253,7 @@ class Grammar:
         self.sections.append(ilwp.MetadataSection({"a": leaf, "b": {"c": [leaf]}}))
 
     def unknown(self) -> None:
-        section = ilwp.OpaqueSection(self.random.choice([12, 77, 1 << 20]), self.random.randbytes(3))
+        section = ilwp.OpaqueSection(self.random.choice([14, 77, 1 << 20]), self.random.randbytes(3))
         self.sections.append(section)
 
     def alias(self) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.format.sections import ArrangedSection, CodebookSection
 from ilwp_plugin.pipeline.compress import compress
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
@@ -95,7 +96,8 @@ def integer_bytes(value: IntegerTensor, scale_bytes: int = 4) -> int:
 
 
 def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 4) -> tuple[int, int]:
-    """Bytes of the whole model and of its `scope_layers` before entropy coding: codes in their bits, steps, the rest.
+    """Bytes of the whole model and of its `scope_layers` before entropy coding: codes and indices in their bits, steps,
+    codebooks, the rest.
 
     Args:
         compressed: the model as the file holds it.
@@ -111,7 +113,15 @@ def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 
                 sizes[layer.info.name] = section.anchor.nbytes
     for name, value in compressed.quantized.items():
         sizes[name] = integer_bytes(value, scale_bytes)
-    return sum(sizes.values()), sum(sizes[f"{name}.weight"] for name in scope_layers(model))
+    books = 0
+    for section in compressed.sections:
+        if isinstance(section, CodebookSection | ArrangedSection):
+            books += sum(book.nbytes for book in section.books)
+            for tensor in section.tensors:
+                entries, width = section.books[tensor.book].shape
+                bits = (entries - 1).bit_length()
+                sizes[tensor.info.name] = -(-tensor.info.numel // width * bits // 8)
+    return sum(sizes.values()) + books, sum(sizes[f"{name}.weight"] for name in scope_layers(model))
 
 
 @METHODS.register("ilwp")

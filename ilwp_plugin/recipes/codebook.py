@@ -240,6 +240,10 @@ class CodebookTraining(TrainingPart):
         self._held: dict[str, Tensor] = {}
         self._cached: dict[int, tuple[Any, Tensor]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, as toolkits make them: without what belongs to a forward pass."""
+        return {**self.__dict__, "_cached": {}}
+
     # What subclasses say.
 
     def phase(self, epoch: int) -> None:

@@ -27,7 +27,7 @@ class Recipe:
     """How to train. The momentum, weight decay and schedule are those of the numbers in the README.
 
     Attributes:
-        lr: highest learning rate; None is 0.1, or 0.02 for a network without batch norms, which 0.1 can break.
+        lr: highest learning rate; None is 0.1, or 0.05 for a network without batch norms, which 0.1 can break.
     """
 
     epochs: int
@@ -80,7 +80,7 @@ def train(
     steps = recipe.steps(data)
     steps_per_epoch = steps // recipe.epochs
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    lr = recipe.lr or (0.1 if normed else 0.02)
+    lr = recipe.lr or (0.1 if normed else 0.05)
     optimizer = torch.optim.SGD(
         model.parameters(), lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
     )

@@ -248,3 +248,10 @@ def test_soft_weight_sharing_gathers_weights(mobilenet: nn.Module) -> None:
 def test_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         IlwpConfig.from_dict({"recipes": [{"name": name, **options}]})
+
+
+def test_configurations_of_the_page() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = [json.loads(block.split("```")[0]) for block in page.split("```json\n")[1:]]
+    found = [IlwpConfig.from_dict(block).recipe_list()[0].name for block in blocks if "recipes" in block]
+    assert set(found) >= set(RECIPES)

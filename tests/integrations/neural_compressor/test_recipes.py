@@ -136,3 +136,26 @@ def test_clear_errors(mobilenet: nn.Module) -> None:
         signs().set_local("classifier", IlwpConfig())
     with pytest.raises(ConfigError, match=r"\['ilwp_signs', 'ilwp'\] are all of ilwp; IlwpConfig\(recipes="):
         compose(signs(), IlwpConfig())
+
+
+@pytest.mark.parametrize("recipe", ["deep_compression", "slq", "mlq", "soft_weight_sharing"])
+def test_recipes_with_codebooks(mobilenet: nn.Module, images: Tensor, tmp_path: Path, recipe: str) -> None:
+    original = copy.deepcopy(mobilenet)
+
+    def train(model: nn.Module) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        (F.cross_entropy(model(images), torch.arange(len(images))) + regularizer(model)()).backward()
+        optimizer.step()
+
+    try:
+        quantized = quantize(mobilenet, config_of(recipe)(), run_fn=train)
+        save(quantized, tmp_path)
+        restored = load(tmp_path, original)
+        assert all(torch.equal(tensor, quantized.state_dict()[n]) for n, tensor in restored.state_dict().items())
+        assert len(restored.state_dict()["classifier.weight"].unique()) <= 33
+        file = attached(quantized).compressed
+        kinds = {layer.kind for layer in file.layers if layer.name in ("classifier.weight", "features.5.3.weight")}
+        assert kinds <= {"codebook", "arranged"}
+    finally:
+        config_registry.registered_configs["torch"].pop(f"ilwp_{recipe}", None)
+        algos_mapping.pop(f"ilwp_{recipe}", None)

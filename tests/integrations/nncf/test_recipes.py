@@ -116,3 +116,32 @@ def test_scopes_count_in_every_recipe(scopes: str) -> None:
     controller, _ = compressed([section], **(ignored if scopes == "whole" else {}))
     keys = session_of(controller).parts.keys
     assert "classifier.weight" not in keys and len(keys) > 10
+
+
+CODEBOOKS: list[dict[str, Any]] = [
+    {"algorithm": "deep_compression", "cluster_epoch": 1, "codebook": "kind"},
+    {"algorithm": "slq", "clusters": 5},
+    {"algorithm": "mlq", "rounds": 2},
+    {"algorithm": "soft_weight_sharing", "assign_epoch": 1},
+]
+
+
+@pytest.mark.parametrize("section", CODEBOOKS, ids=lambda section: section["algorithm"])
+def test_recipes_with_codebooks(section: dict[str, Any], tmp_path: Path) -> None:
+    """They train under NNCF, say what they came to, resume, and the file restores what the model computes with."""
+    controller, model = compressed([section])
+    optimizer = optimizer_of(model)
+    train(controller, model, optimizer, steps=1)
+    state = controller.get_compression_state()
+    numbers = controller.statistics().ilwp.numbers
+    name = section["algorithm"]
+    assert 0 <= numbers[f"{name}: entropy in bits"] < 8 and numbers[f"{name}: distinct values"] >= 1
+    assert f"{name}: zeros" in controller.statistics().to_str()
+    again, other = compressed([section], state=state)
+    other.load_state_dict(model.state_dict())
+    assert again.statistics().ilwp.numbers == numbers
+    stripped = controller.strip()
+    controller.save_ilwp(tmp_path / "x.ilwp")
+    restored = load(tmp_path / "x.ilwp").state_dict()
+    assert all(torch.equal(tensor, restored[key]) for key, tensor in stripped.state_dict().items())
+    assert len(restored["classifier.weight"].unique()) <= 33

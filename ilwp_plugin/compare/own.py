@@ -114,11 +114,11 @@ def raw_sizes(compressed: CompressedModel, model: nn.Module, scale_bytes: int = 
     for name, value in compressed.quantized.items():
         sizes[name] = integer_bytes(value, scale_bytes)
     books = 0
-    for section in compressed.sections:
-        if isinstance(section, CodebookSection | ArrangedSection):
-            books += sum(book.nbytes for book in section.books)
-            for tensor in section.tensors:
-                entries, width = section.books[tensor.book].shape
+    for own in compressed.sections:
+        if isinstance(own, CodebookSection | ArrangedSection):
+            books += sum(book.nbytes for book in own.books)
+            for tensor in own.tensors:
+                entries, width = own.books[tensor.book].shape
                 bits = (entries - 1).bit_length()
                 sizes[tensor.info.name] = -(-tensor.info.numel // width * bits // 8)
     return sum(sizes.values()) + books, sum(sizes[f"{name}.weight"] for name in scope_layers(model))

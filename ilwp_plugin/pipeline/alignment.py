@@ -205,7 +205,7 @@ class _Aligner:
 
     def _restored(self, chain: Chain, kernels: Tensor, previous: Tensor) -> Tensor:
         """A layer as the decoder will have it: the reference of the next one."""
-        return ClosedLoop(self._options, chain).restored(1, kernels, KernelPool.of([previous], previous.shape[1]))
+        return ClosedLoop(self._options, chain).restored(1, kernels, KernelPool.of([previous], previous.shape[1]))[0]
 
 
 def _scale(layer: nn.Conv2d, norm: BatchNorm, gain: Tensor) -> None:

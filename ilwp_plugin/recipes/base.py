@@ -23,6 +23,7 @@ from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import Section
 from ilwp_plugin.format.spool import Spool
+from ilwp_plugin.method.entropy_model import CodeModels
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import pieces
 from ilwp_plugin.method.quantization import straight_through
@@ -271,14 +272,17 @@ class TrainingPart(ABC):
 
     Attributes:
         enabled: False passes weights through.
-        loss_factor: of a schedule; multiplies what `loss` adds.
+        loss_factor: of a schedule; multiplies what `loss` adds, and the rate.
+        rate: weight of the bits of its codes in the loss; 0 without a rate term.
+        codes: models of what its codes cost.
         adaptive: whether `fine_tune` takes AdamW for it, where nobody says otherwise.
     """
 
     adaptive: bool = False
 
-    def __init__(self, sources: Mapping[str, WeightSource]) -> None:
+    def __init__(self, sources: Mapping[str, WeightSource], rate: float = 0.0) -> None:
         self.sources, self.enabled, self.loss_factor = dict(sources), True, 1.0
+        self.rate, self.codes = rate, CodeModels()
 
     @property
     def hooked(self) -> tuple[str, ...]:
@@ -306,6 +310,13 @@ class TrainingPart(ABC):
         """What is added to the loss; None for nothing."""
         return None
 
+    def levels(self) -> Mapping[str, Tensor]:
+        """By key, weights in units of their step, less what predicts them, with gradient: what the rate is taken of.
+
+        Of weights whose step follows themselves there is none: fewer bits would only make it smaller.
+        """
+        return {}
+
     def parameters(self) -> Iterable[nn.Parameter]:
         """What the optimizer has to train besides the model."""
         return ()
@@ -313,18 +324,20 @@ class TrainingPart(ABC):
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (most recipes have nothing to do)
         """An epoch begins, counted from 0."""
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:
         """The optimizer has made a step."""
+        self.codes.after_step()
 
     def finish(self) -> None:  # noqa: B027
         """Training is over: from now on the model computes with what the file restores."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: tensors, numbers, strings, and containers of them."""
-        return {}
+        return {"codes": self.codes.state()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self.codes.load_state(state["codes"])
 
     def statistics(self) -> dict[str, float]:
         """Numbers for reports."""
@@ -484,17 +497,20 @@ class WeightEncoding(Encoding):
 class WeightTraining(TrainingPart):
     """Of a `WeightRecipe`: each weight is what the recipe restores it to."""
 
-    def __init__(self, recipe: WeightRecipe, sources: Mapping[str, WeightSource], steps: Mapping[str, float]) -> None:
-        super().__init__(sources)
+    def __init__(
+        self, recipe: WeightRecipe, sources: Mapping[str, WeightSource], steps: Mapping[str, float], rate: float = 0.0
+    ) -> None:
+        super().__init__(sources, rate)
         self._recipe, self._steps = recipe, dict(steps)
 
     def restored(self, key: str, weight: Tensor) -> Tensor:
         return self._recipe.restored(key, weight, self._steps.get(key))
 
     def state(self) -> dict[str, Any]:
-        return {"steps": dict(self._steps)}
+        return {**super().state(), "steps": dict(self._steps)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
         self._steps = dict(state["steps"])
 
     def encoding_steps(self) -> dict[str, float]:

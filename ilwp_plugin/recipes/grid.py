@@ -16,7 +16,6 @@ from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import GridSection, Section
-from ilwp_plugin.method.entropy_model import CodeModel
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.grid import check_codes, grid_codes, grid_integers, restore_codes
 from ilwp_plugin.method.rounding import dead_zone_rounding, naming
@@ -46,21 +45,23 @@ __all__ = ["CALIBRATED_DEAD_ZONE", "Grid", "GridOptions", "GridTraining", "StepO
 CALIBRATED_DEAD_ZONE = 0.66
 """Where error feedback and batch norms make up for what becomes 0; in steps."""
 
-REFIT_STEPS = 25
-"""Steps of training between two fits of the models that tell the rate."""
-
 BIAS_SHARE = 1 / 4
 """Step of a bias, in steps of its layer's weight."""
 
 
 class StepOptions(Options):
-    """How steps are spread over layers."""
+    """How steps are spread over layers, and what their codes cost in training."""
 
     step_allocation: Literal["auto", "equal", "measured"] = Field(
         default=AUTO,
         description="'measured' gives each layer a step of its own, smaller where an error changes the outputs more: "
         "`residual_step` and `weight_step` are then geometric means. Needs calibration inputs; 'auto' measures where "
         "there are some.",
+    )
+    rate: Weight = Field(
+        default=0.0,
+        description="Weight of the rate term in training: what the loss may rise by for one bit a weight less, of all "
+        "weights that have a step of their own. 0 leaves the rate to the steps; .5 to 1 is much.",
     )
 
 
@@ -88,11 +89,6 @@ class GridOptions(StepOptions):
         default=10.0,
         description="Damping of the error feedback of these weights, as a share of the mean input energy. Small "
         "values, like .03, follow the calibration inputs more closely, at the price of larger codes.",
-    )
-    rate: Weight = Field(
-        default=0.0,
-        description="Weight of the rate term in training: what the loss may rise by for one bit a weight less. 0 "
-        "leaves the rate to the steps; .5 to 1 is much.",
     )
     biases: bool = Field(
         default=True,
@@ -243,55 +239,13 @@ class GridTraining(WeightTraining):
         recipe: the recipe.
         sources: by key.
         steps: likewise.
-
-    Attributes:
-        rate: weight of the rate term.
     """
 
     def __init__(self, recipe: Grid, sources: Mapping[str, WeightSource], steps: Mapping[str, float]) -> None:
-        super().__init__(recipe, sources, steps)
-        self.rate, self._steps_done = recipe.options.rate, 0
-        self._total = sum(source.weight().numel() for source in self.sources.values())
-        self._models: dict[str, CodeModel] = {}
-        if self.rate:
-            self._refit()
+        super().__init__(recipe, sources, steps, recipe.options.rate)
 
-    @torch.no_grad()
-    def _refit(self) -> None:
-        for key, source in self.sources.items():
-            self._models[key] = CodeModel.fit(torch.round(source.weight() / self._steps[key]))
-
-    def bits_per_weight(self) -> Tensor:
-        """Bits that a weight of the grid takes under the models, with gradient to the weights; a float32 scalar."""
-        bits = [
-            self._models[key].bits(source.weight().float() / self._steps[key]) for key, source in self.sources.items()
-        ]
-        return torch.stack(bits).sum() / self._total
-
-    def loss(self) -> Tensor | None:
-        weight = self.rate * self.loss_factor
-        return weight * self.bits_per_weight() if weight else None
-
-    def after_step(self) -> None:
-        self._steps_done += 1
-        if self.rate and self._steps_done % REFIT_STEPS == 0:
-            self._refit()
-
-    def state(self) -> dict[str, Any]:
-        models = {key: [model.zeros, model.ratio] for key, model in self._models.items()}
-        return {**super().state(), "models": models, "steps_done": self._steps_done}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        super().load_state(state)
-        self._models = {key: CodeModel(*values) for key, values in state["models"].items()}
-        self._steps_done = int(state["steps_done"])
-
-    @torch.no_grad()
-    def statistics(self) -> dict[str, float]:
-        if not self.rate:
-            return {}
-        self._refit()
-        return {"bits per weight on the grid": float(self.bits_per_weight())}
+    def levels(self) -> Mapping[str, Tensor]:
+        return {key: source.weight().float() / self._steps[key] for key, source in self.sources.items()}
 
 
 class _GridEncoding(WeightEncoding):

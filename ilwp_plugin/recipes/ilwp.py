@@ -17,7 +17,7 @@ from ilwp_plugin.format.kernels import QuantizedLayer as StoredLayer
 from ilwp_plugin.format.sections import ChainSection, CodedLayer, Section, storage_mode
 from ilwp_plugin.method.error_feedback import Feedback
 from ilwp_plugin.method.loss import inter_layer_loss
-from ilwp_plugin.method.prediction import PREDICTORS
+from ilwp_plugin.method.prediction import PREDICTORS, gather_references
 from ilwp_plugin.method.provenance import Origin, Provenance, given_references
 from ilwp_plugin.method.quantization import (
     BITS,
@@ -201,6 +201,26 @@ class IlwpClaims(Claims):
     chains: Chains = field(default_factory=lambda: Chains(()))
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a layer with a step of its own is predicted by.
+
+    Attributes:
+        reference: (kernels, taps) float32.
+        zeros: (kernels, taps) bool, weights that stay 0; None for none.
+        step: of the residuals, in units of weight.
+    """
+
+    reference: Tensor
+    zeros: Tensor | None
+    step: float
+
+    def levels(self, weight: Tensor) -> Tensor:
+        """(kernels, taps) float32: residuals in units of the step, with gradient to the weight."""
+        residual = weight.float().reshape(self.reference.shape) - self.reference
+        return (residual if self.zeros is None else residual.masked_fill(self.zeros, 0.0)) / self.step
+
+
 class ClosedLoop:
     """The quantization of one chain, layer by layer, each predicted from what those before it are restored to.
 
@@ -273,14 +293,21 @@ class ClosedLoop:
                 searched=searched,
             )
 
-    def restored(self, number: int, weight: Tensor, pool: KernelPool) -> Tensor:
-        """(kernels, taps) float32: a layer as the file restores it, given those before it."""
+    def restored(self, number: int, weight: Tensor, pool: KernelPool) -> tuple[Tensor, Prediction | None]:
+        """A layer as the file restores it, given those before it.
+
+        Returns:
+            (kernels, taps) float32; and what its residuals are, where it has some.
+        """
         kernels = as_kernels(weight, self.chain.taps)
         if number == 0:
             anchor = self.anchor(kernels, weight.dtype)
             if anchor is not None:
-                return anchor.float()
-        return reconstruct(self.quantize(number, kernels, pool), pool.filled)
+                return anchor.float(), None
+        layer = self.quantize(number, kernels, pool)
+        step = self._options[number].residual_step
+        prediction = Prediction(gather_references(pool.filled, layer.references), layer.zeros, layer.step)
+        return reconstruct(layer, pool.filled), prediction if isinstance(step, float) and layer.step > 0 else None
 
 
 @RECIPES.register("ilwp")
@@ -519,7 +546,7 @@ class IlwpTraining(TrainingPart):
         references: Mapping[str, Tensor] | Provenance | None = None,
     ) -> None:
         self._keys = tuple(key for chain in chains for key in chain.keys)
-        super().__init__({key: sources[key] for key in self._keys})
+        super().__init__({key: sources[key] for key in self._keys}, options.rate if quantizes else 0.0)
         self.chains, self._options, self._quantizes = chains, options, quantizes
         self._steps = {key: steps[key] for key in self._keys if key in steps}
         self._place = {key: (chain, number) for chain in chains for number, key in enumerate(chain.keys)}
@@ -532,6 +559,7 @@ class IlwpTraining(TrainingPart):
         self._make_loops()
         self._called: set[str] = set()
         self._restored: dict[str, Tensor] = {}
+        self._predictions: dict[str, Prediction | None] = {}
         self.predicted_weights = self._count_predicted()
         self.loss_weight = 0.0 if options.loss_weight == AUTO else float(options.loss_weight)
 
@@ -577,8 +605,25 @@ class IlwpTraining(TrainingPart):
             if earlier not in self._restored:
                 self._restore(earlier, self.sources[earlier].weight().detach())
         pool = KernelPool.of([self._restored[k] for k in chain.keys[:number]], chain.taps, weight.device)
-        self._restored[key] = self._loops[chain.layers].restored(number, weight, pool)
+        loop = self._loops[chain.layers]
+        self._restored[key], self._predictions[key] = loop.restored(number, weight, pool)
         return self._restored[key]
+
+    def levels(self) -> Mapping[str, Tensor]:
+        """Of layers whose residuals have a step of their own; the references are those of the last pass."""
+        found: dict[str, Tensor] = {}
+        if not self.enabled:  # no pass has told the references
+            for chain in self.chains:
+                self._forget(chain)
+        for key in self._keys:
+            weight = self.sources[key].weight()
+            if key not in self._restored:
+                with torch.no_grad():
+                    self._restore(key, weight.detach())
+            prediction = self._predictions[key]
+            if prediction is not None:
+                found[key] = prediction.levels(weight)
+        return found
 
     def inter_layer_loss(self) -> Tensor:
         """The loss without its weight: the mean |residual| of the predicted weights, a float32 scalar.
@@ -623,9 +668,10 @@ class IlwpTraining(TrainingPart):
         )
 
     def state(self) -> dict[str, Any]:
-        return {"steps": dict(self._steps), "loss_weight": self.loss_weight}
+        return {**super().state(), "steps": dict(self._steps), "loss_weight": self.loss_weight}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
         self._steps, self.loss_weight = dict(state["steps"]), float(state["loss_weight"])
         self._make_loops()
 

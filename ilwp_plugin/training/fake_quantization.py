@@ -145,9 +145,12 @@ class FakeQuantizer:
     def enabled(self, value: bool) -> None:
         self.parts.enabled = value
 
-    def raw_weights(self) -> list[Tensor]:
-        """The parameters behind the restored weights."""
-        return [module.parametrizations.weight.original for module in self._modules.values()]  # type: ignore[union-attr,misc]
+    def raw_weights(self) -> dict[str, Tensor]:
+        """By key, the parameters behind the restored weights."""
+        return {
+            f"{name}.weight": module.parametrizations.weight.original  # type: ignore[union-attr,misc]
+            for name, module in self._modules.items()
+        }
 
     def remove(self, bake: bool = False) -> None:
         """Take the parametrizations off.

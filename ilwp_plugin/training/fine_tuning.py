@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,20 +32,51 @@ from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
 from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
-from ilwp_plugin.recipes.grid import GridTraining
 from ilwp_plugin.recipes.ilwp import IlwpTraining
 from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun, gradient_rms
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fake_quantization import FakeQuantizer
 from ilwp_plugin.training.loop import Loop, Resumable
 from ilwp_plugin.training.parts import Parts
+from ilwp_plugin.training.size import SizeGauge, Steering, cut, every
 
-__all__ = ["FineTuned", "FineTuning", "fine_tune"]
+__all__ = ["Batches", "FineTuned", "FineTuning", "Progress", "Report", "World", "fine_tune"]
 
 TaskLoss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> scalar loss, the mean over the batch."""
-Report = Callable[[int, int, float], None]
-"""(steps done, of how many, loss of this process's share of the batch) after each step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: steps that are done.
+        steps: of how many.
+        loss: of this process's share of the last batch.
+        bits_per_weight: of the codes, as of the last measurement; None without a rate term.
+        file_bytes: of the file that would be written now, likewise, to about a per cent.
+        trial: which training of a search for `max_drop` it is, from 1.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    bits_per_weight: float | None = None
+    file_bytes: int | None = None
+    trial: int = 1
+
+    def __str__(self) -> str:
+        """As a line for people."""
+        size = ""
+        if self.file_bytes is not None:
+            size = f", {self.bits_per_weight:.3f} bits a weight, {self.file_bytes:,} bytes"
+        trial = "" if self.trial == 1 else f"trial {self.trial}, "
+        return f"{trial}step {self.step} of {self.steps}, loss {self.loss:.4g}{size}"
+
+
+Report = Callable[[Progress], None]
+"""Is told after each step."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +144,16 @@ class FineTuned:
         alignment: what was aligned; None where nothing was to be.
         loss_weight: of the inter-layer loss.
         steps: optimizer steps, those before a resumption included.
+        rate: weight of the rate term at the end, which a target may have changed; 0 without.
+        drop: what the score has fallen by, where `max_drop` was asked for.
     """
 
     compressed: CompressedModel
     alignment: AlignmentReport | None
     loss_weight: float
     steps: int
+    rate: float = 0.0
+    drop: float | None = None
 
 
 def fine_tune(
@@ -132,6 +169,9 @@ def fine_tune(
     coupler: Callable[[nn.Module, Any], Coupler] | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     references: Mapping[str, Tensor] | Provenance | None = None,
+    target_bytes: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     report: Report | None = None,
@@ -166,6 +206,10 @@ def fine_tune(
             are.
         optimizer: makes another optimizer than SGD; its learning rate falls to 0 by half a cosine, too.
         references: index maps or origins by layer name, see `compress`; not together with a coupler.
+        target_bytes: of the file at most; the rate is steered towards it.
+        max_drop: of the score at most; up to four trainings with other rates find a small file that keeps it. Each
+            has a checkpoint of its own, with its number behind the name.
+        evaluate: what a model scores, more is better; with `max_drop`.
         checkpoint: a file that is written now and then and, where it exists, resumed from.
         out: where to write the `.ilwp` file.
         report: is told the progress.
@@ -178,16 +222,141 @@ def fine_tune(
         MissingDependencyError: `config.align` without torch-pruning.
     """
     config, plan, model = IlwpConfig.of(config), plan or FineTuning(), unwrap(model)
+    _check_targets(config, target_bytes, max_drop, evaluate)
+    train = partial(
+        _train,
+        data=data,
+        loss=loss,
+        config=config,
+        plan=plan,
+        example_inputs=example_inputs,
+        calibration=calibration,
+        inputs=inputs,
+        coupler=coupler,
+        optimizer=optimizer,
+        references=references,
+    )
+    if max_drop is None:
+        return train(model, checkpoint=checkpoint, out=out, report=report, target_bytes=target_bytes)
+    assert evaluate is not None
+    for path in (checkpoint, out):
+        _check_folder(path)
+
+    def trial(number: int, factor: float) -> FineTuned:
+        numbered = None if checkpoint is None else f"{os.fspath(checkpoint)}.{number}"
+        told = None if report is None else lambda progress: report(replace(progress, trial=number))
+        return train(copy.deepcopy(model), checkpoint=numbered, out=None, report=told, rate_factor=factor)
+
+    return _within_drop(model, trial, evaluate, max_drop, out)
+
+
+def _check_targets(
+    config: IlwpConfig, target_bytes: float | None, max_drop: float | None, evaluate: Callable[..., float] | None
+) -> None:
+    """Raises ConfigError where the size or the drop cannot be steered."""
+    targets = {"target_bytes": target_bytes, "max_drop": max_drop}
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) > 1:
+        raise ConfigError("one target at a time, got target_bytes and max_drop")
+    for name, value in given.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}: expected a finite number > 0, got {value!r}")
+        if not any(getattr(recipe.options, "rate", 0.0) for recipe in config.recipe_list()):
+            raise ConfigError(f"{name}: steers the rate of the training; set `rate`, to 1 for a start")
+    if (max_drop is None) != (evaluate is None):
+        raise ConfigError("max_drop and evaluate: one without the other; a drop is that of what `evaluate` scores")
+
+
+def _check_folder(path: str | os.PathLike[str] | None) -> None:
+    """Raises FileError where nothing can be written: now, not after hours."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise FileError(f"cannot write {os.fspath(path)}: there is no folder {Path(path).parent}")
+
+
+TRIALS = 4
+"""Trainings of a search for `max_drop`."""
+
+
+def _within_drop(
+    model: nn.Module,
+    trial: Callable[[int, float], FineTuned],
+    evaluate: Callable[[nn.Module], float],
+    max_drop: float,
+    out: str | os.PathLike[str] | None,
+) -> FineTuned:
+    """The smallest file of some trainings that keeps the score."""
+
+    def score(network: nn.Module) -> float:
+        with evaluating(network):
+            return float(evaluate(network))
+
+    before = score(model)
+    drops: dict[float, float] = {}
+    best: FineTuned | None = None
+    for number in range(1, TRIALS + 1):
+        factor = _next_factor(drops, max_drop)
+        found = trial(number, factor)
+        restored = copy.deepcopy(model)
+        found.compressed.apply_to(restored)
+        drops[factor] = before - score(restored)
+        if drops[factor] <= max_drop:
+            found = replace(found, drop=drops[factor])
+            if best is None or found.compressed.ledger.file_bytes < best.compressed.ledger.file_bytes:
+                best = found
+    if best is None:
+        shown = ", ".join(f"{factor:.3g} times the rate: {drop:.3g}" for factor, drop in sorted(drops.items()))
+        raise TrainingError(
+            f"max_drop={max_drop:g}: none of {TRIALS} trainings keeps the score of {before:g} so well ({shown}); "
+            "train for more epochs, or with a smaller `rate` or `weight_step`"
+        )
+    best.compressed.apply_to(model)
+    if out is not None:
+        best.compressed.save(out)
+    return best
+
+
+def _next_factor(drops: Mapping[float, float], most: float) -> float:
+    """What to multiply the rate with next: between the largest that kept the drop and the smallest that did not."""
+    kept = [factor for factor, drop in drops.items() if drop <= most]
+    lost = [factor for factor, drop in drops.items() if not drop <= most]
+    if not drops:
+        return 1.0
+    if not lost:
+        return 3 * max(kept)
+    if not kept:
+        return min(lost) / 3
+    return math.sqrt(max(kept) * min(lost)) if max(kept) < min(lost) else min(lost) / 2
+
+
+def _train(
+    model: nn.Module,
+    data: Dataset[Any],
+    loss: TaskLoss,
+    config: IlwpConfig,
+    plan: FineTuning,
+    *,
+    example_inputs: Any,
+    calibration: Any,
+    inputs: Pick | None,
+    coupler: Callable[[nn.Module, Any], Coupler] | None,
+    optimizer: Callable[[nn.Module], Optimizer] | None,
+    references: Mapping[str, Tensor] | Provenance | None,
+    checkpoint: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str] | None,
+    report: Report | None,
+    target_bytes: float | None = None,
+    rate_factor: float = 1.0,
+) -> FineTuned:
+    """One training; see `fine_tune`."""
     if config.align:
         coupler = coupler or toolkits.load("pruning").Coupling
         config = config.replace(align=False)  # of what follows
     if not any(recipe.quantizes() for recipe in config.recipe_list()):
         raise ConfigError("the configuration quantizes nothing, and fine-tuning ends with a file; set bits to 2..8")
     for path in (checkpoint, out):
-        if path is not None and not Path(path).absolute().parent.is_dir():  # now, not after hours
-            raise FileError(f"cannot write {os.fspath(path)}: there is no folder {Path(path).parent}")
-    with _World.joined(model) as world, _left_usable(model) as quantizers:
-        batches = _Batches(data, plan, world)
+        _check_folder(path)
+    with World.joined(model) as world, _left_usable(model) as quantizers:
+        batches = Batches(data, plan, world)
         steps = plan.epochs * batches.per_epoch
         identity = {
             "config": config.to_dict(),
@@ -195,6 +364,8 @@ def fine_tune(
             "samples": batches.samples,
             "processes": world.size,
             "aligned": coupler is not None,
+            "target_bytes": target_bytes,
+            "rate_factor": rate_factor,
         }
         resumes = checkpoint is not None and Path(checkpoint).exists()
         alignment = _Alignment()
@@ -205,13 +376,14 @@ def fine_tune(
                 alignment.report = _align(model, example_inputs, coupler, config)
         examples = None if calibration is None else read_inputs(model, calibration, inputs)
         model.train()
+        plain = None if resumes else copy.deepcopy(model)
         quantizer = FakeQuantizer(
             model, config, example_inputs=example_inputs, references=references, calibration=examples
         )
         quantizers.append(quantizer)
         parts = quantizer.parts
-        parts.enabled = False
-        with_rate = any(isinstance(part, GridTraining) and part.rate for part in parts.parts)
+        parts.enabled, parts.rate_factor = False, rate_factor
+        with_rate = parts.has_rate
         moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
         schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
         own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
@@ -221,6 +393,18 @@ def fine_tune(
             length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
             own.choose_loss_weight(length, model, "loss_weight: give a number")
         others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
+        norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
+        gauge = SizeGauge(parts)
+        steering = None if target_bytes is None else Steering(parts, gauge, target_bytes, norms_only)
+        if with_rate and (target_bytes is not None or report is not None):
+            others["size"] = gauge
+            if plain is not None:
+                gauge.begin(plain)
+        if steering is not None:
+            others["steering"] = steering
+            if not resumes:
+                steering.begin()
+        del plain
         path = None if checkpoint is None else Path(checkpoint)
         loop = Loop(model, moving, schedule, others, checkpoint=path, identity=identity, what="a fine-tuning")
         done = loop.resume()
@@ -228,22 +412,30 @@ def fine_tune(
         writes = world.rank == 0
         if checkpoint is not None and not resumes:
             loop.save(write=writes)
-        every = plan.checkpoint_steps or batches.per_epoch
+        kept, measured = plan.checkpoint_steps or batches.per_epoch, every(steps)
         begin = round(plan.quantize_from * steps)
-        norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps
-        weights = tuple(quantizer.raw_weights())
+        raw = quantizer.raw_weights()
         for step, batch in enumerate(batches.training(done), start=done):
             parts.enabled = step >= begin
             if step % batches.per_epoch == 0:
                 parts.begin_epoch(step // batches.per_epoch)
             if with_rate:
                 parts.loss_factor = min(1.0, (step + 1) / max(1, round(plan.ramp * steps)))
-            value = loop.step(loss(parallel, batch) + parts.loss(), freeze=weights if step >= norms_only else ())
+            if steering is not None and step == norms_only:
+                assert target_bytes is not None
+                if (excess := gauge.measure() - _BELOW * target_bytes) > 0:
+                    cut(parts, raw, excess)
+            freeze = tuple(raw.values()) if step >= norms_only else ()
+            value = loop.step(loss(parallel, batch) + parts.loss(), freeze=freeze)
             parts.after_step()
-            if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+            if "size" in others and (step + 1) % measured == 0:
+                gauge.measure()
+                if steering is not None:
+                    steering.after_measurement(step + 1)
+            if checkpoint is not None and ((step + 1) % kept == 0 or step + 1 == steps):
                 loop.save(write=writes)
             if report is not None:
-                report(step + 1, steps, value)
+                report(Progress(step + 1, steps, value, gauge.bits_per_weight, gauge.file_bytes))
 
         parts.enabled = True
         parts.finish()
@@ -251,11 +443,31 @@ def fine_tune(
             reestimate_batch_norms(model, batches.whole(plan.norm_batches), loss)
         quantizer.remove()
         compressed = quantizer.compressed(calibration=examples)
+        if target_bytes is not None:
+            for _ in range(_CUTS):
+                excess = compressed.ledger.file_bytes - target_bytes
+                if excess <= 0:
+                    break
+                cut(parts, {key: model.get_parameter(key) for key in raw}, excess + 1)
+                compressed = quantizer.compressed(calibration=examples)
+            if (size := compressed.ledger.file_bytes) > target_bytes:
+                raise TrainingError(
+                    f"target_bytes={target_bytes:,.0f}: this training comes to {size:,} bytes and not below; "
+                    "more epochs, a larger `weight_step`, or a larger `rate` to begin with"
+                )
         compressed.apply_to(model)
         if out is not None and world.rank == 0:
             compressed.save(out)
         world.wait()
-        return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps)
+        rate = max((part.rate for part in parts.parts), default=0.0) * parts.rate_factor
+        return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps, rate)
+
+
+_BELOW = 0.995
+"""Of a target in bytes: norms that train on take a little more or less in the end."""
+
+_CUTS = 5
+"""Tries to cut a file to a target after training."""
 
 
 @contextmanager
@@ -316,7 +528,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _World:
+class World:
     """The process group, or this process alone."""
 
     rank: int
@@ -324,7 +536,7 @@ class _World:
 
     @classmethod
     @contextmanager
-    def joined(cls, model: nn.Module) -> Iterator[_World]:
+    def joined(cls, model: nn.Module) -> Iterator[World]:
         """The group as it is, or one for the time of the `with` block, where torchrun has started several processes."""
         launched = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         if not dist.is_available() or dist.is_initialized() or launched == 1:
@@ -355,10 +567,10 @@ class _World:
             dist.barrier()
 
 
-class _Batches:
+class Batches:
     """The data in an order that depends on the seed and the epoch alone, so that it can be taken up anywhere."""
 
-    def __init__(self, data: Dataset[Any], plan: FineTuning, world: _World) -> None:
+    def __init__(self, data: Dataset[Any], plan: FineTuning, world: World) -> None:
         try:
             samples = len(data)  # type: ignore[arg-type]
         except TypeError:
@@ -417,7 +629,7 @@ class _Alignment:
 class _RandomState:
     """Generators of all processes: of data augmentation and of dropout."""
 
-    def __init__(self, world: _World) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
 
     def state_dict(self) -> list[dict[str, Any]]:

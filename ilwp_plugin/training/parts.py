@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format.integers import IntegerTensor
+from ilwp_plugin.method.entropy_model import entropy_bits
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.models.torch_network import Model, network_of
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
@@ -44,6 +45,7 @@ class Parts:
         parts: of the recipes that have one.
         keys: of the weights to hook.
         left: why other weights are not quantized, by layer.
+        rate_factor: multiplies the rates of all recipes: what steers the size.
 
     Raises:
         ChainError, ConfigError: see `compress`.
@@ -66,7 +68,7 @@ class Parts:
                 "align=True: the file would hold aligned weights, not those that the model trains with; align the "
                 "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
             )
-        self.config, self.sources = config, sources
+        self.config, self.sources, self.rate_factor = config, sources, 1.0
         calibrated = calibration is not None
         self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
         for recipe in self._recipes:
@@ -126,9 +128,31 @@ class Parts:
         return {key: value for part in self.parts for key, value in part.reconstructed().items()}
 
     def loss(self) -> Tensor:
-        """The losses of all recipes, weighted; a scalar."""
+        """The losses of all recipes, weighted, and their rates; a scalar."""
         losses = [loss for part in self.parts if (loss := part.loss()) is not None]
+        losses += self._rates()
         return torch.stack([loss.float() for loss in losses]).sum() if losses else torch.zeros(())
+
+    def _rates(self) -> Iterator[Tensor]:
+        """What the codes cost, weighted. A bit costs the same wherever it is."""
+        if not self.has_rate or not self.rate_factor or not self.loss_factor:
+            return
+        levels = [part.levels() if part.rate else {} for part in self.parts]
+        total = sum(own.numel() for found in levels for own in found.values())
+        for part, found in zip(self.parts, levels, strict=True):
+            if found:
+                yield part.rate * part.loss_factor * self.rate_factor / total * part.codes.bits(found)
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether a recipe has a rate term."""
+        return any(part.rate for part in self.parts)
+
+    @torch.no_grad()
+    def code_bits(self) -> tuple[float, int]:
+        """Bits of all codes that the rate can be taken of, by their histograms, and how many codes there are."""
+        levels = [own for part in self.parts for own in part.levels().values() if own.numel()]
+        return sum(map(entropy_bits, levels)), sum(own.numel() for own in levels)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer has to train besides the model."""
@@ -151,7 +175,9 @@ class Parts:
 
     def statistics(self) -> dict[str, float]:
         """Numbers of all recipes."""
-        return {name: value for part in self.parts for name, value in part.statistics().items()}
+        numbers = {name: value for part in self.parts for name, value in part.statistics().items()}
+        bits, codes = self.code_bits() if self.has_rate else (0.0, 0)
+        return {**numbers, "bits per weight": bits / codes} if codes else numbers
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

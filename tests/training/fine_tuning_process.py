@@ -7,6 +7,7 @@ import argparse
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.training import FineTuned, FineTuning, fine_tune
+from ilwp_plugin.training import FineTuned, FineTuning, Progress, fine_tune
 
 PLAN = FineTuning(epochs=2, batch=16, lr=0.02, quantize_from=0.4, norm_batches=2, checkpoint_steps=3, seed=5)
 STEPS = 10
 CONFIG = IlwpConfig(bits=4, anchor="fp16")
+WITH_RATE = IlwpConfig(mode="collocated", weight_step=0.05, rate=1.0)
 
 
 def data() -> TensorDataset:
@@ -51,13 +53,14 @@ def noisy_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0] + shift / 10), batch[1])
 
 
-def run(folder: Path, norms: bool, **options: object) -> tuple[nn.Module, FineTuned]:
+def run(folder: Path, norms: bool, config: IlwpConfig = CONFIG, **options: object) -> tuple[nn.Module, FineTuned]:
     torch.manual_seed(2)
     random.seed(2)
     np.random.seed(2)  # noqa: NPY002
     model = network(norms)
+    plan = PLAN if config is CONFIG else replace(PLAN, epochs=6, lr=1e-2, quantize_from=0.0, norms_last=0.2)
     arguments = {"checkpoint": folder / "checkpoint.pt", "out": folder / "model.ilwp", **options}
-    return model, fine_tune(model, data(), noisy_loss if norms else loss, CONFIG, PLAN, **arguments)  # type: ignore[arg-type]
+    return model, fine_tune(model, data(), noisy_loss if norms else loss, config, plan, **arguments)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--kill-rank", type=int, default=0)
     parser.add_argument("--kill-in", choices=["step", "write"], default="step")
     parser.add_argument("--without-group", action="store_true")
+    parser.add_argument("--target-bytes", type=float, help="with a rate term")
     options = parser.parse_args()
     if "RANK" in os.environ and not options.without_group:
         dist.init_process_group("gloo")
@@ -77,8 +81,8 @@ def main() -> None:
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def report(step: int, _: int, value: float) -> None:
-        if options.kill_at == step and options.kill_in == "step" and rank == options.kill_rank:
+    def report(progress: Progress) -> None:
+        if options.kill_at == progress.step and options.kill_in == "step" and rank == options.kill_rank:
             die()
 
     if options.kill_in == "write":
@@ -92,7 +96,8 @@ def main() -> None:
             fsync(handle)
 
         os.fsync = counted
-    model, _ = run(options.folder, options.norms, report=report)
+    config = CONFIG if options.target_bytes is None else WITH_RATE
+    model, _ = run(options.folder, options.norms, config, report=report, target_bytes=options.target_bytes)
     torch.save(model.state_dict(), options.folder / f"rank{rank}.pt")
     assert dist.is_initialized() == ("RANK" in os.environ and not options.without_group)
     if dist.is_initialized():

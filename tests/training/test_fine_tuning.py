@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import ConfigError, FileError, TrainingError
-from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune, reestimate_batch_norms
+from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune, reestimate_batch_norms
 
 from . import fine_tuning_process as process
 
@@ -24,8 +24,8 @@ class Killed(BaseException):
 
 
 def kill_at(step: int) -> Any:
-    def report(done: int, _: int, value: float) -> None:
-        if done == step:
+    def report(progress: Progress) -> None:
+        if progress.step == step:
             raise Killed
 
     return report

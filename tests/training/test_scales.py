@@ -32,7 +32,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def coarse(model: nn.Module, images: Tensor) -> CompressedModel:
-    return compress(model, IlwpConfig(mode="collocated", weight_step=0.12), calibration=images)
+    return compress(model, IlwpConfig(mode="collocated", weight_step=0.04), calibration=images)
 
 
 def error(model: nn.Module, compressed: CompressedModel, images: Tensor) -> float:
@@ -45,7 +45,7 @@ def error(model: nn.Module, compressed: CompressedModel, images: Tensor) -> floa
 def codes(compressed: CompressedModel) -> dict[str, Any]:
     found = {name: value.codes for name, value in compressed.quantized.items() if value.codes.ndim > 1}
     for chain in compressed.chains:
-        found |= {layer.info.name: layer.stored.codes for layer in chain.layers if layer.stored is not None}
+        found |= {layer.info.name: layer.quantized.codes for layer in chain.layers if layer.quantized is not None}
     return found
 
 
@@ -64,7 +64,7 @@ def test_outputs_come_closer_and_codes_stay(model: nn.Module, images: Tensor, co
 
 def test_fewer_bits_of_norms(model: nn.Module, images: Tensor, coarse: CompressedModel) -> None:
     """The file is smaller, and better than one that was compressed with so few bits."""
-    plain = compress(model, IlwpConfig(mode="collocated", weight_step=0.12, batch_norm_bits=2), calibration=images)
+    plain = compress(model, IlwpConfig(mode="collocated", weight_step=0.04, batch_norm_bits=2), calibration=images)
     distilled = distill_scales(model, coarse, images, PLAN, norm_bits=2)
     (section,) = [section for section in distilled.sections if isinstance(section, BatchNormSection)]
     assert {value.mantissa for value in section.values} == {2}

@@ -51,6 +51,12 @@ class Schedule(BaseModel):
         description="Points [epoch, factor], in order of epochs; the loss weight is multiplied by the factor, linearly "
         "interpolated between points and constant outside.",
     )
+    rate_schedule: tuple[tuple[Epoch, Factor], ...] = Field(
+        default=((0, 1.0),),
+        min_length=1,
+        description="Points [epoch, factor], likewise, for the weight of the rate term (`rate`); a rate that rises over "
+        "the first third of the epochs, [[0, 0.1], [5, 1]] for 15, lets the network follow.",
+    )
     quantization_start_epoch: Epoch = Field(
         default=0, description="Epoch from which the model computes with quantized residuals; 0 is the first one."
     )
@@ -60,13 +66,11 @@ class Schedule(BaseModel):
 
     def loss_factor(self, epoch: int) -> float:
         """What the loss weight is multiplied with in an epoch, counted from 0."""
-        points = self.loss_weight_schedule
-        if epoch <= points[0][0]:
-            return points[0][1]
-        for (start, before), (end, after) in pairwise(points):
-            if epoch < end:
-                return before + (after - before) * (epoch - start) / (end - start)
-        return points[-1][1]
+        return _interpolated(self.loss_weight_schedule, epoch)
+
+    def rate_factor(self, epoch: int) -> float:
+        """What the weight of the rate term is multiplied with in an epoch, counted from 0."""
+        return _interpolated(self.rate_schedule, epoch)
 
     def quantizes(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, computes with quantized residuals."""
@@ -86,7 +90,17 @@ class Schedule(BaseModel):
             schedule = handler(data)
         except ValidationError as error:
             raise config_error(error, cls) from None
-        epochs = [epoch for epoch, _ in schedule.loss_weight_schedule]
-        if any(after <= before for before, after in pairwise(epochs)):
-            raise ConfigError(f"loss_weight_schedule: expected rising epochs, got {epochs}")
+        for name in ("loss_weight_schedule", "rate_schedule"):
+            epochs = [epoch for epoch, _ in getattr(schedule, name)]
+            if any(after <= before for before, after in pairwise(epochs)):
+                raise ConfigError(f"{name}: expected rising epochs, got {epochs}")
         return schedule
+
+
+def _interpolated(points: tuple[tuple[int, float], ...], epoch: int) -> float:
+    if epoch <= points[0][0]:
+        return points[0][1]
+    for (start, before), (end, after) in pairwise(points):
+        if epoch < end:
+            return before + (after - before) * (epoch - start) / (end - start)
+    return points[-1][1]

@@ -131,6 +131,7 @@ class Session:
         self.epoch = max(0, epoch)
         self.parts.enabled = self.quantizes
         self.parts.loss_factor = self.schedule.loss_factor(self.epoch)
+        self.parts.rate_factor = self.schedule.rate_factor(self.epoch)
         self.parts.begin_epoch(self.epoch)
 
     def begin_step(self) -> None:

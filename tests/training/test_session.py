@@ -148,8 +148,26 @@ def test_automatic_weight_needs_the_training(mobilenet: nn.Module) -> None:
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"training": {"steps": 1, "mean_lr": 0.1, "lr": 1.0}}, "unknown key 'training.lr'"),
         ({"loss_weight_schedule": [(1, 1.0), (1, 2.0)]}, "rising epochs"),
+        ({"rate_schedule": [(1, 1.0), (0, 2.0)]}, "rate_schedule: expected rising epochs"),
     ],
 )
 def test_schedule_errors(fields: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Schedule.from_dict(fields)
+
+
+def test_rate_under_a_schedule(mobilenet: nn.Module) -> None:
+    """The loss carries the bits of all codes that have a step, the schedule their weight, statistics what they are."""
+    config = IlwpConfig(mode="collocated", weight_step=0.05, rate=2.0, loss_weight=0.0)
+    session = session_of(mobilenet, config, rate_schedule=[(0, 0.0), (2, 1.0)])
+    assert float(session.loss()) == 0
+    session.set_epoch(1)
+    half = float(session.loss())
+    session.set_epoch(5)
+    assert float(session.loss()) == pytest.approx(2 * half)
+    numbers = session.statistics().numbers
+    assert half == pytest.approx(numbers["bits per weight"], rel=0.05), "a rate of 2, halved"
+    file = compress(mobilenet, config.replace(dead_zone=0.5))
+    codes = file.ledger.total_bytes + file.ledger.grid_bytes
+    assert numbers["bits per weight"] * session.parts.code_bits()[1] / 8 == pytest.approx(codes, rel=0.1)
+    assert "bits per weight" in session.statistics().to_str()

@@ -54,8 +54,8 @@ class Schedule(BaseModel):
     rate_schedule: tuple[tuple[Epoch, Factor], ...] = Field(
         default=((0, 1.0),),
         min_length=1,
-        description="Points [epoch, factor], likewise, for the weight of the rate term (`rate`); a rate that rises over "
-        "the first third of the epochs, [[0, 0.1], [5, 1]] for 15, lets the network follow.",
+        description="Points [epoch, factor], likewise, for the weight of the rate term (`rate`); a rate that rises "
+        "over the first third of the epochs, [[0, 0.1], [5, 1]] for 15, lets the network follow.",
     )
     quantization_start_epoch: Epoch = Field(
         default=0, description="Epoch from which the model computes with quantized residuals; 0 is the first one."

@@ -167,9 +167,9 @@ class _Scales(nn.Module):
                         yield info.name, value
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
-        for weight, bias, value in self._norms():
-            yield weight, value.scale_codes.size
-            yield bias, value.shift_codes.size
+        for weight, bias, norm in self._norms():
+            yield weight, norm.scale_codes.size
+            yield bias, norm.shift_codes.size
         for name, value in self._grids():
             yield name, value.codes.size if value.codes.ndim == 1 else 1
 
@@ -190,10 +190,10 @@ class _Scales(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """By name in the model, what the file restores, with gradient to what trains."""
         found: dict[str, Tensor] = {}
-        for weight, bias, value in self._norms():
-            scale, shift, spread = self._norm(weight, bias, value)
-            step = spread * 2.0 ** -self._bits(value)
-            found[weight] = straight_through(scale, round_mantissa(scale.detach(), self._bits(value)))
+        for weight, bias, norm in self._norms():
+            scale, shift, spread = self._norm(weight, bias, norm)
+            step = spread * 2.0 ** -self._bits(norm)
+            found[weight] = straight_through(scale, round_mantissa(scale.detach(), self._bits(norm)))
             found[bias] = straight_through(shift, torch.round(shift.detach() / step) * step) if step else shift
         for name, value in self._grids():
             restored = torch.from_numpy(value.restore())
@@ -204,8 +204,6 @@ class _Scales(nn.Module):
                 found[name] = straight_through(moved, torch.round(moved.detach() / step) * step)
             else:
                 found[name] = restored.to(change) * change.exp()
-        dtypes = {info.name: info.dtype for info in self._compressed.tensors}
-        assert set(found) <= set(dtypes)
         return {self._own[name]: tensor for name, tensor in found.items()}
 
     @torch.no_grad()

@@ -42,6 +42,9 @@ __all__ = ["BatchNorm", "BatchNormOptions"]
 CALIBRATED_BITS, PLAIN_BITS = 4, 8
 """Bits of mantissa: later layers make up for errors that calibration sees."""
 
+TRAINED_BITS = 3
+"""The same after a training with calibration inputs."""
+
 
 class BatchNormOptions(Options):
     """Of `BatchNorm`."""
@@ -56,7 +59,7 @@ class BatchNormOptions(Options):
             default=AUTO,
             description="Bits of mantissa of a merged scale: its relative error, and that of the shift against the "
             f"spread of the output, is at most 2^-(bits + 1). 'auto' is {CALIBRATED_BITS} with calibration inputs, "
-            f"else {PLAIN_BITS}.",
+            f"{TRAINED_BITS} where the model trains with them, else {PLAIN_BITS}.",
         )
     )
     batch_norm_eps: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
@@ -91,7 +94,8 @@ class BatchNorm(Recipe):
     def resolved(self, calibrated: bool, trains: bool = False) -> Recipe:
         if self.options.batch_norm_bits != AUTO:
             return self
-        return BatchNorm(self.options.changed(batch_norm_bits=CALIBRATED_BITS if calibrated else PLAIN_BITS))
+        bits = (TRAINED_BITS if trains else CALIBRATED_BITS) if calibrated else PLAIN_BITS
+        return BatchNorm(self.options.changed(batch_norm_bits=bits))
 
     def claim(self, network: Network, free: Collection[str], request: Request) -> Claims:
         norms = {name: norm for name, norm in network.norms.items() if all(key in free for key in norm.keys)}

@@ -89,7 +89,8 @@ class FineTuning:
         optimizer: "sgd", with Nesterov momentum, or "adamw". SGD runs away under a strong rate term: weights before a
             norm are scale-invariant, the pull shrinks them, and each step then moves them further. None takes AdamW
             where the configuration has a rate, or a recipe asks for it.
-        lr: learning rate at the start; it falls to 0 by half a cosine. None is 0.05 for SGD and 0.0007 for AdamW.
+        lr: learning rate at the start; it falls to 0 by half a cosine. None is 0.05 for SGD, 0.0007 for AdamW, and
+            0.001 for AdamW with a rate term.
         momentum: of SGD.
         weight_decay: None is 0.0005 for SGD and 0 for AdamW.
         ramp: share of the steps over which the weights of the recipes' losses rise, where there is a rate.
@@ -500,14 +501,15 @@ def _optimizer(model: nn.Module, parts: Parts, plan: FineTuning, with_rate: bool
     parameters = [*model.parameters(), *parts.parameters()]
     adaptive = with_rate or any(part.adaptive for part in parts.parts)
     if plan.optimizer == "adamw" or (plan.optimizer is None and adaptive):
-        return AdamW(parameters, plan.lr or _LR["adamw"], weight_decay=plan.weight_decay or 0.0)
+        lr = plan.lr or _LR["rate" if with_rate else "adamw"]
+        return AdamW(parameters, lr, weight_decay=plan.weight_decay or 0.0)
     decay = 5e-4 if plan.weight_decay is None else plan.weight_decay
     return SGD(
         parameters, plan.lr or _LR["sgd"], momentum=plan.momentum, nesterov=plan.momentum > 0, weight_decay=decay
     )
 
 
-_LR = {"sgd": 0.05, "adamw": 7e-4}
+_LR = {"sgd": 0.05, "adamw": 7e-4, "rate": 1e-3}
 
 
 def _align(

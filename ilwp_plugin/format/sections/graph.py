@@ -80,7 +80,7 @@ class GraphSection(Section):
         return [Summary(self.kind, self.name, (), {"bytes": self.size})]
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
-        with writer.charge(self.part, None):
+        with writer.charge(self.part, self.kind):
             writer.varint(len(self.kind))
             writer.raw(self.kind.encode("ascii"))
             writer.varint(self.size)
@@ -90,7 +90,8 @@ class GraphSection(Section):
     def decode(cls, reader: ByteReader, context: Context) -> GraphSection:
         section = cls.__new__(cls)
         section._where = reader.where
-        with reader.charge(cls.part, None):
+        with reader.charge_later() as entry:
+            entry.account = (cls.part, None)
             length = reader.varint()
             if not 1 <= length <= _MAX_KIND:
                 raise reader.fail("range", f"the name of a format of {length} bytes")
@@ -99,6 +100,7 @@ class GraphSection(Section):
             if not _is_kind(section.kind) or section.size > _MAX_BYTES:
                 raise reader.fail("range", f"a graph of kind {section.kind!r} and {section.size:,} bytes")
             section._packed = reader.raw(reader.remaining)
+            entry.account = (cls.part, section.kind)
         return section
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.recipes.several_processes import RECIPES, trained
+from tests.recipes.several_processes import trained
 
 ROOT = Path(__file__).parent.parent.parent
 

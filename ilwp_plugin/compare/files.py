@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import wiped
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.format.integers import IntegerTensor
-from ilwp_plugin.format.sections import GridSection
-from ilwp_plugin.models.tensors import restored
 from ilwp_plugin.pipeline.compress import compress
-from ilwp_plugin.pipeline.file import CompressedModel, assembled, untouched
-from ilwp_plugin.pipeline.plan import directory_of
-from ilwp_plugin.recipes.base import AUTO
+from ilwp_plugin.pipeline.file import CompressedModel, untouched
+from ilwp_plugin.pipeline.integers import with_integers
 
 __all__ = ["as_is", "others_in_8_bits", "with_integers", "wiped"]
 
@@ -34,27 +30,3 @@ def others_in_8_bits(compressed: CompressedModel, model: nn.Module) -> Compresse
     """
     names = untouched(compressed)
     return with_integers(compressed, {name: v for name, v in int8_weights(model).items() if name in names})
-
-
-def with_integers(compressed: CompressedModel, values: Mapping[str, IntegerTensor]) -> CompressedModel:
-    """The same compressed tensors, with others as integer codes.
-
-    Args:
-        compressed: a model as its file holds it.
-        values: by name of tensors that it stores as they are.
-    """
-    if not values:
-        return compressed
-    state = compressed.state_dict()
-    for name, value in values.items():
-        state[name] = restored(value).to(state[name].dtype)
-    names = untouched(compressed)
-    kept = [section for section in compressed.sections if not set(section.names) <= names or not section.names]
-    grids = [section for section in kept if isinstance(section, GridSection)]
-    codes = {**compressed.quantized, **values}
-    claimed = [*(name for section in kept for name in section.names), *values]
-    directory, raw, infos = directory_of(state, claimed)
-    ordered = [name for name in state if name in codes]  # depthwise layers are predicted by the one before
-    grid = GridSection([infos[name] for name in ordered], [codes[name] for name in ordered], AUTO)
-    sections = [section for section in kept if section not in grids and section.name != "metadata"]
-    return assembled(directory, [*sections, grid], raw, compressed.metadata)

@@ -168,7 +168,7 @@ def smallest_within_drop(
     Raises:
         NotMet: the target cannot be met.
     """
-    trial, found = _Tries(run, log), []
+    trial, found = _Tries(run, log), list[Trial]()
     for dead_zone in dead_zones:
 
         def drop(step: float, zone: float = dead_zone) -> float:
@@ -203,7 +203,7 @@ def best_within_size(
     Raises:
         NotMet: the target cannot be met.
     """
-    trial, found = _Tries(run, log), []
+    trial, found = _Tries(run, log), list[Trial]()
     for dead_zone in dead_zones:
 
         def holds(inverse: float, zone: float = dead_zone) -> bool:

@@ -46,10 +46,11 @@ elif _VERSION.startswith("3."):
         register_default_init_args,
         restore,
         schema,
+        stack,
     )
     from .quantizers import added_state
 
-    __all__ += ["apply_ilwp", "controller_of", "load_from_config", "plain_model"]
+    __all__ += ["apply_ilwp", "controller_of", "load_from_config", "plain_model", "stack"]
 else:
     raise MissingDependencyError(f"nncf {_VERSION} is installed; ilwp works with nncf 2.19 and 3.x")
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from ilwp_plugin import IlwpConfig, compress
+from ilwp_plugin import CompressedModel, IlwpConfig, compress
 from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped, with_integers
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
@@ -26,13 +26,12 @@ from ilwp_plugin.errors import ConfigError
 from .config import ALGORITHM, Section, algorithm_sections, algorithms, sections_by_name
 from .modern import (
     NNCFConfig,
-    apply_ilwp,
-    controller_of,
     create_compressed_model,
     plain_model,
     register,
     register_default_init_args,
     restore,
+    stack,
 )
 from .modern.controller import Controller
 from .modern.operations import Operations
@@ -62,12 +61,15 @@ class QuantizeOptions(Options):
 
     images: Images = Field(default=300, description="Training images, without labels, for ranges and biases.")
     ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is NNCF alone.")
+    calibration: Annotated[int, Field(strict=True, ge=1)] = Field(
+        default=2000, description="Training images, without labels, that ilwp calibrates with."
+    )
 
 
 class Quantize(_NNCF):
     """`nncf.quantize` with its defaults: INT8 of weights and activations after training, biases corrected.
 
-    With ilwp the layers that it quantizes are on its grid instead (`apply_ilwp`).
+    With ilwp the weights are on its grid instead, calibrated, and NNCF's codes are ilwp's (`stack`).
     """
 
     options: ClassVar[Any] = QuantizeOptions
@@ -78,14 +80,14 @@ class Quantize(_NNCF):
     def compress(self, case: Case, options: QuantizeOptions) -> Compressed:
         model, config = prepared(case, options.ilwp)
         batches = torch.split(case.calibration(options.images), _BATCH)
+        dataset = nncf.Dataset(batches)
         with _quietly():
-            model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
             if config is None:
-                controller = Controller(model, [], (batches[0],), {})
-            else:
-                model = apply_ilwp(model, config.replace(loss_weight=0.0), batches[0])
-                controller = controller_of(model, batches[0])
-            return _compressed(controller, None)
+                model = nncf.quantize(model, dataset, subset_size=len(batches))
+                return _compressed(Controller(model, [], (batches[0],), {}), None)
+            calibration = case.calibration(options.calibration)
+            structure, file = stack(model, dataset, config, calibration=calibration, subset_size=len(batches))
+        return _of_file(file, structure)
 
 
 class CompressWeightsOptions(Options):
@@ -275,6 +277,11 @@ def _compressed(controller: Controller, weight_bits: WeightBits) -> Compressed:
     compressed = controller._compressed(**fields)
     if weight_bits is not None:
         compressed = others_in_8_bits(compressed, structure)
+    return _of_file(compressed, structure)
+
+
+def _of_file(compressed: CompressedModel, structure: nn.Module) -> Compressed:
+    """A file, and how it becomes the model again."""
 
     def restored(path: Path) -> nn.Module:
         return restore(path, wiped(unwrapped(structure)))

@@ -24,6 +24,7 @@ __all__ = [
     "LARGEST",
     "LARGEST_HALF",
     "Stripped",
+    "adopt",
     "codes_of",
     "file_of",
     "finish",
@@ -92,14 +93,30 @@ def finish(stripped: Stripped, session: Session | None, expected: Mapping[str, T
     for key, weight in expected.items():
         if not torch.equal(file.tensor(key), weight.cpu()):
             raise TrainingError(f"layer {key!r}: the file would not restore what the model computes with")
-    weights = _in_int8(stripped, file)
-    if weights:
+    adopt(stripped, file, state)
+    return model
+
+
+@torch.no_grad()
+def adopt(stripped: Stripped, file: CompressedModel, state: Mapping[str, Tensor] | None = None) -> CompressedModel:
+    """Make a stripped model that of a file, with quantizers where the codes of its weights fit.
+
+    Args:
+        stripped: the model, changed in place.
+        file: of its weights.
+        state: what tensors are that the file holds as they are; those of the file if None.
+
+    Returns:
+        The file, which now knows the quantizers of the model.
+    """
+    model, weights = stripped.model, _in_int8(stripped, file)
+    if weights or state is None:
         stripped = replace(stripped, weights={**stripped.weights, **weights})
-        others = {key: tensor for key, tensor in state.items() if key in untouched(file)}
+        others = {key: tensor for key, tensor in (state or {}).items() if key in untouched(file)}
         file = file.with_others_of({**file.state_dict(), **others}, metadata_of(stripped, file.quantized))
     model.load_state_dict({**model.state_dict(), **file.state_dict(), **added_state(model, file)})
     setattr(model, _FILE, file)
-    return model
+    return file
 
 
 def _in_int8(stripped: Stripped, file: CompressedModel) -> dict[str, str]:

@@ -4,6 +4,7 @@ from .config import NNCFConfig, register_default_init_args, schema
 from .creation import apply_ilwp, controller_of, create_compressed_model, load_from_config
 from .post_training import plain_model, restore
 from .registration import register
+from .stacking import stack
 
 __all__ = [
     "NNCFConfig",
@@ -16,4 +17,5 @@ __all__ = [
     "register_default_init_args",
     "restore",
     "schema",
+    "stack",
 ]

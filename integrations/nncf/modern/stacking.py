@@ -38,9 +38,9 @@ def stack(
 
     NNCF puts every channel of a weight on a grid of its own. That would round a second time what ilwp has rounded, and
     codes of 8 bits make a large file. So the scale of each weight's quantizer is set to ilwp's step here, and NNCF's
-    codes are ilwp's: the model runs in int8 with the codes that the file holds. What ilwp leaves gets NNCF's own. Weights
-    are therefore all on the grid, with codes of 8 bits at most, unless the configuration says otherwise. Biases are
-    those that ilwp's calibration leaves: NNCF's own correction of them would undo it, and is turned off.
+    codes are ilwp's: the model runs in int8 with the codes that the file holds. Weights are therefore all on the grid,
+    with codes of 8 bits at most, unless the configuration says otherwise; those that ilwp leaves get NNCF's own.
+    Biases are those that ilwp's calibration leaves: NNCF's own correction of them would undo it, and is turned off.
 
     Args:
         model: a float model; it stays as it is.

@@ -126,10 +126,12 @@ class TiedBook:
         book: (entries, width) float32.
         learns: (entries,) bool.
         indices: of each weight, (values / width,) int64, FREE where the weight itself counts.
+        damped: whether members get the sum of their gradients divided by the square root of their number. Of a whole
+            network an entry may have a hundred thousand members, whose sum is more than most optimizers bear.
     """
 
-    def __init__(self, book: Tensor, learns: Tensor, indices: Sequence[Tensor]) -> None:
-        self.book, self.learns = book, learns
+    def __init__(self, book: Tensor, learns: Tensor, indices: Sequence[Tensor], damped: bool = False) -> None:
+        self.book, self.learns, self.damped = book, learns, damped
         self._indices = [torch.where(own < 0, len(book), own) for own in indices]  # what is free is counted apart
         counts = torch.zeros(len(book) + 1, dtype=torch.float64)
         for own in self._indices:
@@ -155,6 +157,8 @@ class TiedBook:
     def spread(self, gradient: Tensor, shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
         """What each weight gets of the gradient of the entries: that of its entry, where it learns."""
         learning = self.learns.to(gradient.device)[:, None]
+        if self.damped:
+            gradient = gradient / self._counts.clamp(min=1).sqrt().to(gradient.device, gradient.dtype)[:, None]
         padded = torch.cat([torch.where(learning, gradient, 0.0), gradient.new_zeros(1, gradient.shape[1])])
         own = self._on(gradient.device)
         return [padded[i].reshape(shape).to(dtype) for i, shape, dtype in zip(own, shapes, dtypes, strict=True)]

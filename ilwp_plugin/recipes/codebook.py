@@ -228,7 +228,10 @@ class CodebookTraining(TrainingPart):
         groups: see above.
         books: those that hold values by now; None before.
         epoch: of the training that has begun, counted from 0; -1 before.
+        damped: how members of an entry learn, see `TiedBook`.
     """
+
+    damped: bool = False
 
     def __init__(self, recipe: CodebookRecipe, sources: Mapping[str, WeightSource], groups: Groups) -> None:
         super().__init__(sources)
@@ -289,7 +292,7 @@ class CodebookTraining(TrainingPart):
             keys = [key for key in self.sources if books.codes[key].book == number]
             indices = [books.codes[key].indices for key in keys]
             if keys:
-                self._tied[number] = keys, TiedBook(book, self._learns[number], indices)
+                self._tied[number] = keys, TiedBook(book, self._learns[number], indices, self.damped)
                 self._held.update(zip(keys, indices, strict=True))
 
     @torch.no_grad()

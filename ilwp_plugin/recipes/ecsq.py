@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.codebooks import Codebooks, Codes
 from ilwp_plugin.method.entropy_constrained import Quantizer, assign, ideal_bits, lloyd, uniform
+from ilwp_plugin.method.quantization import straight_through
 from ilwp_plugin.models.network import Network
 from ilwp_plugin.recipes.base import (
     AUTO,
@@ -29,6 +31,7 @@ from ilwp_plugin.recipes.base import (
     TrainingPart,
     Weight,
     WeightSource,
+    check_finite,
 )
 from ilwp_plugin.recipes.codebook import CodebookOptions, CodebookRecipe, CodebookTraining, Groups
 from ilwp_plugin.recipes.grid import StepOptions
@@ -71,8 +74,13 @@ class EcsqOptions(StepOptions, CodebookOptions):
     )
     hold_from: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=1,
-        description="Epoch, from 0, from which on weights are entries, which then learn; before it weights train as "
-        "they are, and their gradients are measured.",
+        description="Epoch, from 0, from which on weights are entries; before it weights train as they are, and their "
+        "gradients are measured.",
+    )
+    train: Literal["weights", "entries"] = Field(
+        default="weights",
+        description="What learns from then on: 'weights', which get entries anew in each step, of a table that is made "
+        "anew in each epoch; or 'entries', whose members stay (the paper's).",
     )
 
 
@@ -87,7 +95,6 @@ class SecondMoments:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
 
     def watched(self, key: str, weight: Tensor) -> Tensor:
         """The same weight, whose gradient will be counted."""
@@ -118,38 +125,93 @@ class SecondMoments:
         """Go on from a checkpoint."""
         self._sums = dict(state)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sums)
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The table of a group while weights train.
+
+    Attributes:
+        entries, bits: see `Quantizer`.
+        rate: what a bit costs.
+        costs: by key, (n,) float32, of errors; empty for 1.
+    """
+
+    entries: Tensor
+    bits: Tensor
+    rate: float
+    costs: Mapping[str, Tensor]
+
+    def indices(self, key: str, weight: Tensor) -> Tensor:
+        """(n,) int64 of a weight."""
+        values = weight.detach().cpu().float().flatten()
+        return assign(values, self.costs.get(key), self.entries, self.bits, self.rate)[0]
 
 
 class EcsqTraining(CodebookTraining):
-    """Weights train as they are while their gradients are measured; then entries learn, whose members are fixed."""
+    """Weights train as they are while their gradients are measured; then they are entries."""
 
     recipe: Ecsq
+    damped = True
 
     def __init__(self, recipe: CodebookRecipe, sources: Mapping[str, WeightSource], groups: Groups) -> None:
         super().__init__(recipe, sources, groups)
         self._moments = SecondMoments()
+        self._tables: list[_Table] | None = None
+        self._group = {key: number for number, group in enumerate(groups) for key in group}
 
     def free(self, key: str, weight: Tensor) -> Tensor:
-        return self._moments.watched(key, weight) if self.books is None else weight
+        if self.books is not None:
+            return weight
+        seen = self._moments.watched(key, weight)
+        if self._tables is None:
+            return seen
+        table = self._tables[self._group[key]]
+        values = table.entries[table.indices(key, weight)].reshape(weight.shape)
+        return straight_through(seen, values.to(weight.device, weight.dtype))
 
     def phase(self, epoch: int) -> None:
-        if epoch >= self.recipe.options.hold_from and self.books is None:
+        options = self.recipe.options
+        if epoch < options.hold_from or self.books is not None:
+            return
+        if options.train == "entries":
             books = self.final()
             self.hold(books, [book[:, 0] != 0 for book in books.books])
+        else:
+            recipe, weights = self.recipe.measured(self._moments.values()), self.weights()
+            self._tables = [self._table(recipe, {key: weights[key] for key in group}) for group in self.groups]
 
+    @torch.no_grad()
+    def _table(self, recipe: Ecsq, weights: Mapping[str, Tensor]) -> _Table:
+        own = {key: weight.cpu() for key, weight in weights.items()}
+        costs, step = recipe.costs(own), recipe.step(own)
+        quantizer = recipe.quantizer(torch.cat([weight.float().flatten() for weight in own.values()]), costs, step)
+        parts = [] if costs is None else torch.split(costs, [weight.numel() for weight in own.values()])
+        return _Table(quantizer.entries, quantizer.bits, recipe.rate(step), dict(zip(own, parts, strict=False)))
+
+    @torch.no_grad()
     def final(self) -> Codebooks:
-        if self.books is None:
-            return self.recipe.measured(self._moments.values()).share(self.weights(), self.groups)
-        return super().final()
+        if self.books is not None:
+            return super().final()
+        weights = self.weights()
+        if self._tables is None:
+            for key, weight in weights.items():
+                check_finite(key, weight)
+            return self.recipe.measured(self._moments.values()).share(weights, self.groups)
+        codes = {
+            key: Codes(number, self._tables[number].indices(key, weights[key])) for key, number in self._group.items()
+        }
+        return Codebooks(tuple(table.entries[:, None] for table in self._tables), codes)
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "moments": self._moments.state()}
+        tables = None
+        if self._tables is not None:
+            tables = [[table.entries, table.bits, table.rate, dict(table.costs)] for table in self._tables]
+        return {**super().state(), "moments": self._moments.state(), "tables": tables}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
         self._moments.load(state["moments"])
+        self._tables = None if state["tables"] is None else [_Table(*values) for values in state["tables"]]
 
 
 @RECIPES.register("ecsq")
@@ -213,8 +275,8 @@ class Ecsq(CodebookRecipe):
 
     def _shared(self, weights: Mapping[str, Tensor]) -> Codebooks:
         values = torch.cat([weight.float().flatten() for weight in weights.values()])
-        costs = self._costs(weights)
-        quantizer = self.quantizer(values, costs, self._step(weights))
+        costs = self.costs(weights)
+        quantizer = self.quantizer(values, costs, self.step(weights))
         parts = torch.split(quantizer.indices, [weight.numel() for weight in weights.values()])
         codes = {key: Codes(0, part) for key, part in zip(weights, parts, strict=True)}
         return Codebooks((quantizer.entries[:, None],), codes)
@@ -229,7 +291,7 @@ class Ecsq(CodebookRecipe):
         """
         if self.options.quantizer == "uniform":
             return uniform(values, costs, step)
-        rate = self.options.rate_weight * step * step
+        rate = self.rate(step)
         every = -(-len(values) // _SAMPLE)
         if every == 1:
             return lloyd(values, costs, step, rate)
@@ -238,7 +300,11 @@ class Ecsq(CodebookRecipe):
         counts = torch.bincount(indices, minlength=len(some.entries))
         return Quantizer(some.entries, indices, ideal_bits(counts), total / len(values))
 
-    def _step(self, weights: Mapping[str, Tensor]) -> float:
+    def rate(self, step: float) -> float:
+        """What a bit costs, in squared units of weight."""
+        return 0.0 if self.options.quantizer == "uniform" else self.options.rate_weight * step * step
+
+    def step(self, weights: Mapping[str, Tensor]) -> float:
         """One for all: the errors in all weights together cost what they would at the steps of the layers."""
         if self.options.step != AUTO:
             return self.options.step
@@ -247,7 +313,7 @@ class Ecsq(CodebookRecipe):
             return 1.0
         return float((sum(n for n, _ in known) / sum(n / step**2 for n, step in known)) ** 0.5)
 
-    def _costs(self, weights: Mapping[str, Tensor]) -> Tensor | None:
+    def costs(self, weights: Mapping[str, Tensor]) -> Tensor | None:
         """(n,) float32 of all values together, 1 in the mean."""
         asked = self.options.sensitivity
         if asked in (AUTO, "gradient") and all(key in self._moments for key in weights):

@@ -79,6 +79,7 @@ class SoftToHardTraining(CodebookTraining):
     """Weights are mixtures of centres that become one centre each."""
 
     recipe: SoftToHard
+    damped = True
 
     def __init__(self, recipe: CodebookRecipe, sources: Mapping[str, WeightSource], groups: Groups) -> None:
         super().__init__(recipe, sources, groups)

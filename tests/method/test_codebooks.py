@@ -102,3 +102,18 @@ def test_statistics() -> None:
     assert found.tolist() == [0, 1, 2] and counts.tolist() == [2, 2, 1]
     assert entropy_of(torch.tensor([1, 1, 2, 0])) == pytest.approx(1.5)
     assert entropy_of(torch.tensor([3])) == 0
+
+
+def test_damped_members_learn_slower() -> None:
+    """By the square root of their number."""
+    book = torch.tensor([[1.0], [2.0]])
+    indices = torch.tensor([0] * 9 + [1] * 4)
+    gradients = []
+    for damped in (False, True):
+        weight = book[indices, 0].clone().requires_grad_()
+        values = TiedBook(book, torch.ones(2, dtype=torch.bool), [indices], damped).values([weight])
+        (values[indices, 0] * torch.arange(13)).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        gradients.append(weight.grad)
+    assert gradients[0].tolist() == [36.0] * 9 + [42.0] * 4
+    torch.testing.assert_close(gradients[1], torch.tensor([12.0] * 9 + [21.0] * 4))

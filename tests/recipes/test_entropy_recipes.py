@@ -20,16 +20,17 @@ from ilwp_plugin.method.weight_fixing import powers_of_two
 from ilwp_plugin.recipes.ecsq import EcsqTraining
 from ilwp_plugin.recipes.soft_to_hard import SoftToHardTraining
 from ilwp_plugin.testing import settle
-from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune
+from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune
 
 RECIPES: dict[str, dict[str, Any]] = {
     "ecsq": {"step": 0.05},
+    "trained entries": {"name": "ecsq", "step": 0.05, "train": "entries"},
     "universal": {"step": 0.05},
     "trained levels": {"name": "universal", "step": 0.05, "levels": "trained"},
     "soft_to_hard": {"entries": 8, "epochs": 2, "bits": 1.5},
     "weight_fixing": {"distance": 0.2, "fractions": [0.4, 0.8, 1.0], "first": 1},
 }
-CODEBOOKS = ["ecsq", "soft_to_hard", "weight_fixing"]
+CODEBOOKS = ["ecsq", "trained entries", "soft_to_hard", "weight_fixing"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*becomes 0 as a whole", "ignore:.*tensors in full precision")
 
@@ -126,8 +127,8 @@ def test_training_ends_with_what_it_has_computed_with(
     for stop in (5, 10):
         path = tmp_path / f"{stop}.checkpoint"
 
-        def report(step: int, steps: int, value: float, stop: int = stop) -> None:
-            if step == stop:
+        def report(progress: Progress, stop: int = stop) -> None:
+            if progress.step == stop:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
@@ -195,7 +196,7 @@ def test_ecsq_errors_go_where_they_cost_least(network: nn.Module, images: Tensor
     moments = part.state()["moments"]
     raw = quantizer.raw_weights()
     assert len(moments) == len(raw)
-    for key, weight in zip(quantizer.parts.keys, raw, strict=True):
+    for key, weight in raw.items():
         assert weight.grad is not None
         torch.testing.assert_close(moments[key], weight.grad.square())
     original = {key: value.clone() for key, value in part.weights().items()}
@@ -206,8 +207,31 @@ def test_ecsq_errors_go_where_they_cost_least(network: nn.Module, images: Tensor
     assert float(errors[heavy].mean()) < 0.9 * float(errors[~heavy].mean())
 
 
-def test_ecsq_entries_learn(network: nn.Module, images: Tensor) -> None:
+def test_ecsq_weights_learn(network: nn.Module, images: Tensor) -> None:
+    """They get entries anew in each step, and a new table in each epoch; the gradient goes straight through."""
     quantizer = FakeQuantizer(network, config("ecsq"))
+    (part,) = quantizer.parts.parts
+    quantizer.parts.begin_epoch(0)
+    loss(network, [images, torch.arange(4)]).backward()
+    quantizer.parts.begin_epoch(1)
+    before = part.reconstructed()
+    layer = network.get_submodule("second.1.0")
+    assert torch.equal(layer.weight, before["second.1.0.weight"])
+    raw = layer.parametrizations.weight.original
+    raw.grad = None
+    layer.weight.sum().backward()
+    assert torch.equal(raw.grad, torch.ones_like(raw))
+    with torch.no_grad():
+        raw.add_(0.06)
+    after = part.reconstructed()["second.1.0.weight"]
+    assert 0.03 < float((after - before["second.1.0.weight"]).mean()) < 0.09
+    assert set(after.unique().tolist()) <= set(torch.cat([v.flatten() for v in before.values()]).tolist())
+    quantizer.parts.begin_epoch(2)
+    assert not set(part.reconstructed()["second.1.0.weight"].unique().tolist()) <= set(after.unique().tolist())
+
+
+def test_ecsq_entries_learn(network: nn.Module, images: Tensor) -> None:
+    quantizer = FakeQuantizer(network, config("trained entries"))
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     (part,) = quantizer.parts.parts
     assert isinstance(part, EcsqTraining)
@@ -321,7 +345,7 @@ def test_weight_fixing_uses_few_cheap_values(network: nn.Module) -> None:
 def test_weights_are_fixed_in_rounds(network: nn.Module, images: Tensor) -> None:
     quantizer = FakeQuantizer(network, config("weight_fixing", regularizer=1.0))
     (part,) = quantizer.parts.parts
-    optimizer = torch.optim.SGD(quantizer.raw_weights(), 0.01)
+    optimizer = torch.optim.SGD(quantizer.raw_weights().values(), 0.01)
     held = None
     pulls = []
     for epoch, share in enumerate((0.0, 0.4, 0.8, 1.0)):

@@ -41,7 +41,7 @@ def compress(
     quantized: Mapping[str, IntegerTensor] | None = None,
     calibration: Any = None,
     inputs: Pick | None = None,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Callable[[Any], float] | None = None,
     evaluation: str | None = None,
     max_drop: float | None = None,
     target_bytes: int | None = None,
@@ -74,7 +74,8 @@ def compress(
             feedback, and batch norms and biases follow. Needs a module.
         inputs: takes a batch of `calibration` and returns what the model gets: `lambda batch: batch[0]` for a loader of
             (x, y).
-        evaluate: what a model scores, more is better; called with copies of the module in eval mode.
+        evaluate: what a model scores, more is better; called with copies of the module in eval mode, of an ONNX model
+            with sessions of ONNX Runtime.
         evaluation: a name of what `evaluate` measures, for `resume`: trials of another name are another search. Without
             a name one of the trials is evaluated again, and has to score the same.
         max_drop: how much less than the model itself the restored one may score.

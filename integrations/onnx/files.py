@@ -14,6 +14,7 @@ from ilwp_plugin.format import read
 from ilwp_plugin.format.container import write_file
 
 from .graph import check, key_in
+from .protobuf import placeholders
 from .session import graph_of, missing
 from .tensors import put_values
 
@@ -29,7 +30,8 @@ def compress_model(source: str | os.PathLike[str] | ModelProto, config: Any = No
     Args:
         source: a file, or a model, which is not changed.
         config: an IlwpConfig, its fields, or the name of a preset; see `open_model`.
-        options: further arguments of `ilwp_plugin.compress`.
+        options: further arguments of `ilwp_plugin.compress`: `calibration`, `evaluate`, `max_drop`, `target_bytes` and
+            others.
 
     Returns:
         A `CompressedModel`; `save` writes the file that `restore_model` and `load_session` read.
@@ -65,10 +67,10 @@ def restore_model(
         TensorError: the model is not valid ONNX.
     """
     file = read(source, max_bytes=max_bytes)
+    graph = graph_of(file)
+    placeholders(graph)  # refuses values in other files
     try:
-        model: ModelProto = ModelProto.FromString(graph_of(file))
-    except FormatError:
-        raise
+        model: ModelProto = ModelProto.FromString(graph)
     except Exception as error:  # protobuf has errors of its own
         raise FormatError(f"the graph is no ONNX model ({error})", "form") from error
     known = set(file.names)

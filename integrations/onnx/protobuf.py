@@ -15,6 +15,13 @@ LOCATION = "ilwp:"
 _GRAPH, _INITIALIZER, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE, _KEY, _VALUE = 7, 5, 2, 8, 9, 13, 14, 1, 2
 """Numbers of fields, in ModelProto, GraphProto, TensorProto and StringStringEntryProto."""
 
+_FUNCTION, _NODES_OF_FUNCTION, _NODE, _SPARSE, _ATTRIBUTE = 25, 7, 1, 15, 5
+_TENSORS_OF_ATTRIBUTE, _GRAPHS_OF_ATTRIBUTE, _SPARSE_OF_ATTRIBUTE, _PARTS_OF_SPARSE = (5, 10), (6, 11), (22, 23), (1, 2)
+"""Likewise, in ModelProto, FunctionProto, GraphProto, NodeProto, AttributeProto and SparseTensorProto."""
+
+_DEEPEST = 64
+"""Graphs inside each other."""
+
 
 @dataclass(frozen=True)
 class Placeholder:
@@ -33,8 +40,14 @@ def placeholders(model: bytes) -> dict[str, Placeholder]:
     """The initializers of a serialized model whose values a file of ours holds, by name.
 
     Raises:
-        FormatError: the bytes are no protobuf.
+        FormatError: the bytes are no protobuf, or a tensor has its values in some other file.
     """
+    for tensor in _all_tensors(model):
+        places = [_text(value, _VALUE) for n, value in _fields(tensor) if n == _EXTERNAL and isinstance(value, bytes)]
+        keys = [_text(value, _KEY) for n, value in _fields(tensor) if n == _EXTERNAL and isinstance(value, bytes)]
+        for key, place in zip(keys, places, strict=True):
+            if key == "location" and not place.startswith(LOCATION):
+                raise FormatError(f"the graph has values in a file of its own, {place!r}", "form")
     found: dict[str, Placeholder] = {}
     for number, graph in _fields(model):
         for part, tensor in _fields(graph) if number == _GRAPH and isinstance(graph, bytes) else ():
@@ -68,6 +81,34 @@ def with_values(model: bytes, value_of: Callable[[str], bytes | None]) -> bytes:
     return _mapped(model, _GRAPH, graph)
 
 
+def _inner(message: bytes, *numbers: int) -> Iterator[bytes]:
+    return (value for number, value in _fields(message) if number in numbers and isinstance(value, bytes))
+
+
+def _all_tensors(model: bytes) -> Iterator[bytes]:
+    """Wherever they are in a model."""
+    for graph in _inner(model, _GRAPH):
+        yield from _tensors_of(graph, _NODE)
+    for function in _inner(model, _FUNCTION):
+        yield from _tensors_of(function, _NODES_OF_FUNCTION)
+
+
+def _tensors_of(graph: bytes, nodes: int, depth: int = 0) -> Iterator[bytes]:
+    if depth > _DEEPEST:
+        raise FormatError(f"the graph has graphs inside graphs, more than {_DEEPEST} deep", "value")
+    if nodes == _NODE:
+        yield from _inner(graph, _INITIALIZER)
+        for sparse in _inner(graph, _SPARSE):
+            yield from _inner(sparse, *_PARTS_OF_SPARSE)
+    for node in _inner(graph, nodes):
+        for attribute in _inner(node, _ATTRIBUTE):
+            yield from _inner(attribute, *_TENSORS_OF_ATTRIBUTE)
+            for sparse in _inner(attribute, *_SPARSE_OF_ATTRIBUTE):
+                yield from _inner(sparse, *_PARTS_OF_SPARSE)
+            for inner in _inner(attribute, *_GRAPHS_OF_ATTRIBUTE):
+                yield from _tensors_of(inner, _NODE, depth + 1)
+
+
 def _mapped(message: bytes, number: int, change: Callable[[bytes], bytes]) -> bytes:
     parts = [
         _field(n, change(value) if n == number and isinstance(value, bytes) else value) for n, value in _fields(message)
@@ -87,7 +128,9 @@ def _placeholder(tensor: bytes) -> Placeholder | None:
 
 
 def _text(message: bytes, number: int) -> str:
-    return b"".join(value for n, value in _fields(message) if n == number and isinstance(value, bytes)).decode()
+    return b"".join(value for n, value in _fields(message) if n == number and isinstance(value, bytes)).decode(
+        "utf-8", "replace"
+    )
 
 
 class _Fixed(bytes):

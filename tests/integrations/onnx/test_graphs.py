@@ -120,3 +120,23 @@ def test_a_graph_that_does_not_fit_its_tensors_is_refused() -> None:
     for reader in (load_session, restore_model):
         with pytest.raises(FormatError, match="'tabel.weight'"):
             reader(content)
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant", "branch"])
+def test_no_other_file_is_read(where: str) -> None:
+    """Whoever sends a file must not get another one of the device into the model."""
+    model, _ = GRAPHS["branches"]()
+    outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="secret.bin")
+    if where == "initializer":
+        model.graph.initializer.append(outside)
+    elif where == "constant":
+        model.graph.node.append(helper.make_node("Constant", [], ["outside"], value=outside))
+    else:
+        model.graph.node[0].attribute[0].g.initializer.append(outside)
+    compressed = compress_model(GRAPHS["branches"]()[0], "lossless")
+    sections = [s for s in compressed.sections if not isinstance(s, GraphSection)]
+    content = b"".join(pack(compressed.tensors, [*sections, GraphSection("onnx", model.SerializeToString())]))
+    for reader in (load_session, restore_model):
+        with pytest.raises(FormatError, match=r"a file of its own, 'secret\.bin'"):
+            reader(content)

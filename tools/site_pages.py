@@ -188,7 +188,7 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "less than",
     }
-    said = [f"{words} {value[key]}" for key, words in bounds.items() if key in value]
+    said = [f"{words} {value[key]}" for key, words in bounds.items() if key in value and abs(value[key]) < 1e30]
     return kind + (f" ({', '.join(said)})" if said else "")
 
 
@@ -293,7 +293,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         whole = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
         if whole in ELSEWHERE:
             own = ELSEWHERE[whole]
-        elif whole.startswith("docs/") and files.get_file_from_path(whole.removeprefix("docs/")):
+        elif whole.startswith("docs/") and files.get_file_from_path(whole.removeprefix("docs/")):  # a page or a picture
             own = whole.removeprefix("docs/")
         elif whole != "README.md" and (ROOT / whole).exists():
             return text if text.startswith("`") else f"{text} (`{whole}`)"
@@ -305,7 +305,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found.group(0)
         return f"[{text}]({posixpath.relpath(own, posixpath.dirname(uri) or '.')}{mark}{anchor})"
 
-    return re.sub(r"(?<!!)\[([^\]\[]+)\]\(([^)\s]+)\)", target, markdown)
+    return re.sub(r"\[([^\]\[]+)\]\(([^)\s]+)\)", target, markdown)
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:

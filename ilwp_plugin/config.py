@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import (
     ConfigDict,
@@ -25,7 +25,7 @@ from ilwp_plugin.recipes.base import AUTO, Options, Recipe
 from ilwp_plugin.recipes.batch_norm import BatchNorm, BatchNormOptions
 from ilwp_plugin.recipes.grid import Grid, GridOptions
 from ilwp_plugin.recipes.ilwp import RESIDUAL_SHARE, Ilwp, IlwpOptions, LayerOverride
-from ilwp_plugin.validation import config_error
+from ilwp_plugin.validation import Translated, config_error
 
 __all__ = ["PRESETS", "IlwpConfig", "LayerOverride"]
 
@@ -48,7 +48,7 @@ _EXPECTED = {"loss_weight": "a finite number >= 0, or 'auto'", "dead_zone": "a n
 _DEFAULT_RECIPES: tuple[type[Recipe], ...] = (Ilwp, Grid, BatchNorm)
 
 
-class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
+class IlwpConfig(Translated, IlwpOptions, GridOptions, BatchNormOptions):
     """How a model is regularized, quantized and stored. Frozen; unknown keys are refused.
 
     The fields are the options of three recipes: `ilwp` (chains), `grid` (all other weights) and `batch_norm`. With
@@ -67,6 +67,7 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
     """
 
     model_config = ConfigDict(title="ILWP configuration")
+    expected: ClassVar[Mapping[str, str]] = _EXPECTED
 
     preset: str | None = Field(
         default=None,
@@ -116,14 +117,6 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
         if value is not None:
             _recipes(value)
         return value
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _translate_errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise config_error(error, cls, expected=_EXPECTED) from None
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -182,10 +175,10 @@ class IlwpConfig(IlwpOptions, GridOptions, BatchNormOptions):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IlwpConfig:
-        """From a dictionary, as JSON has it."""
+        """From a dictionary, as JSON has it. `$schema` is for editors, and says nothing here."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"expected an object with the fields of IlwpConfig, got {type(values).__name__}")
-        return cls.model_validate(dict(values))
+        return cls.model_validate({name: value for name, value in values.items() if name != "$schema"})
 
     @classmethod
     def from_json(cls, text: str) -> IlwpConfig:

@@ -75,7 +75,11 @@ class Row:
 
 
 def preset(data: str, **changes: Any) -> DemoSettings:
-    """The settings for a data set, with those changed that are not None; a LeNet is as large as in its papers."""
+    """The settings for a data set, with those changed that are not None; a LeNet is as large as in its papers.
+
+    Raises:
+        RegistryError: there is no such data set.
+    """
     if data not in PRESETS:
         raise RegistryError(f"unknown data set {data!r}; {nearest(data, PRESETS)}")
     given = {name: value for name, value in changes.items() if value is not None}

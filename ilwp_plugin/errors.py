@@ -1,6 +1,9 @@
-"""Every error that the package raises on purpose, under one root.
+"""Every error that the package raises on purpose, under one root; and its warnings.
 
-A message says what is wrong, where, what was expected, what was found and how to mend it.
+Most are errors of Python's own as well, for code that catches these: what is wrong with an argument or with the content
+of a file is a ValueError, a file that cannot be read or written an OSError, a library that is not there an ImportError,
+an unknown name a LookupError. A message says what is wrong, where, what was expected, what was found and how to
+mend it.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import warnings
 from collections.abc import Iterable
 
 __all__ = [
+    "CalibrationError",
     "ChainError",
     "ConfigError",
     "DataError",
     "FileError",
     "FormatError",
     "IlwpError",
+    "IlwpWarning",
     "LimitError",
     "MissingDependencyError",
     "RegistryError",
@@ -32,19 +37,19 @@ class IlwpError(Exception):
     """Root of all errors of the package."""
 
 
-class ConfigError(IlwpError):
+class ConfigError(IlwpError, ValueError):
     """A configuration is not valid: an unknown key, a wrong type, a value out of range."""
 
 
-class RegistryError(IlwpError):
+class RegistryError(IlwpError, LookupError):
     """A name is registered twice, or is not registered."""
 
 
-class ChainError(IlwpError):
+class ChainError(IlwpError, ValueError):
     """No chain of convolutions can be built from a model, or its order cannot be found."""
 
 
-class TensorError(IlwpError):
+class TensorError(IlwpError, ValueError):
     """A tensor cannot be compressed, or does not fit the model it is given to."""
 
 
@@ -63,7 +68,7 @@ class StepError(TensorError):
         return type(self), (str(self), self.smallest)
 
 
-class FormatError(IlwpError):
+class FormatError(IlwpError, ValueError):
     """A file is not a valid `.ilwp` file: truncated, damaged, hostile or of a newer version.
 
     Attributes:
@@ -78,7 +83,7 @@ class FormatError(IlwpError):
         return type(self), (str(self), self.code)
 
 
-class FileError(IlwpError):
+class FileError(IlwpError, OSError):
     """A file cannot be read or written: absent, no permission, no space."""
 
 
@@ -93,7 +98,7 @@ class TrainingError(IlwpError):
     """A training helper was set up in a way that cannot work."""
 
 
-class CalibrationError(IlwpError):
+class CalibrationError(IlwpError, ValueError):
     """Calibration inputs that the model cannot be calibrated with, or a target that cannot be met."""
 
 
@@ -101,7 +106,7 @@ class DataError(IlwpError):
     """A data set is missing or its files are not what they should be."""
 
 
-class MissingDependencyError(IlwpError):
+class MissingDependencyError(IlwpError, ImportError):
     """An optional library is needed and not installed."""
 
 

@@ -42,6 +42,11 @@ PARTS: dict[str, Part] = {}
 def register_part(name: str, description: str, *, predicted: bool = False) -> str:
     """Make a part known; returns its name. Registering the same part twice is no error.
 
+    Args:
+        name: in reports.
+        description: what is counted, in words.
+        predicted: whether it belongs to the layers that prediction is about, and so to `total_bytes`.
+
     Raises:
         RegistryError: another part has this name.
     """

@@ -9,16 +9,29 @@ needed, so the core knows no toolkit. Third-party packages may announce their ow
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from ilwp_plugin.errors import MissingDependencyError, RegistryError, nearest
 
-__all__ = ["FILES", "GROUP", "for_file", "function_for", "load", "names", "register_installed", "schema", "suffixes"]
+__all__ = [
+    "FILES",
+    "GROUP",
+    "for_file",
+    "function_for",
+    "load",
+    "names",
+    "register_installed",
+    "schema",
+    "suffixes",
+    "versions",
+]
 
 GROUP = "ilwp.integrations"
 """The entry-point group of toolkits."""
@@ -57,12 +70,35 @@ def load(name: str) -> ModuleType:
     entry = announced[name]
     try:
         module = entry.load()
+    except MissingDependencyError:
+        raise
     except ImportError as error:
         extra = f"pip install 'ilwp-plugin[{name}]'" if entry.value.startswith("ilwp_integrations.") else "install it"
         raise MissingDependencyError(f"integration {name!r} cannot be imported: {error}; {extra}") from error
     if not isinstance(module, ModuleType) or not callable(getattr(module, "register", None)):
         raise RegistryError(f"integration {name!r}: {entry.value} is not a module with a function register()")
     return module
+
+
+_DISTRIBUTIONS = {
+    "nncf": ("nncf",),
+    "inc": ("neural-compressor-pt", "neural-compressor"),
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "pruning": ("torch-pruning",),
+}
+"""Packages of the toolkits of our own integrations."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, torch and the toolkits that are installed, by name; nothing is imported for it."""
+    found = {"Python": platform.python_version()}
+    packages = ["numpy", "torch", *(name for integration in names() for name in _DISTRIBUTIONS.get(integration, ()))]
+    packages += [e.dist.name for name, e in _announced().items() if name not in _DISTRIBUTIONS and e.dist is not None]
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def suffixes() -> list[str]:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ilwp_plugin.errors import ConfigError, nearest
+from ilwp_plugin.errors import ConfigError, IlwpError, nearest
 
-__all__ = ["config_error"]
+__all__ = ["Translated", "config_error"]
+
+
+M = TypeVar("M", bound="Translated")
+
+
+class Translated(BaseModel):
+    """A model of pydantic whose errors are ours.
+
+    Attributes:
+        expected: by field, what it takes, for fields of which pydantic's own words are many.
+    """
+
+    expected: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise config_error(error, type(self), expected=self.expected) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic may validate without calling it
+
+    @classmethod
+    def model_validate(cls: type[M], obj: Any, **options: Any) -> M:
+        """From a dictionary. Raises ConfigError."""
+        try:
+            return super().model_validate(obj, **options)  # type: ignore[misc, no-any-return]
+        except ValidationError as error:
+            raise config_error(error, cls, expected=cls.expected) from None
 
 
 def config_error(
@@ -30,6 +59,9 @@ def config_error(
 
 def _message(detail: ErrorDetails, model: type[BaseModel], where: str, expected: Mapping[str, str]) -> str:
     path, fields = _path(detail["loc"], model)
+    own = detail.get("ctx", {}).get("error")
+    if isinstance(own, IlwpError):  # of a validator of ours, which names the field
+        return f"{where}.{own}" if where else str(own)
     shown = ".".join(map(str, [*([where] if where else []), *path]))
     if detail["type"] == "extra_forbidden":
         return f"unknown key {shown!r}; {nearest(str(path[-1]), fields)}"

@@ -43,7 +43,7 @@ def test_recipes() -> None:
 @pytest.mark.parametrize(
     ("recipes", "message"),
     [
-        ([], "recipes: expected one or more; known: 'batch_norm', 'grid', 'ilwp'"),
+        ([], "recipes: expected one or more; known: 'batch_norm', .*'grid', .*'ilwp'"),
         ([{"bits": 4}], r"recipes\.0\.name: None is no recipe"),
         ([{"name": "gird"}], r"recipes\.0\.name: 'gird' is no recipe; .*did you mean 'grid'"),
         ([{"name": "grid"}, {"name": "grid"}], r"recipes\.1: 'grid' for the second time"),

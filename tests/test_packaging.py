@@ -40,6 +40,15 @@ def test_version_and_command() -> None:
     assert f"## {ilwp_plugin.__version__}" in changelog
 
 
+def test_one_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ilwp_plugin.__version__}\n" in citation
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    again = re.compile(rf"^(__)?version(__)?\s*=\s*[\"']?{re.escape(ilwp_plugin.__version__)}", re.MULTILINE)
+    holds = [n for n in tracked if Path(n).suffix in {".py", ".cfg", ".toml"} and again.search((ROOT / n).read_text())]
+    assert holds == ["ilwp_plugin/_version.py"]
+
+
 def test_the_core_imports_no_toolkit_and_no_optional_library() -> None:
     script = (
         "import sys, ilwp_plugin, ilwp_plugin.training, ilwp_plugin.analysis, ilwp_plugin.zoo, ilwp_plugin.cli.main\n"
@@ -59,7 +68,7 @@ def test_public_names_are_documented() -> None:
 
 def test_sources_speak_of_the_project_alone() -> None:
     """No paths of a machine, no registry hosts."""
-    pattern = re.compile(r"/work/|/root/|https?://(?!(www\.)?(apache\.org|json-schema\.org))", re.IGNORECASE)
+    pattern = re.compile(r"/work/|/root/|https?://(?!(www\.)?(apache\.org|json-schema\.org|arxiv\.org))", re.IGNORECASE)
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     own = str(Path(__file__).relative_to(ROOT))
     for name in tracked:

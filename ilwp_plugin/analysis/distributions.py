@@ -53,6 +53,7 @@ class Distribution:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; `from_dict` restores it."""
         entropy = self.laplace_entropy_bits
         return {
             "name": self.name,

@@ -44,6 +44,7 @@ class ReferenceShares:
         return cls(tuple(values["kernel_size"]), tuple(values["layers"]), tuple(tuple(row) for row in values["shares"]))
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; `from_dict` restores it."""
         return {
             "kernel_size": list(self.kernel_size),
             "layers": list(self.layers),

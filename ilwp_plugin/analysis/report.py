@@ -73,6 +73,11 @@ def analyze(
 def analysis_of(model: Model, config: IlwpConfig | None = None, *, example_inputs: Any = None) -> dict[str, Any]:
     """The numbers of `analyze` for one model: by kernel size `references` and `distributions`.
 
+    Args:
+        model: a module, or a state dict.
+        config: which layers are chained; IlwpConfig() if None.
+        example_inputs: see `compress`.
+
     Raises:
         ChainError, TensorError: as `compress`.
     """

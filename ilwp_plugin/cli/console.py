@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ilwp_plugin.config import IlwpConfig
 
-__all__ = ["errors", "make_config", "output", "print_json", "progress_bar", "table"]
+__all__ = ["be_quiet", "errors", "make_config", "output", "print_json", "progress_bar", "table"]
 
 output = Console(markup=False, highlight=False)  # names of tensors and files are shown as they are
 errors = Console(stderr=True)
@@ -151,13 +152,21 @@ def _width(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
     return Measurement.get(output, output.options.update(max_width=1 << 16), part).maximum
 
 
+def be_quiet(quiet: bool) -> None:
+    """Whether results for people, and progress, are left out; errors, warnings and JSON are not."""
+    output.quiet = quiet
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Progress on stderr; yields a function (what, done, total) that tells it.
 
     On a terminal there are bars, with the time that is left; one that is full goes away. Elsewhere what takes long says
-    how far it is, and how long it will take, now and then.
+    how far it is, and how long it will take, now and then; where nobody looks, in CI and with --quiet, nothing is said.
     """
+    if output.quiet or os.environ.get("CI", "").casefold() in ("1", "true"):
+        yield lambda what, done, total: None
+        return
     if not errors.is_terminal:
         yield _Reports().tell
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ilwp_plugin import __version__
-from ilwp_plugin.cli import compare, demo, files, launch, study
+from ilwp_plugin.cli import compare, console, demo, files, launch, study
 from ilwp_plugin.cli.console import errors
 from ilwp_plugin.errors import IlwpError, IlwpWarning
 
@@ -19,24 +19,31 @@ app = typer.Typer(
     name="ilwp",
     help="Inter-Layer Weight Prediction: convolutional networks in a file that is really small.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ilwp-plugin {__version__}")
+        from ilwp_plugin.toolkits import versions
+
+        typer.echo("\n".join([f"ilwp-plugin {__version__}", *(f"{name} {own}" for name, own in versions().items())]))
         raise typer.Exit
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions of ilwp and of the toolkits found."
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only errors, warnings, and what --json asks for.")
     ] = False,
 ) -> None:
-    pass
+    console.be_quiet(quiet)
 
 
 app.command()(files.compress)

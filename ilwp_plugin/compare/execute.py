@@ -21,7 +21,7 @@ from ilwp_plugin.compare.methods import Case, find_method
 from ilwp_plugin.compare.results import MethodResult, Sizes, TrainingResult
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.demo import initial_model
-from ilwp_plugin.errors import FileError
+from ilwp_plugin.errors import FileError, IlwpError
 from ilwp_plugin.format.container import write_file
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.models.tensor_files import load_tensors
@@ -105,6 +105,8 @@ def _trained(network: Network, data: Dataset, folder: Path) -> dict[str, Any]:
             checkpoint.unlink(missing_ok=True)
     try:
         found: dict[str, Any] = load_tensors(path)
+    except IlwpError:
+        raise
     except ValueError as error:
         raise FileError(f"{path}: no trained network ({type(error).__name__}); delete it to train again") from error
     return found

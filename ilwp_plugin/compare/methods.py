@@ -111,7 +111,13 @@ class Compressed:
 
     @classmethod
     def of(cls, compressed: CompressedModel, structure: nn.Module, raw: tuple[int, int]) -> Compressed:
-        """Of a compressed model that is restored into a structure, whose own weights and buffers are wiped first."""
+        """Of a compressed model that is restored into a structure, whose own weights and buffers are wiped first.
+
+        Args:
+            compressed: the file.
+            structure: a module that the file fits.
+            raw: bytes as the tool computes with them: of all tensors, and of the depthwise layers.
+        """
 
         def restore(path: Path) -> nn.Module:
             model = wiped(copy.deepcopy(structure))

@@ -62,6 +62,7 @@ def compare(
 
     Raises:
         TaskError: some tasks failed; the message names them. The others are done.
+        ConfigError: less than one worker or thread.
         MissingDependencyError: the extra `compare` is not installed.
         FileError: the folder or the storage cannot be used.
     """

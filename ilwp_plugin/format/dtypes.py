@@ -145,6 +145,9 @@ def cast(values: NDArray[np.float32], name: str) -> NDArray[Any]:
     Args:
         values: float32, any shape.
         name: float32, float16, bfloat16 or float64.
+
+    Raises:
+        TensorError: another dtype.
     """
     if name == "bfloat16":
         bits = values.astype("<f4", copy=False).view("<u4")

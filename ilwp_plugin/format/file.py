@@ -252,11 +252,17 @@ def measure(infos: Sequence[TensorInfo], sections: Sequence[Section]) -> Ledger:
 def write(path: str | os.PathLike[str], infos: Sequence[TensorInfo], sections: Sequence[Section]) -> Ledger:
     """Write a file atomically, and verify it by reading it back.
 
+    Args:
+        path: the file.
+        infos: the directory: every tensor, in order.
+        sections: what holds them.
+
     Returns:
         The ledger of the file.
 
     Raises:
         FileError: the file cannot be written; what was at the path before is untouched.
+        FormatError: what was written is not what is read back.
     """
     encoded = [section.encode(infos) for section in sections]
 

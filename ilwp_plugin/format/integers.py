@@ -77,7 +77,12 @@ class IntegerTensor:
     def from_centred(
         cls, centred: NDArray[Any], scale: NDArray[np.float32], zero_point: NDArray[np.int64] | None, axis: int
     ) -> IntegerTensor:
-        """From `codes - zero_point` instead of the codes."""
+        """From `codes - zero_point` instead of the codes.
+
+        Args:
+            centred: integers, any shape.
+            scale, zero_point, axis: see `IntegerTensor`.
+        """
         if zero_point is None:
             return cls(centred, scale, None, axis)
         return cls(centred.astype(np.int64) + along(zero_point, centred.ndim, axis), scale, zero_point, axis)

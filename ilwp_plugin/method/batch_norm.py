@@ -44,7 +44,13 @@ def round_mantissa(values: Tensor, bits: int) -> Tensor:
 
 
 def merge_batch_norm(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (channels,) float64 each."""
+    """Scale and shift, (channels,) float64 each: what a batch norm computes at inference.
+
+    Args:
+        weight, bias: of the norm, (channels,).
+        mean, variance: its running statistics, (channels,).
+        eps: of the norm.
+    """
     scale = weight.double() / torch.sqrt(variance.double() + eps)
     return scale, bias.double() - mean.double() * scale
 

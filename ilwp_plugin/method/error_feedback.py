@@ -84,7 +84,13 @@ class Moments:
     count: int = 0
 
     def add(self, layer: Layer, quantized: Tensor, original: Tensor) -> None:
-        """Add inputs, the same examples in both; of many places evenly spaced examples are taken."""
+        """Add inputs, the same examples in both; of many places evenly spaced examples are taken.
+
+        Args:
+            layer: whose inputs they are.
+            quantized: inputs that came through what is quantized already, as the layer gets them.
+            original: the same of the original network, in the same shape.
+        """
         if isinstance(layer, nn.Conv2d):
             places = quantized[0, 0].numel() // (layer.stride[0] * layer.stride[1])
             enough = max(_COLUMNS, _COLUMNS_PER_WEIGHT * layer.weight[0].numel())

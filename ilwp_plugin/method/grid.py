@@ -49,6 +49,12 @@ def grid_integers(
 ) -> tuple[NDArray[np.int16], Tensor]:
     """The same codes as integers, and what they restore to, in little memory beside both.
 
+    Args:
+        weight: floating-point, any shape.
+        step: in units of weight.
+        dead_zone: in steps, see `grid_codes`.
+        largest: magnitude of the largest code; None for what a file holds.
+
     Returns:
         int16 in the weight's shape; float32 in the same shape, on the weight's device.
 

@@ -153,7 +153,13 @@ class KernelPool:
 
     @classmethod
     def of(cls, layers: Sequence[Tensor], taps: int, device: torch.device | str = "cpu") -> KernelPool:
-        """A pool that holds some layers."""
+        """A pool that holds some layers.
+
+        Args:
+            layers: (kernels, taps) each.
+            taps: weights of a kernel.
+            device: where they are held.
+        """
         pool = cls(sum(map(len, layers)), taps, device)
         for layer in layers:
             pool.append(layer)

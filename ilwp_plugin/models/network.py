@@ -96,7 +96,16 @@ class Network(ABC):
         taken: Mapping[str, str],
         required: bool,
     ) -> Chains:
-        """The layers that can predict each other; see `models.chains.find_chains`."""
+        """The layers that can predict each other; see `models.chains.find_chains`.
+
+        Args:
+            scope: "depthwise", or "conv" for all kernels larger than 1x1.
+            target_scopes, ignored_scopes: patterns of names to take, and to leave.
+            layers: names in order of prediction, where the caller gives it.
+            example_inputs: for one pass that finds the order of execution, where the model can be run.
+            taken: why layers cannot be in a chain, by name.
+            required: whether it is an error that there is none.
+        """
 
     def runnable(self) -> nn.Module | None:
         """A module that computes what the model computes, in which layers have the names that they have here.

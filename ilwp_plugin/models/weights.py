@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ilwp_plugin.errors import FileError, IlwpWarning, TensorError
+from ilwp_plugin.errors import FileError, IlwpError, IlwpWarning, TensorError
 from ilwp_plugin.format.container import write_file
 from ilwp_plugin.models.network import FileState
 from ilwp_plugin.models.tensor_files import REMEDY, StandIn, load_tensors
@@ -55,6 +55,8 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None, *, map
         return FileState(ordered) if mapped else dict(ordered)
     try:
         content = load_tensors(path, mapped=mapped, stand_in=True)
+    except IlwpError:
+        raise
     except ValueError as error:
         raise FileError(f"{path}: no state dict can be read: {error}") from error
     found = _state_dict(content, path, key)

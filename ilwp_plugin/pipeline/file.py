@@ -297,6 +297,7 @@ class CompressedModel:
 
         Raises:
             FileError: the file cannot be written; what was at the path before is untouched.
+            FormatError: a fault of this package, or of the disk: what is read back differs.
         """
 
         self.read_back()
@@ -422,7 +423,16 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Compr
 
 
 def loads(data: bytes | memoryview, where: str = "data", *, max_bytes: int | None = None) -> CompressedModel:
-    """Like `load`, from the content of a file; `where` names it in messages."""
+    """Like `load`, from the content of a file.
+
+    Args:
+        data: the content.
+        where: what names it in messages.
+        max_bytes: see `load`.
+
+    Raises:
+        FormatError, LimitError: see `load`.
+    """
     return _of(ilwp_format.read(data, where=where, max_bytes=max_bytes))
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ilwp_plugin import strict_json
-from ilwp_plugin.errors import ConfigError, FileError
+from ilwp_plugin.errors import ConfigError, FileError, IlwpError
 from ilwp_plugin.recipes.base import Knobs
 
 __all__ = ["Log", "Trial", "open_log"]
@@ -102,6 +102,8 @@ class Log:
                 if scored is not None and scored is (trial.score is None):
                     raise ValueError("a trial without its score" if scored else "a score without `evaluate`")
                 self.trials[trial.knobs] = trial
+        except IlwpError:
+            raise
         except (ValueError, TypeError) as error:  # those of pydantic and json are ValueErrors
             reason = str(error)
             if isinstance(error, ValidationError):

@@ -65,7 +65,17 @@ Self = TypeVar("Self", bound="Options")
 
 
 def registered(field_name: str, value: object, registry: Registry[Any], others: Sequence[str] = ()) -> object:
-    """A name that is registered, or one of some others. Raises ConfigError."""
+    """A name that is registered, or one of some others.
+
+    Args:
+        field_name: of the option, for the message.
+        value: the name.
+        registry: that has to know it.
+        others: names besides.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
     if not isinstance(value, str) or (value not in others and value not in registry):
         raise ConfigError(f"{field_name}: {value!r} is no {registry.what}; {nearest(str(value), [*registry, *others])}")
     return value
@@ -237,7 +247,7 @@ class Encoding(ABC):
         """
 
     def norm(self, name: str, fit: NormFit) -> Mapping[str, Tensor]:
-        """Encode a batch norm, where the recipe claims norms; returns what it is restored to, by role."""
+        """Encode a batch norm; returns what it is restored to, by role. NotImplementedError: the recipe claims none."""
         raise NotImplementedError(f"{type(self).__name__} claims no norms")
 
     def finish(self, state: Mapping[str, Tensor]) -> None:
@@ -432,7 +442,13 @@ RECIPES: Registry[type[Recipe]] = Registry("recipe")
 def claimed_weights(
     options: Options, network: Network, free: Collection[str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Keys of the free weights of two dimensions or more that the scopes allow, and why others are left, by layer."""
+    """Keys of the free weights of two dimensions or more that the scopes allow, and why others are left, by layer.
+
+    Args:
+        options: with the scopes.
+        network: the model.
+        free: keys that nobody has claimed.
+    """
     free_layers = {name: layer for name, layer in network.layers.items() if layer.weight in free}
     left = options.outside_scopes(free_layers)
     return tuple(layer.weight for name, layer in free_layers.items() if name not in left), left

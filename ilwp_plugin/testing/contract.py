@@ -76,10 +76,12 @@ class IntegrationContract(ABC):
 
     @pytest.fixture
     def example(self) -> Tensor:
+        """An input: (4, 1, 16, 16) float32."""
         return torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 
     @pytest.fixture
     def network(self, example: Tensor) -> nn.Module:
+        """A small MobileNet whose batch norms have the statistics of the example."""
         torch.manual_seed(0)
         return settle(build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2), example)
 

@@ -174,6 +174,9 @@ class FakeQuantizer:
         Args:
             model: the model without its parametrizations; None for the one that was given, after `remove`.
             options: `quantized`, `calibration`, `metadata`.
+
+        Raises:
+            TrainingError: the quantizer is still on.
         """
         if self._modules:
             raise TrainingError("the quantizer is still on; remove() it first")

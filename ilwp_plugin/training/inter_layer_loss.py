@@ -104,10 +104,12 @@ class InterLayerLoss(nn.Module):
         return self._part.inter_layer_loss()
 
     def forward(self) -> Tensor:
+        """The weighted loss: a float32 scalar with gradient to all layers of the chains. It takes no inputs."""
         if self.loss_weight == 0:
             return torch.zeros((), device=next(iter(self._part.sources.values())).weight().device)
         return self.loss_weight * self.value()
 
     def extra_repr(self) -> str:
+        """What `print` shows."""
         layers = sum(len(chain.layers) for chain in self.chains)
         return f"loss_weight={self.loss_weight:.4g}, layers={layers}, predicted_weights={self.predicted_weights}"

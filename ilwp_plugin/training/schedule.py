@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.recipes.loss_weight import TrainingRun
-from ilwp_plugin.validation import config_error
+from ilwp_plugin.validation import Translated
 
 __all__ = ["Schedule", "SgdRun"]
 
@@ -33,7 +33,7 @@ class SgdRun(BaseModel):
         return TrainingRun(self.steps, self.steps * self.mean_lr / (1 - self.momentum))
 
 
-class Schedule(BaseModel):
+class Schedule(Translated):
     """When what happens, by epoch. Frozen; unknown keys are refused.
 
     Raises:
@@ -78,23 +78,18 @@ class Schedule(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schedule:
-        """From a dictionary, as JSON has it."""
+        """From a dictionary, as JSON has it. Raises ConfigError."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"expected an object with the fields of the schedule, got {type(values).__name__}")
         return cls.model_validate(dict(values))
 
-    @model_validator(mode="wrap")
+    @field_validator("loss_weight_schedule", "rate_schedule", mode="after")
     @classmethod
-    def _translate_errors(cls, data: Any, handler: Any) -> Any:
-        try:
-            schedule = handler(data)
-        except ValidationError as error:
-            raise config_error(error, cls) from None
-        for name in ("loss_weight_schedule", "rate_schedule"):
-            epochs = [epoch for epoch, _ in getattr(schedule, name)]
-            if any(after <= before for before, after in pairwise(epochs)):
-                raise ConfigError(f"{name}: expected rising epochs, got {epochs}")
-        return schedule
+    def _rising(cls, points: Any, info: Any) -> Any:
+        epochs = [epoch for epoch, _ in points]
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ConfigError(f"{info.field_name}: expected rising epochs, got {epochs}")
+        return points
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], epoch: int) -> float:

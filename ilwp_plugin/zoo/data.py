@@ -45,6 +45,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
+        """Of an image."""
         return int(self.train_images.shape[1])
 
 

@@ -123,7 +123,13 @@ class _Generator:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Dataset, batch: int = 1000) -> float:
-    """Share of the test images that are classified right, in per cent."""
+    """Share of the test images that are classified right, in per cent.
+
+    Args:
+        model: gives logits, (images, classes); is left in eval mode.
+        data: whose test images are taken.
+        batch: images at a time.
+    """
     model.eval()
     right = 0
     for at in range(0, len(data.test_images), batch):

@@ -78,6 +78,9 @@ def regularizer(model: nn.Module, run: TrainingRun | None = None) -> Regularizer
     Args:
         model: as `prepare` returned it, or as `run_fn` gets it.
         run: the training to come; needed where `loss_weight` is "auto".
+
+    Raises:
+        TrainingError: the model is converted already.
     """
     found = attached(model)
     if found.quantizer is None:

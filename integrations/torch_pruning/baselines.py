@@ -18,7 +18,7 @@ from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
 from ilwp_plugin.compare.training import Plan, train_on
-from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.errors import ConfigError, IlwpError, TensorError
 from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.training import FineTuning, fine_tune
 
@@ -101,6 +101,8 @@ def _prune(model: nn.Module, case: Case, ratio: float, config: IlwpConfig | None
         pruner = tp.pruner.BasePruner(model, examples, importance, pruning_ratio=ratio, ignored_layers=classes[-1:])
         IlwpPruner(pruner, tracker, config).step()
         model(examples)
+    except IlwpError:
+        raise
     except (IndexError, ValueError, KeyError, RuntimeError) as error:
         raise TensorError(
             f"torch-pruning cannot take {ratio:.0%} of the channels out of {type(model).__name__} "

@@ -173,7 +173,9 @@ def test_schema() -> None:
 
 
 def test_help_and_version() -> None:
-    assert "ilwp-plugin 0." in ilwp("--version").stdout
+    versions = dict(line.rsplit(" ", 1) for line in ilwp("--version").stdout.splitlines())
+    assert versions["ilwp-plugin"].startswith("0.") and {"Python", "numpy", "torch"} <= set(versions)
+    assert "--install-completion" in ilwp("--help").stdout
     text = ilwp("--help").stdout
     for command in ("compress", "decompress", "inspect", "verify", "estimate", "analyze", "schema", "demo"):
         assert command in text
@@ -407,3 +409,9 @@ def test_inspect_shows_the_grid_and_batch_norms(model_file: Path, tmp_path: Path
     assert norm["channels"] > 1 and norm["mantissa_bits"] > 1 and norm["batch_norm_bytes"] > 0
     text = ilwp("inspect", out).stdout
     assert "grid (entropy in bits a value)" in text and "batch norm" in text
+
+
+def test_quiet(model_file: Path, tmp_path: Path) -> None:
+    done = ilwp("--quiet", "compress", model_file, "-o", tmp_path / "x.ilwp")
+    assert done.stdout == "" and (tmp_path / "x.ilwp").exists()
+    assert json.loads(ilwp("-q", "inspect", "--json", tmp_path / "x.ilwp").stdout)["file_bytes"]

@@ -186,7 +186,13 @@ class Coder(ABC):
     and it has to be asked for by its name: finding out what it takes is as long as coding."""
 
     def bound(self, payload: memoryview, count: int, reader: ByteReader) -> None:
-        """Raises FormatError where a payload cannot hold so many symbols."""
+        """Raises FormatError where a payload cannot hold so many symbols.
+
+        Args:
+            payload: its bytes.
+            count: symbols that it is said to hold.
+            reader: that tells the place of a fault.
+        """
         if count > self.density * len(payload):
             raise reader.fail("payload", f"{count} symbols cannot fit in {len(payload)} bytes")
 
@@ -221,7 +227,11 @@ class Coder(ABC):
     def decode(self, model: Any, payload: memoryview, segments: Sequence[Segment], reader: ByteReader) -> Symbols:
         """The inverse of `encode`: 1-D, in the smallest of int16 and int32 that the model needs.
 
-        Errors are raised as `reader.fail` has them; implementations `bound` the number of symbols first.
+        Args:
+            model: as `read_table` gave it.
+            payload: as `encode` gave it; from a file, so anything.
+            segments: the same as in `encode`.
+            reader: whose `fail` makes the errors; implementations `bound` the number of symbols first.
         """
 
     def pieces(
@@ -230,6 +240,9 @@ class Coder(ABC):
         """The symbols in pieces, for payloads so dense that they would not fit into memory at once.
 
         Only coders of a density of more than 8 have to have this.
+
+        Args:
+            model, payload, segments, reader: see `decode`.
         """
         yield self.decode(model, payload, segments, reader)
 

@@ -58,7 +58,12 @@ class Fit:
 def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
     """A coder by name, with no more low bits than it needs; or for AUTO what is smallest.
 
-    Of equally small ones it is the first that was registered. With `low_bits` it has so many.
+    Of equally small ones it is the first that was registered.
+
+    Args:
+        run: the symbols to be coded.
+        name: of a coder, or AUTO.
+        low_bits: that are stored as they are, beside what is coded; None chooses.
     """
     # A file of others' coders has to be asked for, and so has one that takes long.
     own = [coder for coder in CODERS.values() if coder.id < PRIVATE and not coder.learns]

@@ -22,7 +22,13 @@ def _width(alphabet: int) -> int:
 
 
 def write_indices(writer: ByteWriter, indices: NDArray[np.integer[Any]], alphabet: int) -> None:
-    """Write a 1-D array of one or more indices 0 .. alphabet - 1; the reader has to know both numbers."""
+    """Write a 1-D array of one or more indices 0 .. alphabet - 1; the reader has to know both numbers.
+
+    Args:
+        writer: gets the bytes.
+        indices: (n,) integers.
+        alphabet: how many different ones there may be.
+    """
     width = _width(alphabet)
     if width == 8:
         fixed = indices.astype(np.uint8).tobytes()
@@ -45,7 +51,15 @@ def write_indices(writer: ByteWriter, indices: NDArray[np.integer[Any]], alphabe
 
 
 def read_indices(reader: ByteReader, count: int, alphabet: int) -> NDArray[np.int64]:
-    """The inverse of `write_indices`; `count` is to be bounded by the caller where the alphabet has one index only.
+    """The inverse of `write_indices`.
+
+    Args:
+        reader: at the first byte.
+        count: of indices; is to be bounded by the caller where the alphabet has one index only.
+        alphabet: how many different ones there may be.
+
+    Returns:
+        (count,) int64.
 
     Raises:
         FormatError: an index out of range, or bytes that no encoder writes.

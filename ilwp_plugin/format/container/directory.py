@@ -79,7 +79,7 @@ def check_name(name: str) -> str | None:
 
 
 def check_tensor(name: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raises TensorError where the format has no number for a dtype, or no room for a shape."""
+    """Raises TensorError where the format has no number for a dtype or no room for a shape; `name` names the tensor."""
     if len(shape) > _MAX_RANK or math.prod(dimension for dimension in shape if dimension) > _MAX_PRODUCT:
         raise TensorError(f"tensor {name!r} has shape {tuple(shape)}, which a .ilwp file cannot hold")
     if dtype not in DTYPES:

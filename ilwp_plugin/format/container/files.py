@@ -43,6 +43,8 @@ def read_file(path: str | os.PathLike[str]) -> memoryview:
             if found.st_size >= _LARGE:
                 return memoryview(mmap.mmap(handle, found.st_size, access=mmap.ACCESS_READ))
             data = file.read(found.st_size)
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the path
@@ -90,6 +92,8 @@ def write_file(
             temporary = None
         _sync_folder(target.parent)
         _remove_orphans(target)
+    except IlwpError:
+        raise
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
     except (ValueError, RuntimeError) as error:  # a NUL in the path; a loop of symbolic links

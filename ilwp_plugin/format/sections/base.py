@@ -116,7 +116,7 @@ class Section(ABC):
         return SectionBytes(self.number, self.ancillary, chunks, ledger, self.part, tuple(self.names))
 
     def restore(self, name: str) -> NDArray[Any]:
-        """One of its tensors, new, in its own shape; carried as `dtypes` says."""
+        """One of its tensors, new, in its own shape; carried as `dtypes` says. Raises KeyError for other names."""
         raise KeyError(name)
 
     def view(self, name: str) -> NDArray[Any]:
@@ -133,7 +133,10 @@ class Section(ABC):
         return []
 
     def without(self: S, names: Collection[str]) -> S | None:
-        """The same without some of its tensors, None if nothing is left; only where tensors do not need each other."""
+        """The same without some of its tensors, None if nothing is left.
+
+        Raises NotImplementedError where tensors need each other.
+        """
         if names:
             raise NotImplementedError(f"a {self.name} section cannot do without some of its tensors")
         return self

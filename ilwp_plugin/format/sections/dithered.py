@@ -64,7 +64,14 @@ class Lattice:
         return bool(((codes == 0) | ((places >= 0) & (places < len(self.levels)))).all())
 
     def values(self, codes: NDArray[Any], step: np.float32, stream: int, start: int) -> NDArray[np.float32]:
-        """float32 values of consecutive codes of a tensor, from a place on."""
+        """float32 values of consecutive codes of a tensor, from a place on.
+
+        Args:
+            codes: integers, 1-D.
+            step: of the lattice.
+            stream: number of the tensor's stream of random numbers.
+            start: place of the first code in the tensor.
+        """
         if self.levels is None:
             levels = codes.astype(np.float32)
         else:

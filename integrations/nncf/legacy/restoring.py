@@ -12,7 +12,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import CompressedModel, load
-from ilwp_plugin.errors import TensorError, TrainingError
+from ilwp_plugin.errors import IlwpError, TensorError, TrainingError
 
 from ..quantizers import read_description
 from .hooks import weight_quantizers
@@ -50,6 +50,8 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
         config = NNCFConfig.from_dict(more["config"])
         controller, _ = create_compressed_model(model, config, dump_graphs=False)
         restored: nn.Module = controller.strip(do_copy=False)
+    except IlwpError:
+        raise
     except (nncf.InternalError, nncf.ValidationError, RuntimeError, ValueError) as error:
         raise TrainingError(f"NNCF cannot make the model of the file again: {error}") from error
     paths = weight_quantizers(restored)

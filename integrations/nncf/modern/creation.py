@@ -161,6 +161,9 @@ def controller_of(model: nn.Module, example_input: Any, schedule: Schedule | Non
         model: the wrapped model.
         example_input: a tensor or a tuple of arguments.
         schedule: of a model restored by NNCF's own `load_from_config`, whose config does not hold it.
+
+    Raises:
+        TrainingError: the model has no hooks of ilwp.
     """
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     session = getattr(model, SESSION, None)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilwp_plugin._imports import optional
-from ilwp_plugin.errors import ConfigError, TensorError
+from ilwp_plugin.errors import ConfigError, IlwpError, TensorError
 from ilwp_plugin.models.chains import evaluating
 
 from ..scopes import match
@@ -84,6 +84,8 @@ def prune_filters(
             else:
                 pruner.load_pruning_history(history)
             model(*example)
+        except IlwpError:
+            raise
         except (IndexError, ValueError, RuntimeError, KeyError) as error:
             raise TensorError(
                 f"torch-pruning cannot take filters out of {type(model).__name__} ({type(error).__name__}: {error}); "

@@ -1,0 +1,121 @@
+"""Every public name says what it is, what it takes, what it raises; the examples in docstrings are true."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pages import ROOT
+
+SOURCES = sorted([*(ROOT / "ilwp_plugin").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")])
+WITH_EXAMPLES = [path for path in SOURCES if ">>>" in path.read_text(encoding="utf-8")]
+FEW = 2
+"""Parameters that a sentence explains as well as a list does."""
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return name.replace("integrations", "ilwp_integrations", 1) if name.startswith("integrations") else name
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=module_of)
+def test_examples(path: Path) -> None:
+    found = doctest.testmod(importlib.import_module(module_of(path)), optionflags=doctest.ELLIPSIS)
+    assert found.attempted and not found.failed
+
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def public(path: Path) -> Iterator[tuple[str, Definition]]:
+    """What `__all__` of a module lists and the module defines, with the public methods of its classes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            names |= set(ast.literal_eval(node.value))
+    for node in tree.body:
+        if isinstance(node, Definition) and node.name in names:
+            yield node.name, node
+            if isinstance(node, ast.ClassDef) and not overrides(node):
+                for inner in node.body:
+                    setter = any(ast.unparse(d).endswith(".setter") for d in getattr(inner, "decorator_list", ()))
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith(("_", "test_")) and not setter:
+                        yield f"{node.name}.{inner.name}", inner
+
+
+def overrides(node: ast.ClassDef) -> bool:
+    """Whether a class has a base whose methods have docstrings, which its own inherit."""
+    plain = {
+        "BaseModel",
+        "ABC",
+        "Translated",
+        "Protocol",
+        "Exception",
+        "Generic",
+        "nn",
+        "str",
+        "int",
+        "dict",
+        "NamedTuple",
+    }
+    return any(ast.unparse(base).partition(".")[0].partition("[")[0] not in plain for base in node.bases)
+
+
+def faults(name: str, node: Definition) -> Iterator[str]:
+    said = ast.get_docstring(node)
+    if not said:
+        yield f"{name}: no docstring"
+        return
+    if isinstance(node, ast.ClassDef):
+        return
+    own = node.args
+    parameters = [p for p in [*own.posonlyargs, *own.args, *own.kwonlyargs] if p.arg not in ("self", "cls")]
+    if len(parameters) > FEW and "Args:" not in said:
+        missing = [p.arg for p in parameters if p.arg not in said]
+        if missing:
+            yield f"{name}: {', '.join(missing)} not explained"
+    if "Args:" in said:
+        listed = said.partition("Args:")[2]
+        yield from (f"{name}: Args without {p.arg}" for p in parameters if p.arg not in listed)
+    raised = {
+        exc.func.id
+        for statement in ast.walk(node)
+        if isinstance(statement, ast.Raise)
+        and isinstance(exc := statement.exc, ast.Call)
+        and isinstance(exc.func, ast.Name)
+        and exc.func.id.endswith("Error")
+    }
+    yield from (f"{name}: raises {error}, and does not say so" for error in sorted(raised) if error not in said)
+
+
+def documented() -> set[str]:
+    """The names that the reference of the site shows, by where they are defined."""
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
+    assert spec is not None and spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    modules = [m for group in pages.API.values() for m in group if pages.source_of(m) is not None]
+    return {home for m in modules for name in pages.public_names(m) if (home := pages.home_of(m, name)) is not None}
+
+
+def test_public_names_say_what_they_are() -> None:
+    pytest.importorskip("mkdocs")
+    names = documented()
+    assert len(names) > 150
+    found = []
+    for path in SOURCES:
+        for name, node in public(path):
+            if f"{module_of(path)}.{name.partition('.')[0]}" in names:
+                found += [f"{module_of(path)}: {fault}" for fault in faults(name, node)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").strip()
+    assert not text or ast.get_docstring(ast.parse(text)) or path.name == "_version.py"

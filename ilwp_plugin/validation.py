@@ -37,7 +37,7 @@ class Translated(BaseModel):
     def model_validate(cls: type[M], obj: Any, **options: Any) -> M:
         """From a dictionary. Raises ConfigError."""
         try:
-            return super().model_validate(obj, **options)  # type: ignore[misc, no-any-return]
+            return super().model_validate(obj, **options)
         except ValidationError as error:
             raise config_error(error, cls, expected=cls.expected) from None
 

@@ -42,12 +42,9 @@ def placeholders(model: bytes) -> dict[str, Placeholder]:
     Raises:
         FormatError: the bytes are no protobuf, or a tensor has its values in some other file.
     """
-    for tensor in _all_tensors(model):
-        places = [_text(value, _VALUE) for n, value in _fields(tensor) if n == _EXTERNAL and isinstance(value, bytes)]
-        keys = [_text(value, _KEY) for n, value in _fields(tensor) if n == _EXTERNAL and isinstance(value, bytes)]
-        for key, place in zip(keys, places, strict=True):
-            if key == "location" and not place.startswith(LOCATION):
-                raise FormatError(f"the graph has values in a file of its own, {place!r}", "form")
+    for entry in (entry for values in _all_tensors(model) for entry in _inner(values, _EXTERNAL)):
+        if _text(entry, _KEY) == "location" and not (place := _text(entry, _VALUE)).startswith(LOCATION):
+            raise FormatError(f"the graph has values in a file of its own, {place!r}", "form")
     found: dict[str, Placeholder] = {}
     for number, graph in _fields(model):
         for part, tensor in _fields(graph) if number == _GRAPH and isinstance(graph, bytes) else ():

@@ -51,7 +51,10 @@ class IlwpModelMixin:
     def __new__(cls: type[M], *arguments: Any, **named: Any) -> M:
         """The module, with its arguments by name; a parameter `*args` cannot be kept."""
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(self, *arguments, **named)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *arguments, **named)
+        except TypeError:  # a copy, which gets its attributes later; or a wrong call, of which `__init__` tells
+            return self
         bound.apply_defaults()
         values = dict(list(bound.arguments.items())[1:])
         for name, parameter in inspect.signature(cls.__init__).parameters.items():

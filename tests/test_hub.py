@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_round_trip(tmp_path: Path) -> None:
         "extra": 5
     }
     assert not again.training
+    assert copy.deepcopy(again).init_arguments == again.init_arguments
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(again(x), model(x), rtol=0.05, atol=0.05)
     model.save_pretrained(tmp_path / "net", "lossless")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING
+from ilwp_plugin.models.chains import evaluating
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, gradient_rms
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.loop import Loop
+from ilwp_plugin.zoo import scope_layers
 
-__all__ = ["Companion", "Plan", "prepared", "train_on"]
+__all__ = ["Companion", "Optimizers", "Plan", "prepared", "train_on"]
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+Optimizers = Literal["sgd", "adamw"]
+
 NORM_BATCHES = 40
 """For the statistics of batch norms in the end, as in `fine_tune`."""
 
@@ -49,15 +54,24 @@ class Companion:
 
 @dataclass(frozen=True)
 class Plan:
-    """SGD with Nesterov momentum, whose learning rate falls to 0 by half a cosine.
+    """How a network is trained on; the learning rate falls to 0 by half a cosine.
 
     Attributes:
         epochs: passes over the training images.
         lr: learning rate at the start.
+        optimizer: SGD with Nesterov momentum and weight decay, or AdamW without, which a rate term wants.
     """
 
     epochs: int
     lr: float
+    optimizer: Optimizers = "sgd"
+
+    def optimizer_of(self, model: nn.Module) -> Optimizer:
+        """Of the parameters that train."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=0.0)
+        return torch.optim.SGD(parameters, self.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
 
     def steps(self, case: Case) -> int:
         """Optimizer steps of the whole training. Raises TrainingError where there would be none."""
@@ -78,7 +92,19 @@ class Plan:
         """
         steps = self.steps(case)
         run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=PULL_OF_FINE_TUNING)
+        if self.optimizer == "adamw":  # whose steps do not depend on the size of the gradient
+            run = TrainingRun(steps, steps * self.lr / 2, _gradient_rms(model, case), PULL_OF_FINE_TUNING)
         return InterLayerLoss(model, config, run=run, example_inputs=case.calibration(2)).loss_weight
+
+
+def _gradient_rms(model: nn.Module, case: Case) -> float:
+    """Of the task on depthwise weights, over one batch."""
+    batch = case.settings.batch
+    with evaluating(model):
+        F.cross_entropy(model(case.data.train_images[:batch]), case.data.train_labels[:batch]).backward()  # type: ignore[no-untyped-call]
+    size = gradient_rms(layer.weight for layer in scope_layers(model).values())
+    model.zero_grad(set_to_none=True)
+    return size
 
 
 def prepared(case: Case, config: IlwpConfig | None) -> tuple[nn.Module, IlwpConfig | None]:
@@ -107,13 +133,7 @@ def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | No
     images = case.data.train_images.contiguous(memory_format=torch.channels_last)
     labels, batch, seed = case.data.train_labels, case.settings.batch, case.settings.seed
     steps = plan.steps(case)
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        plan.lr,
-        momentum=MOMENTUM,
-        nesterov=True,
-        weight_decay=WEIGHT_DECAY,
-    )
+    optimizer = plan.optimizer_of(model)
     schedule = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     torch.manual_seed(seed)
     loop = Loop(model, optimizer, schedule, {"companion": companion, "random": _RandomState()}, checkpoint=path)

@@ -103,6 +103,14 @@ def test_merged_batch_norms(tmp_path: Path) -> None:
     assert small.percent > plain.percent - 2
 
 
+def test_adamw_and_a_rate(tmp_path: Path) -> None:
+    training = {"epochs": 1, "lr": 0.001, "ilwp": {"weight_step": 0.05, "rate": 0.5}}
+    optimizers = ("sgd", "adamw")
+    found = [run(small_case(tmp_path / name), "nncf.prune", optimizer=name, **training) for name in optimizers]
+    assert not torch.equal(found[0].outputs, found[1].outputs)
+    assert min(outcome.percent for outcome in found) > 80
+
+
 def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [small_case(tmp_path / name) for name in "ab"]
     sections = [

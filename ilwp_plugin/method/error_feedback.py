@@ -9,6 +9,7 @@ towards the given weights), then these are rounded with feedback.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ from ilwp_plugin.method.rounding import Rounding
 
 __all__ = ["Feedback", "Layer", "Moments", "at_least_single", "input_columns"]
 
-Layer = nn.Conv2d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """The modules whose inputs can be seen as columns of a matrix."""
 
 TARGET_DAMPING = 0.1
@@ -46,7 +47,7 @@ def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
 
     Args:
         layer: the layer.
-        inputs: (n, c, h, w) of a convolution, (..., features) of a linear layer.
+        inputs: (n, c, ...) of a convolution, (..., features) of a linear layer.
 
     Returns:
         (groups, weights of one output, columns).
@@ -59,10 +60,22 @@ def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
         inputs = F.pad(inputs, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     if layer.kernel_size == (1, 1):
         columns = inputs[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
-    else:
+    elif isinstance(layer, nn.Conv2d):
         columns = F.unfold(inputs, layer.kernel_size, layer.dilation, 0, layer.stride)
+    else:
+        columns = _unfolded(layer, inputs)
     images, _, places = columns.shape
     return columns.reshape(images, groups, -1, places).permute(1, 2, 0, 3).reshape(groups, -1, images * places)
+
+
+def _unfolded(layer: nn.Conv1d | nn.Conv3d, inputs: Tensor) -> Tensor:
+    """What `F.unfold` gives of images, of padded inputs of one or three dimensions: (n, channels x taps, places)."""
+    dims = len(layer.kernel_size)
+    for dim, (size, gap, stride) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True), 2):
+        inputs = inputs.unfold(dim, gap * (size - 1) + 1, stride)[..., ::gap]
+    places, taps = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
+    columns = inputs.permute(0, 1, *taps, *places)
+    return columns.reshape(len(inputs), columns.shape[1 : 2 + dims].numel(), -1)
 
 
 @dataclass
@@ -91,8 +104,8 @@ class Moments:
             quantized: inputs that came through what is quantized already, as the layer gets them.
             original: the same of the original network, in the same shape.
         """
-        if isinstance(layer, nn.Conv2d):
-            places = quantized[0, 0].numel() // (layer.stride[0] * layer.stride[1])
+        if not isinstance(layer, nn.Linear):
+            places = quantized[0, 0].numel() // math.prod(layer.stride)
             enough = max(_COLUMNS, _COLUMNS_PER_WEIGHT * layer.weight[0].numel())
             every = max(1, len(quantized) * places // enough)
             quantized, original = quantized[::every], original[::every]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ilwp_plugin.errors import CalibrationError, IlwpError, TensorError
-from ilwp_plugin.method.error_feedback import Feedback, Moments, at_least_single
+from ilwp_plugin.method.error_feedback import Feedback, Layer, Moments, at_least_single
 from ilwp_plugin.models.borrowing import borrowed, holding, on_cpu, own_tensors, place_of
 from ilwp_plugin.models.chains import unwrap
 from ilwp_plugin.models.surroundings import exact
@@ -119,7 +119,7 @@ class Visitor(Protocol):
     """Is called for each layer when it is reached, once, in order of execution."""
 
     def layer(self, name: str, module: nn.Module, feedback: Feedback) -> tuple[Tensor, Tensor | None]:
-        """The new weight of a Conv2d or Linear, and its new bias."""
+        """The new weight of a convolution or Linear, and its new bias."""
 
     def batch_norm(self, name: str, module: nn.Module, moments: BatchNormMoments) -> Mapping[str, Tensor]:
         """The new parameters and buffers of a batch norm, by name."""
@@ -422,7 +422,7 @@ ROUNDING = 1e-12
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module can be quantized with error feedback."""
-    return isinstance(module, (nn.Conv2d, nn.Linear))
+    return isinstance(module, Layer)
 
 
 def _check_finite(name: str, module: nn.Module) -> None:

@@ -141,7 +141,9 @@ def quantize(
         if error > LARGE_ERROR:
             warn(f"the outputs on the calibration inputs change by {error:.0%} of their variance; choose smaller steps")
         if missed := sorted(visitor.layers - calibrated.layers):
-            warn(f"{few(missed)}: rounded alone; calibration reaches Conv2d and Linear layers that the model calls")
+            warn(
+                f"{few(missed)}: rounded alone; calibration reaches convolutions and Linear layers that the model calls"
+            )
     notes: dict[str, str] = {}
     sections: list[Section] = []
     state = {name: tensor.detach().cpu() for name, tensor in plan.network.state.items()}

@@ -18,6 +18,9 @@ def layers(seed: int) -> dict[str, nn.Conv2d | nn.Linear]:
             "depthwise": nn.Conv2d(6, 6, (5, 3), groups=6, padding=(2, 1), padding_mode="reflect"),
             "pointwise": nn.Conv2d(6, 9, 1, stride=2),
             "linear": nn.Linear(6, 7),
+            "lines": nn.Conv1d(6, 8, 3, stride=2, dilation=2, padding=1),
+            "depthwise lines": nn.Conv1d(6, 6, 5, groups=6, padding=2, padding_mode="circular"),
+            "volumes": nn.Conv3d(6, 4, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 1), groups=2),
         }
 
 
@@ -28,7 +31,12 @@ def inputs_of(name: str, count: int = 40) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(6, 6, generator=generator)
     x = torch.randn(count, 10, 11, 6, generator=generator) @ mixing
-    return x if name == "linear" else x.permute(0, 3, 1, 2).contiguous()
+    if name == "linear":
+        return x
+    x = x.permute(0, 3, 1, 2).contiguous()
+    if "lines" in name:  # neighbours resemble each other, as they do in sound
+        return x.flatten(2) + x.flatten(2).roll(1, 2)
+    return x.unflatten(2, (2, 5)) if name == "volumes" else x
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -206,9 +206,25 @@ def test_examples_that_mix_are_noticed() -> None:
         compress(Mixing(), WHOLE.replace(batch_norm="exact", weight_step=0.3), calibration=torch.randn(8, 4, 6, 6))
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d])
+def test_calibration_reaches_convolutions_of_any_dimension(
+    kind: type[nn.Module], recwarn: pytest.WarningsRecorder
+) -> None:
+    """At one step the outputs come out closer than without inputs, in the same bytes or so."""
+    torch.manual_seed(0)
+    depthwise = [kind(8, 8, 3, padding=1, groups=8) for _ in range(2)]
+    network = nn.Sequential(kind(3, 8, 3), nn.ReLU(), *depthwise, nn.Flatten(), nn.LazyLinear(5)).eval()
+    inputs = torch.randn(64, 3, 6, *([6, 6] if kind is nn.Conv3d else []))
+    network(inputs)
+    config = IlwpConfig(weight_step=0.1, residual_step=0.1, dead_zone=0.5, step_allocation="equal")
+    plain, calibrated = compress(network, config), compress(network, config, calibration=inputs)
+    assert error(calibrated, network, inputs) < 0.8 * error(plain, network, inputs)
+    assert not [warning for warning in recwarn if "rounded alone" in str(warning.message)]
+
+
 def test_layers_that_calibration_does_not_reach_are_named() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).eval()
+    network = nn.Sequential(nn.ConvTranspose1d(3, 4, 3), nn.Flatten(), nn.Linear(32, 5)).eval()
     inputs = torch.randn(9, 3, 6)
     with pytest.warns(IlwpWarning, match="'0': rounded alone"):
         compressed = compress(network, IlwpConfig(weight_step=0.02), calibration=inputs)

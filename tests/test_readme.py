@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,3 +53,21 @@ def test_output_is_compared() -> None:
     check_output("a  b\n1.25 s\n", "a b\n... s", "here")
     with pytest.raises(AssertionError, match="expected"):
         check_output("12 bytes", "13 bytes", "here")
+
+
+MADE = {"reference", "contributing.md", "changelog.md", "security.md"}
+"""What only the site has, in docs."""
+COMING = {"how_small.md", "reliability.md"}
+"""Pages that others name before they are there."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Page) -> None:
+    text = re.sub(r"```.*?```", "", page.path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = link.partition("#")[0]
+        target = (page.path.parent / path).resolve()
+        if not path or ":" in path or target.name in COMING:
+            continue
+        inside = target.is_relative_to(ROOT / "docs") and target.relative_to(ROOT / "docs").parts[0] in MADE
+        assert target.exists() or inside, f"{page.name}: {link}"

@@ -25,10 +25,10 @@ def every(steps: int) -> int:
 ARRIVAL = 0.7
 """Share of the steps after which a file is to have the size that is asked for."""
 
-GAIN = 0.6
+GAIN = 0.3
 """What the logarithm of the rate changes by at each measurement, for each unit of the logarithm of the size."""
 
-MOST = 100.0
+MOST = 10.0
 """The largest factor of a rate that is steered, and the inverse of the smallest."""
 
 

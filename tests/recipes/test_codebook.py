@@ -23,7 +23,7 @@ from ilwp_plugin.recipes.codebook import (
     OwnOptimizer,
     whole_book,
 )
-from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune
+from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune
 
 
 class ThirdsOptions(CodebookOptions):
@@ -126,8 +126,8 @@ def test_training(mobilenet: nn.Module, images: Tensor, tmp_path: Path, sharing:
     for stop in (2, 6, 11):
         model, path = copy.deepcopy(before), tmp_path / f"{stop}.checkpoint"
 
-        def report(step: int, steps: int, value: float, stop: int = stop) -> None:
-            if step == stop:
+        def report(progress: Progress, stop: int = stop) -> None:
+            if progress.step == stop:
                 raise Interrupted
 
         with pytest.raises(Interrupted):

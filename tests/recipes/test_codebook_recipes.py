@@ -15,7 +15,7 @@ from ilwp_plugin import IlwpConfig, compress, load, loads
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.kmeans import distinct_start, kmeans
 from ilwp_plugin.recipes.slq import Slq, SlqOptions
-from ilwp_plugin.training import FakeQuantizer, FineTuning, fine_tune
+from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune
 
 RECIPES: dict[str, dict[str, Any]] = {
     "deep_compression": {"conv_bits": 4, "linear_bits": 3, "cluster_epoch": 1},
@@ -86,8 +86,8 @@ def test_training_ends_with_what_it_has_computed_with(
     for stop in (5, 10):
         path = tmp_path / f"{stop}.checkpoint"
 
-        def report(step: int, steps: int, value: float, stop: int = stop) -> None:
-            if step == stop:
+        def report(progress: Progress, stop: int = stop) -> None:
+            if progress.step == stop:
                 raise Interrupted
 
         with pytest.raises(Interrupted):

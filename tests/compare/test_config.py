@@ -126,7 +126,7 @@ def test_what_is_not_said_is_as_in_the_paper() -> None:
     assert find_method("ilwp").options.from_dict(small.changes) == small
 
 
-@pytest.mark.parametrize("name", ["conv", "digits", "figures"])
+@pytest.mark.parametrize("name", ["conv", "digits", "figures", "recipes"])
 def test_committed_results_are_of_their_preset(name: str) -> None:
     root = Path(__file__).parents[2]
     keys = {task.key for task in CompareConfig.from_file(root / f"examples/compare/{name}.json").tasks()}

@@ -67,6 +67,8 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """
     networks = [(name, rows[name]) for name in NETWORKS if name in rows]
     text = _HEAD + _WEIGHTS + "".join(_network(name, row) for name, row in networks)
+    if missing := [name for name in NETWORKS if name not in rows]:
+        text += f"\nNot measured so far: {', '.join(missing)}.\n"
     calibrated = [row for row in rows.values() if row.get("kind") == "calibrated"]
     if calibrated:
         text += _CALIBRATED + "".join(_calibrated(row) for row in calibrated)

@@ -91,10 +91,13 @@ class SoftToHardTraining(CodebookTraining):
         self._sizes = [
             sum(n for key, n in self._vectors().items() if self._number[key] == i) for i in range(len(groups))
         ]
-        self._optimizer = OwnOptimizer({str(i): (own, options.lr) for i, own in enumerate(self._centres)})
+        self._optimizer = self._learning()
         self._betas = [options.beta] * len(groups)
         self._steps, self._per_epoch = 0, 0
         self._seen: dict[str, Tensor] = {}
+
+    def _learning(self) -> OwnOptimizer:
+        return OwnOptimizer({str(i): (own, self.recipe.options.lr) for i, own in enumerate(self._centres)})
 
     def _vectors(self) -> dict[str, int]:
         """By key, how many."""
@@ -201,6 +204,10 @@ class SoftToHardTraining(CodebookTraining):
         super().load_state(state)
         self._betas, self._gaps = list(state["betas"]), list(state["gaps"])
         self._steps, self._per_epoch = int(state["steps"]), int(state["per_epoch"])
+        # There may be more or fewer of them than the weights that this process began with have asked for.
+        values = state["centres"]["values"]
+        self._centres = [values[str(i)].detach().cpu().clone() for i in range(len(self.groups))]
+        self._optimizer = self._learning()
         self._optimizer.load(state["centres"])
 
 

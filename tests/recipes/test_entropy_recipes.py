@@ -315,6 +315,20 @@ def test_soft_assignments_harden_at_the_entropy_that_is_asked_for(network: nn.Mo
     assert part.statistics()["soft_to_hard: entropy in bits"] < bits + 0.1
 
 
+def test_soft_assignments_go_on_from_other_weights(network: nn.Module, images: Tensor) -> None:
+    """Whose own centres would be more or fewer: those of the checkpoint count."""
+    with torch.no_grad():
+        other = copy.deepcopy(network)
+        for parameter in other.parameters():
+            parameter.copy_(parameter.sign() * 0.1)
+    quantizers = [FakeQuantizer(model, config("soft_to_hard")) for model in (network, other)]
+    states = []
+    for quantizer in quantizers:
+        quantizer.parts.load_state_dict(quantizers[0].parts.state_dict())
+        states.append(quantizer.parts.state_dict()["parts"][0]["centres"]["values"])
+    assert [value.tolist() for value in states[0].values()] == [value.tolist() for value in states[1].values()]
+
+
 def test_vectors(network: nn.Module) -> None:
     """Of several weights; layers that the width does not divide are taken weight by weight."""
     compressed = compress(network, config("soft_to_hard", width=8, entries=40, bits=0.5))

@@ -123,7 +123,7 @@ CODEBOOKS: list[dict[str, Any]] = [
     {"algorithm": "slq", "clusters": 5},
     {"algorithm": "mlq", "rounds": 2},
     {"algorithm": "soft_weight_sharing", "assign_epoch": 1},
-    {"algorithm": "ecsq", "step": 0.02},
+    {"algorithm": "ecsq", "step": 0.1},
     {"algorithm": "soft_to_hard", "entries": 8},
     {"algorithm": "weight_fixing", "distance": 0.2},
 ]

@@ -94,15 +94,18 @@ def hard_codebook(vectors: Tensor, entries: int, bits: float) -> Tensor:
     order = own.square().sum(dim=1).argsort(stable=True)
     first = own[order[torch.linspace(0, len(own) - 1, max(1, entries - 1)).round().long()]]
     if own.shape[1] == 1:
-        first = torch.linspace(float(own.min()), float(own.max()), max(1, entries - 1)).float()[:, None]
+        half = max(1, (entries - 1) // 2)  # as many on both sides of 0
+        first = torch.arange(-half, half + 1).float()[:, None] * (float(own.abs().max()) / half)
     start = torch.unique(torch.cat([torch.zeros_like(first[:1]), first]), dim=0)
-    start = start[start.square().sum(dim=1).argsort(stable=True)]
+    start = start[start.square().sum(dim=1).argsort(stable=True)][:entries]
     centres, entropy = _iterated(own, start, 0.0)
     low, high, met = 0.0, 4 * float(own.square().mean()) + 1e-30, entropy <= bits
     for _ in range(_SEARCH if entropy > bits else 0):
         rate = (low + high) / 2
         tried, entropy = _iterated(own, start, rate)
-        if entropy <= bits:
+        if len(tried) == 1:  # bits count so much that all becomes 0
+            high = rate
+        elif entropy <= bits:
             high, centres, met = rate, tried, True
         else:
             low = rate
@@ -132,6 +135,9 @@ def _iterated(vectors: Tensor, centres: Tensor, rate: float) -> tuple[Tensor, fl
         kept[0] = True
         means = sums / counts.clamp(min=1)[:, None].float()
         means[0] = 0.0
+        # One that is nearer to 0 than errors are large takes its vectors and gives nothing.
+        error = (vectors - means[found]).square().sum(dim=1).mean()
+        kept[1:] &= means[1:].square().sum(dim=1) > error
         centres, counts = means[kept], counts[kept]
         bits = torch.log2(counts.sum()) - torch.log2(counts.clamp(min=1))
     nearest = (centres.square().sum(dim=1) - 2 * vectors @ centres.T).argmin(dim=1)

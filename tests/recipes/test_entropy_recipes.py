@@ -294,7 +294,7 @@ def test_universal_levels_learn(network: nn.Module, images: Tensor) -> None:
 
 
 def test_soft_assignments_harden_at_the_entropy_that_is_asked_for(network: nn.Module, images: Tensor) -> None:
-    bits = 1.2
+    bits = 1.9
     options = {"bits": bits, "epochs": 3, "entries": 16, "beta": 50.0, "lr": 1e-3, "growth": 8.0}
     quantizer = FakeQuantizer(network, config("soft_to_hard", **options))
     (part,) = quantizer.parts.parts

@@ -63,7 +63,7 @@ ELSEWHERE = {
 """Files beside docs that have a page of their own."""
 
 
-COMING = {"onnx.md", "published.md", "how_small.md", "recipes.md", "reliability.md"}
+COMING = {"onnx.md", "published.md", "how_small.md", "recipes.md"}
 """Pages to which others link before they are there."""
 
 

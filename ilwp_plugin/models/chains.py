@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -49,7 +50,7 @@ class Chain:
     kernel_size: tuple[int, ...]
     layers: tuple[str, ...]
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """The layers' weights in the state dict."""
         return tuple(f"{layer}.weight" for layer in self.layers)

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from ilwp_plugin.errors import ConfigError, TensorError, nearest
+from ilwp_plugin.errors import ConfigError, StepError, TensorError, nearest
 from ilwp_plugin.format.coding import CODERS
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.integers import IntegerTensor
@@ -503,6 +503,22 @@ class WeightEncoding(Encoding):
                 f"range of {dtype_name(value.dtype)}; leave the layer out with `ignored_scopes`"
             )
         return restored
+
+    def finish(self, state: Mapping[str, Tensor]) -> None:
+        """See `Encoding.finish`. Raises StepError, of the weight that needs the largest step, and names the others."""
+        refused: dict[str, StepError] = {}
+        for key in self.claims.tensors:
+            name = self.context.infos[key].name
+            if name not in self.done:
+                try:
+                    self.quantize(key, state[key])
+                except StepError as error:
+                    refused[name] = error
+        if refused:
+            worst = max(refused, key=lambda name: refused[name].smallest)
+            others = [repr(name) for name in refused if name != worst]
+            more = f"; too fine for {len(others)} more, too: {', '.join(others[:9])}" if others else ""
+            raise StepError(f"{refused[worst]}{more}", refused[worst].smallest)
 
     def sections(self) -> Sequence[Section]:
         order = dict.fromkeys(self.context.infos[key].name for key in self.claims.tensors)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,30 @@ def test_no_task_is_handed_out_twice(tmp_path: Path) -> None:
     assert not errors
     assert done == {task.key: 1 for task in tasks}
     assert {r.key for r in queues[0].results(tasks)} == set(done)
+
+
+def test_two_that_begin_together_enter_each_task_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = CompareConfig.from_dict({"seeds": [0, 1, 2], "methods": [{"method": "fp32"}]}).tasks()
+    queues = [Queue(tmp_path / "tasks.sqlite3") for _ in range(2)]
+    look, both = Queue._trials, threading.Barrier(2)
+
+    def slowly(queue: Queue, *states: str) -> list[Any]:
+        """What is known is read, then another is given time to read it, too."""
+        found = look(queue, *states)
+        if "WAITING" in states:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(timeout=1)
+        return found
+
+    monkeypatch.setattr(Queue, "_trials", slowly)
+    threads = [threading.Thread(target=queue.add, args=(tasks,)) for queue in queues]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    waiting = [trial.user_attrs["key"] for trial in queues[0]._trials("WAITING")]
+    assert sorted(waiting) == sorted(task.key for task in tasks)
 
 
 def test_a_failed_task_is_entered_again(tmp_path: Path) -> None:

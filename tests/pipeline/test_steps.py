@@ -233,3 +233,12 @@ def test_a_search_stops_at_the_finest_step(tmp_path: Path) -> None:
     finest = compress(state, target_bytes=1 << 20, resume=tmp_path / "trials.jsonl")
     assert max(int(layer.details["bits"]) for layer in finest.layers if "bits" in layer.details) == 15
     assert float(finest.quantized["0.dense.weight"].scale) < 1e-3
+
+
+def test_every_weight_that_a_step_is_too_fine_for_is_named() -> None:
+    """And the step that suits all."""
+    state = {f"{name}.weight": torch.full((4, 8), largest) for name, largest in (("a", 1.0), ("b", 0.001), ("c", 3.0))}
+    config = IlwpConfig.whole_model(1e-5)
+    with pytest.raises(StepError, match=r"^tensor 'c.weight': .*; too fine for 1 more, too: 'a.weight'$") as caught:
+        compress(state, config)
+    assert compress(state, IlwpConfig.whole_model(caught.value.smallest))

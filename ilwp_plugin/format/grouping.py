@@ -53,7 +53,8 @@ def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
             yield runs[start:number]
             start, count = number, 0
         count += own
-    yield runs[start:]
+    if start < len(runs):
+        yield runs[start:]
 
 
 def _grouped(runs: Sequence[Run], coder: str) -> list[int]:

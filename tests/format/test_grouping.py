@@ -193,3 +193,9 @@ def test_low_bits(values: list[int], width: int, data: st.DataObject) -> None:
     histogram, cut = Histogram.of(symbols), Histogram.of(symbols >> width)
     other = histogram.without_low_bits(width)
     assert other.low == cut.low and np.array_equal(other.counts, cut.counts)
+
+
+@pytest.mark.parametrize("coder", [AUTO, *CODERS])
+def test_no_layers_are_no_groups(coder: str) -> None:
+    """As of a chain that is an anchor alone."""
+    assert group_runs([], coder) == []

@@ -15,7 +15,7 @@ from ilwp_plugin.format.coding import AUTO
 from ilwp_plugin.format.dtypes import DTYPES, cast
 
 REAL = ("float32", "float16", "bfloat16", "float64")
-CODINGS = (AUTO, "huffman", "ans")
+CODINGS = (AUTO, "huffman", "ans", "lzma")
 
 
 class Grammar:

@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow fuzz oldest bench table1 peers docs wheel lint setup browser clean
+.PHONY: demo test test-slow fuzz breaking oldest bench table1 peers docs wheel lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -31,6 +31,10 @@ test-slow: setup
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz out/fuzz -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
 	$(BIN)/python -m tests.fuzz --take out/fuzz
+
+# Faults that tests once did not notice, put in one after the other.
+breaking: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m tests.breaking
 
 # The oldest versions that setup.cfg allows write and restore the same bytes. torch 2.4 brings gigabytes of CUDA.
 oldest: $(VENV)/.installed $(OLDEST)/.installed

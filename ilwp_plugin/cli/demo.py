@@ -10,7 +10,7 @@ import typer
 from ilwp_plugin.cli import console as ui
 from ilwp_plugin.cli.console import output
 
-MODELS = "mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20, vgg"
+MODELS = "mobilenet, mobilenetv2, shufflenet, shufflenetv2, resnet20, vgg, lenet300, lenet5"
 
 
 def demo(

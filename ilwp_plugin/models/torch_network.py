@@ -61,7 +61,10 @@ class ModuleNetwork(Network):
         }
         eps = {name: module.eps for name, module in model.named_modules() if is_batch_norm(module)}
         norms = _norms(state, eps)
-        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        normed = tuple(f"{name}." for name, m in model.named_modules(remove_duplicate=False) if is_batch_norm(m))
+        parameters = [  # a batch norm under a second name is one, too
+            name for name, _ in model.named_parameters(remove_duplicate=False) if not name.startswith(normed)
+        ]
         return cls(state, layers, norms, model, _vectors(state, parameters, layers, norms))
 
     def chains(self, **options: Any) -> Chains:
@@ -112,7 +115,7 @@ def _vectors(
     return tuple(
         key
         for key, tensor in state.items()
-        if key in parameters and key not in known and _is_vector(tensor) and _NAMED.search(key.rpartition(".")[2])
+        if key in parameters and key not in known and _is_vector(tensor) and _NAMED.search(str(key).rpartition(".")[2])
     )
 
 

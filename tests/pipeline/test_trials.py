@@ -105,13 +105,17 @@ def test_the_file_is_checked_against_its_target(tmp_path: Path) -> None:
     """Trials that claim what is not so do not get through."""
     path = tmp_path / "trials.jsonl"
     search(path, evaluation="x")
-    head, *lines = path.read_text().splitlines()
-    trials = [json.loads(line) for line in lines]
-    path.write_text("\n".join([head, *(json.dumps({**trial, "score": 0.0}) for trial in trials), ""]))
+    score, calls = Score(), list[int]()
+
+    def worse(model: nn.Module) -> float:
+        """The model itself scores as ever, its files less than the trials say."""
+        calls.append(1)
+        return score(model) - (1.0 if len(calls) > 1 else 0.0)
+
     with pytest.raises(
         CalibrationError, match="file at the steps found scores -.*trials.jsonl were not made like this"
     ):
-        search(path, evaluation="x")
+        search(path, worse, evaluation="x")
     sized: dict[str, Any] = {"max_drop": None, "target_bytes": 600}
     path = tmp_path / "sizes.jsonl"
     search(path, evaluation="x", **sized)
@@ -236,7 +240,7 @@ def test_what_stands_in_the_way_of_a_target_is_named() -> None:
     text = unmet(lambda: compress(Recurrent(), {"ignored_scopes": ["lstm"]}, target_bits_per_weight=3))
     assert "target_bits_per_weight=3 allows 12,724 bytes, and the smallest file that was tried" in text
     assert "are tensors in full precision: 'lstm.weight_" in text and "named by `ignored_scopes`" in text
-    text = unmet(lambda: compress(Recurrent().state_dict(), target_bytes=1000))
+    text = unmet(lambda: compress(Recurrent().state_dict(), target_bytes=200))
     assert "the largest parts are 'lstm.weight_" in text
     text = unmet(lambda: compress(network(), target_bytes=50))
     assert "the largest parts are '0.weight (" in text

@@ -78,7 +78,7 @@ def test_files(mobilenet: nn.Module, tmp_path: Path, sharing: str, width: int) -
     ledger = compressed.save(tmp_path / "x.ilwp")
     stored = load(tmp_path / "x.ilwp")
     restored = stored.state_dict()
-    own = {layer.name: layer.details for layer in stored.layers if layer.kind == "codebook"}
+    own = {layer.name: layer.details for layer in stored.layers if layer.kind in ("codebook", "arranged")}
     assert len(own) == (28 if width == 1 else 14)
     values = {name: set(restored[name].unique().tolist()) for name in own}
     assert all(len(found) <= 3 for found in values.values())

@@ -72,7 +72,7 @@ def test_options() -> None:
         static.options.from_dict({"image": 3})
     with pytest.raises(ConfigError, match="images"):
         static.options.from_dict({"images": 1})
-    with pytest.raises(ConfigError, match="unknown key 'bit'.*bits"):
+    with pytest.raises(ConfigError, match="unknown key 'ilwp.bit'.*bits"):
         static.options.from_dict({"ilwp": {"bit": 3}})
     with pytest.raises(ConfigError, match="set_local"):
         static.options.from_dict({"ilwp": {"overrides": {"features.3": {"bits": 4}}}})

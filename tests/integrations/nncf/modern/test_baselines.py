@@ -149,5 +149,5 @@ def test_errors() -> None:
         train.options.from_dict({"compression": [{"algorithm": "ilwp", "bits": 11}]})
     with pytest.raises(ConfigError, match="ratios.*ratio"):
         prune.options.from_dict({"ratios": 0.4})
-    with pytest.raises(ConfigError, match="unknown key 'mod'.*mode"):
+    with pytest.raises(ConfigError, match="unknown key 'ilwp.mod'.*mode"):
         prune.options.from_dict({"ilwp": {"mod": "local"}})

@@ -593,6 +593,11 @@ class IlwpTraining(TrainingPart):
             self._forget(chain)
         return super().reconstructed()
 
+    def after_step(self) -> None:
+        super().after_step()
+        for chain in self.chains:  # weights have moved; what predicts them is found anew, as after a resumed checkpoint
+            self._forget(chain)
+
     def _forget(self, chain: Chain) -> None:
         for key in chain.keys:
             self._restored.pop(key, None)
@@ -610,7 +615,7 @@ class IlwpTraining(TrainingPart):
         return self._restored[key]
 
     def levels(self) -> Mapping[str, Tensor]:
-        """Of layers whose residuals have a step of their own; the references are those of the last pass."""
+        """Of layers whose residuals have a step of their own; references are of the last pass since a step."""
         found: dict[str, Tensor] = {}
         if not self.enabled:  # no pass has told the references
             for chain in self.chains:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.coding import AUTO, Run, Segment, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import cast, is_finite, is_real
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info
 from ilwp_plugin.format.sections.codebook import (
     INDICES,
     CodebookTensor,
@@ -61,7 +60,7 @@ class ArrangedTensor(CodebookTensor):
 
 
 @SECTIONS.register("arranged")
-class ArrangedSection(Section):
+class ArrangedSection(TensorSection):
     """Codebooks, and tensors that refer to them.
 
     Attributes:
@@ -101,14 +100,6 @@ class ArrangedSection(Section):
                 bool((tensor.indices == tensor.common).all()) or not 1 <= tensor.longest <= _LONGEST
             ):
                 raise TensorError(f"{name}: nothing is left without index {tensor.common}, or {tensor.longest} is odd")
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {info.name: number for number, info in enumerate(self.infos)}
 
     def _indices(self, number: int) -> NDArray[Any]:
         return self.tensors[number].indices if self._stored is None else self._stored.indices(number)

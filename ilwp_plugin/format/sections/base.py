@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,20 @@ from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.registry import Registry
 
-__all__ = ["SECTIONS", "Context", "OpaqueSection", "Section", "Summary", "read_info", "value_bytes"]
+__all__ = [
+    "SECTIONS",
+    "Context",
+    "OpaqueSection",
+    "Section",
+    "Stored",
+    "Summary",
+    "TensorSection",
+    "read_info",
+    "value_bytes",
+]
 
 S = TypeVar("S", bound="Section")
+T = TypeVar("T")
 
 
 @dataclass
@@ -140,6 +152,53 @@ class Section(ABC):
         if names:
             raise NotImplementedError(f"a {self.name} section cannot do without some of its tensors")
         return self
+
+
+class TensorSection(Section):
+    """A section of tensors that are named one by one.
+
+    Attributes:
+        infos: of the tensors, in the order of the file.
+    """
+
+    infos: Sequence[TensorInfo]
+
+    @property
+    def names(self) -> list[str]:
+        return [info.name for info in self.infos]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {info.name: number for number, info in enumerate(self.infos)}
+
+
+class Stored(Sequence[T]):
+    """What a section holds as it stands in a file; each item is decoded when it is asked for.
+
+    Args:
+        count: of the items.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @abstractmethod
+    def _decoded(self, number: int) -> T:
+        """An item, by its number from 0 on. Raises FormatError."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[T]: ...
+
+    def __getitem__(self, number: int | slice) -> T | list[T]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(self._count))]
+        return self._decoded(range(self._count)[number])
 
 
 SECTIONS: Registry[type[Section]] = Registry("section")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,7 @@ from ilwp_plugin.format.coding import Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import cast, is_finite, is_real
 from ilwp_plugin.format.norms import MANTISSA_BITS, OCTAVES, ROLES, MergedBatchNorm
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Stored, Summary
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
@@ -174,7 +174,7 @@ class BatchNormSection(Section):
         return section
 
 
-class _StoredNorms(Sequence[MergedBatchNorm]):
+class _StoredNorms(Stored[MergedBatchNorm]):
     """The batch norms as they stand in a file; each is decoded when it is asked for."""
 
     def __init__(
@@ -186,22 +186,11 @@ class _StoredNorms(Sequence[MergedBatchNorm]):
         shifts: StoredCodes,
         where: str,
     ) -> None:
+        super().__init__(len(heads))
         self._infos, self._heads, self._mantissa = infos, heads, mantissa
         self._scales, self._shifts, self._where = scales, shifts, where
 
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @overload
-    def __getitem__(self, number: int) -> MergedBatchNorm: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[MergedBatchNorm]: ...
-
-    def __getitem__(self, number: int | slice) -> MergedBatchNorm | list[MergedBatchNorm]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def _decoded(self, number: int) -> MergedBatchNorm:
         exponent, step, eps = self._heads[number]
         scale = self._scales.layer(number)
         if max(-int(scale.min()), int(scale.max())) > OCTAVES << self._mantissa:

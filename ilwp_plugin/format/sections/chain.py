@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from ilwp_plugin.format.kernels import (
     largest_code,
 )
 from ilwp_plugin.format.origins import Lineage, Provenance, chain_origins
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Stored, Summary, TensorSection, read_info
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, write_codes
 from ilwp_plugin.format.sections.maps import count_ones, read_map, write_map
 from ilwp_plugin.format.sections.structure import StructureSection
@@ -115,7 +115,7 @@ def storage_mode(
 
 
 @SECTIONS.register("chain")
-class ChainSection(Section):
+class ChainSection(TensorSection):
     """One chain, quantized.
 
     Attributes:
@@ -150,14 +150,6 @@ class ChainSection(Section):
     def taps(self) -> int:
         """Weights of a kernel."""
         return self.kernel_size[0] * self.kernel_size[1]
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {info.name: number for number, info in enumerate(self.infos)}
 
     @cached_property
     def _pool(self) -> KernelPool:
@@ -297,7 +289,7 @@ class ChainSection(Section):
         return section
 
 
-class _StoredLayers(Sequence[CodedLayer]):
+class _StoredLayers(Stored[CodedLayer]):
     """The layers of a chain as they stand in a file; each is decoded when it is asked for."""
 
     def __init__(
@@ -309,23 +301,12 @@ class _StoredLayers(Sequence[CodedLayer]):
         maps: Sequence[_Map | None],
         where: str,
     ) -> None:
+        super().__init__(len(heads))
         self._heads, self._taps, self._codes = heads, taps, codes
         self._references, self._maps, self._where = references, maps, where
         self._first = int(heads[0][1] is None)
 
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @overload
-    def __getitem__(self, number: int) -> CodedLayer: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[CodedLayer]: ...
-
-    def __getitem__(self, number: int | slice) -> CodedLayer | list[CodedLayer]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def _decoded(self, number: int) -> CodedLayer:
         info, head = self._heads[number]
         if head is None:
             return CodedLayer(info, None, "none")

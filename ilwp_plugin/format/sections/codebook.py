@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Stored, Summary, TensorSection, read_info
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import register_part
@@ -100,7 +99,7 @@ def read_books(reader: ByteReader, directory: Sequence[TensorInfo]) -> list[NDAr
 
 
 @SECTIONS.register("codebook")
-class CodebookSection(Section):
+class CodebookSection(TensorSection):
     """Codebooks, and tensors that refer to them; several tensors may share one.
 
     Attributes:
@@ -134,14 +133,6 @@ class CodebookSection(Section):
                 raise TensorError(f"{tensor.info.name}: an index beyond the {len(book)} entries of its codebook")
             if not is_finite(self.restore(tensor.info.name), tensor.info.dtype):
                 raise TensorError(f"{tensor.info.name}: an entry is beyond the range of {tensor.info.dtype}")
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {info.name: number for number, info in enumerate(self.infos)}
 
     def restore(self, name: str) -> NDArray[Any]:
         number = self._positions[name]
@@ -213,7 +204,7 @@ class CodebookSection(Section):
         return section
 
 
-class _StoredTensors(Sequence[CodebookTensor]):
+class _StoredTensors(Stored[CodebookTensor]):
     """The tensors as they stand in a file; each is decoded when it is asked for."""
 
     def __init__(
@@ -223,21 +214,10 @@ class _StoredTensors(Sequence[CodebookTensor]):
         codes: StoredCodes,
         where: str,
     ) -> None:
+        super().__init__(len(heads))
         self._heads, self._books, self._codes, self._where = heads, books, codes, where
 
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @overload
-    def __getitem__(self, number: int) -> CodebookTensor: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[CodebookTensor]: ...
-
-    def __getitem__(self, number: int | slice) -> CodebookTensor | list[CodebookTensor]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def _decoded(self, number: int) -> CodebookTensor:
         info, book = self._heads[number]
         return CodebookTensor(info, book, self._codes.layer(number))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dither import GENERATORS, dither
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real
 from ilwp_plugin.format.integers import LARGEST_CODE, largest_magnitude
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Stored, Summary, TensorSection, read_info
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
@@ -99,7 +98,7 @@ class DitheredTensor:
 
 
 @SECTIONS.register("dithered")
-class DitheredSection(Section):
+class DitheredSection(TensorSection):
     """Dithered tensors.
 
     Attributes:
@@ -127,14 +126,6 @@ class DitheredSection(Section):
                 raise TensorError(f"{tensor.info.name}: a code that has no level")
             if not is_finite(self.restore(tensor.info.name), tensor.info.dtype):
                 raise TensorError(f"{tensor.info.name}: restores to values that are not finite")
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {info.name: number for number, info in enumerate(self.infos)}
 
     def restore(self, name: str) -> NDArray[Any]:
         number = self._positions[name]
@@ -253,26 +244,16 @@ def _read_lattice(reader: ByteReader, seed: int) -> Lattice:
     return lattice
 
 
-class _StoredTensors(Sequence[DitheredTensor]):
+class _StoredTensors(Stored[DitheredTensor]):
     """The tensors as they stand in a file; each is decoded when it is asked for."""
 
     def __init__(self, heads: Sequence[_Head], lattice: Lattice, codes: StoredCodes, where: str) -> None:
+        super().__init__(len(heads))
         self._heads, self._lattice, self._codes, self._where = heads, lattice, codes, where
 
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @overload
-    def __getitem__(self, number: int) -> DitheredTensor: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[DitheredTensor]: ...
-
-    def __getitem__(self, number: int | slice) -> DitheredTensor | list[DitheredTensor]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        head = self._heads[range(len(self))[number]]
-        codes = self._codes.layer(range(len(self))[number]).reshape(head.info.shape)
+    def _decoded(self, number: int) -> DitheredTensor:
+        head = self._heads[number]
+        codes = self._codes.layer(number).reshape(head.info.shape)
         return DitheredTensor(head.info, head.step, head.stream, codes)
 
     def pieces(self, number: int) -> Iterator[NDArray[Any]]:

@@ -16,7 +16,7 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
@@ -33,7 +33,7 @@ _CHUNK = 1 << 16
 
 
 @SECTIONS.register("fields")
-class FieldSection(Section):
+class FieldSection(TensorSection):
     """Integer tensors, and of each how many bits a field has.
 
     Attributes:
@@ -59,10 +59,6 @@ class FieldSection(Section):
         self.values: Mapping[str, NDArray[Any]] = values
         self.bits = dict(bits)
         self.coding = coding
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
         return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()

@@ -17,7 +17,7 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.spool import Spool
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
@@ -39,7 +39,7 @@ _CHUNK = 1 << 16
 
 
 @SECTIONS.register("floats")
-class FloatSection(Section):
+class FloatSection(TensorSection):
     """Floating-point tensors of 16 bits or more, bit for bit.
 
     Attributes:
@@ -57,10 +57,6 @@ class FloatSection(Section):
         self.values: Mapping[str, NDArray[Any]] = values
         self.coding = coding
         self._flags: Sequence[Sequence[bool]] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
         return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from ilwp_plugin.format.coding import Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, cast, is_finite, is_real, largest_value
 from ilwp_plugin.format.integers import LARGEST_CODE, IntegerTensor, kernel_residual, kernel_sum, largest_magnitude
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Stored, Summary, TensorSection, read_info
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter, unzigzag, zigzag
 from ilwp_plugin.ledger import register_part
@@ -42,7 +41,7 @@ _GRID = register_part(
 
 
 @SECTIONS.register("grid")
-class GridSection(Section):
+class GridSection(TensorSection):
     """Tensors on grids.
 
     Attributes:
@@ -60,14 +59,6 @@ class GridSection(Section):
         self.infos = tuple(infos)
         self.values: Sequence[IntegerTensor] = values
         self.coding = coding
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {info.name: i for i, info in enumerate(self.infos)}
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
         number = self._positions[name]
@@ -161,7 +152,7 @@ class _Head:
     predicted: bool
 
 
-class _StoredValues(Sequence[IntegerTensor]):
+class _StoredValues(Stored[IntegerTensor]):
     """The tensors as they stand in a file; each is decoded when it is asked for."""
 
     def __init__(
@@ -172,25 +163,14 @@ class _StoredValues(Sequence[IntegerTensor]):
         budget: Budget,
         where: str,
     ) -> None:
+        super().__init__(len(infos))
         self._infos, self._heads, self._codes, self._budget, self._where = infos, heads, codes, budget, where
         self._reference = _references(infos)
         predicting = {self._reference[i] for i, head in enumerate(heads) if head.predicted}
         self._predicting = [i in predicting for i in range(len(infos))]
         self._kept: dict[int, NDArray[Any]] = {}
 
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    @overload
-    def __getitem__(self, number: int) -> IntegerTensor: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[IntegerTensor]: ...
-
-    def __getitem__(self, number: int | slice) -> IntegerTensor | list[IntegerTensor]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def _decoded(self, number: int) -> IntegerTensor:
         head, info = self._heads[number], self._infos[number]
         own = np.concatenate(list(self._centred(number))).reshape(info.shape)
         return IntegerTensor.from_centred(own, head.scale, head.zero_point, head.axis)

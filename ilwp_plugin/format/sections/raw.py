@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.container import SectionBytes, TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, value_bytes
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, value_bytes
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import Ledger
 
@@ -26,7 +26,7 @@ _ENOUGH = 1 << 26
 
 
 @SECTIONS.register("raw")
-class RawSection(Section):
+class RawSection(TensorSection):
     """Untouched tensors.
 
     Attributes:
@@ -56,10 +56,6 @@ class RawSection(Section):
             groups[-1].append(info)
             room -= info.nbytes
         return [cls(group, {info.name: values[info.name] for info in group}) for group in groups]
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
 
     def encode(self, directory: Sequence[TensorInfo]) -> SectionBytes:
         ledger = Ledger()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
-from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary, read_info, value_bytes
+from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
 from ilwp_plugin.format.sections.maps import count_ones, read_map, write_map
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
@@ -21,7 +21,7 @@ _CHUNK = 1 << 13
 
 
 @SECTIONS.register("sparse")
-class SparseSection(Section):
+class SparseSection(TensorSection):
     """Weights with zeros.
 
     Attributes:
@@ -36,10 +36,6 @@ class SparseSection(Section):
     def __init__(self, infos: Sequence[TensorInfo], values: Mapping[str, NDArray[Any]]) -> None:
         self.infos = tuple(infos)
         self.values: Mapping[str, NDArray[Any]] = values
-
-    @property
-    def names(self) -> list[str]:
-        return [info.name for info in self.infos]
 
     def restore(self, name: str) -> NDArray[Any]:
         return self.values[name] if isinstance(self.values, _Stored) else self.values[name].copy()

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ilwp_plugin.format.sections import Section
 from ilwp_plugin.models.borrowing import copied
-from ilwp_plugin.models.chains import Chains, Scope, is_real
+from ilwp_plugin.models.chains import Chains, Convolution, Scope, is_real, select_chains
 from ilwp_plugin.models.loading import load_tensors
 
 __all__ = ["NORM_ROLES", "FileState", "Layer", "Network", "Norm", "is_weight"]
@@ -155,6 +155,36 @@ class Network(ABC):
         """The name of the layer whose weight or bias a key is; the key itself of any other tensor."""
         name, _, role = key.rpartition(".")
         return name if role in ("weight", "bias") and name in self.layers else key
+
+
+@dataclass(frozen=True, eq=False)
+class GraphNetwork(Network):
+    """Of a graph of another package; layers stand in the order of its operations.
+
+    Attributes:
+        convolutions: what may be in chains, in the same order.
+    """
+
+    convolutions: tuple[Convolution, ...] = ()
+
+    def chains(
+        self,
+        *,
+        scope: Scope,
+        target_scopes: Sequence[str],
+        ignored_scopes: Sequence[str],
+        layers: Sequence[str] | None,
+        example_inputs: Any,
+        taken: Mapping[str, str],
+        required: bool,
+    ) -> Chains:
+        candidates = [
+            Convolution(c.name, c.shape, c.depthwise, c.refusal or taken.get(c.name)) for c in self.convolutions
+        ]
+        if layers is not None:
+            by_name = {candidate.name: candidate for candidate in candidates}
+            candidates = [by_name[name] for name in layers if name in by_name]
+        return select_chains(candidates, scope, target_scopes, ignored_scopes, required, self.scope_names)
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto
 
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.format.sections.graph import GraphSection
-from ilwp_plugin.models.chains import Chains, Convolution, Scope, is_real, select_chains
-from ilwp_plugin.models.network import Layer, Network, Norm, is_weight
+from ilwp_plugin.models.chains import Convolution, is_real
+from ilwp_plugin.models.network import GraphNetwork, Layer, Norm, is_weight
 from ilwp_plugin.models.tensors import array_of, dtype_of, tensor_of
 
 from .graph import key_in, load_model, take_out
@@ -62,17 +62,15 @@ def open_model(source: str | os.PathLike[str] | ModelProto, config: Any = None) 
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxNetwork(Network):
+class OnnxNetwork(GraphNetwork):
     """Of an ONNX model whose tensors were taken out; layers stand in the order of its nodes.
 
     Attributes:
-        convolutions: that may be in chains.
         running: by name, the layers that run as modules.
         model: without the values that are in the state.
         keys: by name of an initializer, its key in the state.
     """
 
-    convolutions: tuple[Convolution, ...] = ()
     running: Mapping[str, RunningLayer] = field(default_factory=dict)
     model: ModelProto = field(default_factory=ModelProto)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -153,25 +151,6 @@ class OnnxNetwork(Network):
     def callable_of(self, evaluated: Any) -> SessionModel:
         model = self.runnable()
         return SessionModel(evaluated, model is not None and model.one_at_a_time)
-
-    def chains(
-        self,
-        *,
-        scope: Scope,
-        target_scopes: Sequence[str],
-        ignored_scopes: Sequence[str],
-        layers: Sequence[str] | None,
-        example_inputs: Any,
-        taken: Mapping[str, str],
-        required: bool,
-    ) -> Chains:
-        candidates = [
-            Convolution(c.name, c.shape, c.depthwise, c.refusal or taken.get(c.name)) for c in self.convolutions
-        ]
-        if layers is not None:
-            by_name = {candidate.name: candidate for candidate in candidates}
-            candidates = [by_name[name] for name in layers if name in by_name]
-        return select_chains(candidates, scope, target_scopes, ignored_scopes, required, list(self.layers))
 
 
 def _convolution(name: str, node: NodeProto, weight: torch.Tensor, shared: bool) -> Convolution:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from ilwp_plugin.format.sections.graph import GraphSection
-from ilwp_plugin.models.chains import Chains, Convolution, Scope, is_real, select_chains
-from ilwp_plugin.models.network import Layer, Network, is_weight
+from ilwp_plugin.models.chains import Convolution, is_real
+from ilwp_plugin.models.network import GraphNetwork, Layer, is_weight
 from ilwp_plugin.models.tensors import dtype_of, tensor_of
 
 from .ir import KIND, Graph, constants_of, graphs_of, key_of, read_ir, split
 
-__all__ = ["OpenVinoNetwork", "open_model"]
+__all__ = ["open_model"]
 
 _WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "Convolution": (1,),
@@ -44,7 +44,7 @@ _MOST_DIMENSIONS = 5
 """Of a tensor that a chain holds."""
 
 
-def open_model(source: str | os.PathLike[str] | tuple[bytes, bytes], config: Any = None) -> OpenVinoNetwork:
+def open_model(source: str | os.PathLike[str] | tuple[bytes, bytes], config: Any = None) -> GraphNetwork:
     """An OpenVINO model for `ilwp_plugin.compress`.
 
     Args:
@@ -79,7 +79,7 @@ def open_model(source: str | os.PathLike[str] | tuple[bytes, bytes], config: Any
         if use.kind in ("Convolution", "GroupConvolution"):
             convolutions[name] = _convolution(name, use, tuple(state[key].shape), users[name] > 1)
     size = None if isinstance(source, tuple) else len(xml) + len(weights)
-    return OpenVinoNetwork(
+    return GraphNetwork(
         state,
         layers,
         {},
@@ -88,36 +88,6 @@ def open_model(source: str | os.PathLike[str] | tuple[bytes, bytes], config: Any
         source_bytes=size,
         convolutions=tuple(convolutions.values()),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class OpenVinoNetwork(Network):
-    """Of a model in IR; layers stand in the order of its operations.
-
-    Attributes:
-        convolutions: what may be in chains.
-    """
-
-    convolutions: Sequence[Convolution] = ()
-
-    def chains(
-        self,
-        *,
-        scope: Scope,
-        target_scopes: Sequence[str],
-        ignored_scopes: Sequence[str],
-        layers: Sequence[str] | None,
-        example_inputs: Any,
-        taken: Mapping[str, str],
-        required: bool,
-    ) -> Chains:
-        candidates = [
-            Convolution(c.name, c.shape, c.depthwise, c.refusal or taken.get(c.name)) for c in self.convolutions
-        ]
-        if layers is not None:
-            by_name = {candidate.name: candidate for candidate in candidates}
-            candidates = [by_name[name] for name in layers if name in by_name]
-        return select_chains(candidates, scope, target_scopes, ignored_scopes, required, self.scope_names)
 
 
 @dataclass(frozen=True)

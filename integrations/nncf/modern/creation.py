@@ -15,7 +15,6 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import Schedule, Session
 
 from ..config import Section, algorithms, sections_by_name
-from ..saving import LARGEST, LARGEST_HALF
 from ..scopes import translate
 from .algorithms import (
     SPARSITY_PARTS,
@@ -33,7 +32,15 @@ from .algorithms import (
 from .config import NNCFConfig, example_input
 from .controller import Controller
 from .filter_pruning import prune_filters
-from .hooks import MaskedWeight, Restored, WeightHook, mask_hooks, weight_hooks, weight_quantizers
+from .hooks import (
+    MaskedWeight,
+    Restored,
+    WeightHook,
+    mask_hooks,
+    take_quantizers_off,
+    weight_hooks,
+    weight_quantizers,
+)
 from .operations import Operations
 from .stripping import MASKED_BEFORE, SESSION, network_of_model
 
@@ -208,11 +215,7 @@ def _attach(
         quantized = {} if storage.is_empty() else weight_quantizers(model, example)
         trained = session.parts.parameters()
         for key in session.parts.keys:
-            sites: dict[str, int] = {}
-            for name in quantized.get(key, []):
-                half = getattr(storage.get_submodule(name), "is_half_range", False)
-                sites[name] = LARGEST_HALF if half else LARGEST
-                storage.delete_hook(name)
+            sites = take_quantizers_off(model, quantized.get(key, []))
             register_post_function_hook(model, key, 0, WeightHook(key, session, network, trained, sites))
             trained = []  # the first hook holds them
     return session

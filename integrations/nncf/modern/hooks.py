@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from ilwp_plugin.training import Session
 from ilwp_plugin.training.parts import Parts
 
 from ..network import DescribedNetwork
+from ..saving import LARGEST, LARGEST_HALF
 
 __all__ = [
     "FrozenRBPruningMask",
@@ -34,6 +35,7 @@ __all__ = [
     "ilwp_weight",
     "mask_hooks",
     "parameter_hooks",
+    "take_quantizers_off",
     "weight_hooks",
     "weight_quantizers",
 ]
@@ -261,6 +263,16 @@ def mask_hooks(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     for name, hook in get_hook_storage(model).named_hooks():
         if isinstance(hook, _MASKS):
             yield name, decode_hook_name(name)[1], hook
+
+
+def take_quantizers_off(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Take NNCF's quantizers off a weight; by the names of their hooks, the largest codes that they allowed."""
+    storage, sites = get_hook_storage(model), dict[str, int]()
+    for name in names:
+        half = getattr(storage.get_submodule(name), "is_half_range", False)
+        sites[name] = LARGEST_HALF if half else LARGEST
+        storage.delete_hook(name)
+    return sites
 
 
 def weight_quantizers(model: nn.Module, example_input: Any = None) -> dict[str, list[str]]:

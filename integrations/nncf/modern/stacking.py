@@ -10,16 +10,16 @@ from typing import Any
 import nncf
 import torch
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-from nncf.torch.function_hook.wrapper import ATR_HOOK_STORAGE, get_hook_storage, is_wrapped
+from nncf.torch.function_hook.wrapper import is_wrapped
 from torch import nn
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress
 from ilwp_plugin.errors import ConfigError, TrainingError
 from ilwp_plugin.pipeline.integers import with_integers
 
-from ..saving import LARGEST, LARGEST_HALF, adopt, codes_of
-from .hooks import weight_quantizers
-from .stripping import remember_weights, strip, stripped
+from ..saving import adopt, codes_of
+from .hooks import take_quantizers_off, weight_quantizers
+from .stripping import strip, with_sites
 
 __all__ = ["stack"]
 
@@ -82,29 +82,10 @@ def stack(
 
 @torch.no_grad()
 def _adopted(model: nn.Module, file: CompressedModel, example: Any) -> tuple[nn.Module, CompressedModel]:
-    storage = get_hook_storage(model)
     own = {*file.quantized, *(layer.info.name for section in file.chains for layer in section.layers)}
-    sites: dict[str, Mapping[str, int]] = {}
-    for key, names in weight_quantizers(model, example).items():
-        if key not in own:
-            continue
-        found: dict[str, int] = {}
-        for name in names:
-            half = getattr(storage.get_submodule(name), "is_half_range", False)
-            found[name] = LARGEST_HALF if half else LARGEST
-            storage.delete_hook(name)
-        sites[key] = found
+    quantized = weight_quantizers(model, example)
+    sites = {key: take_quantizers_off(model, names) for key, names in quantized.items() if key in own}
     strip(model, example)
-    left = stripped(model)
-    placed: dict[str, str] = {}
-
-    def put(site: str, made: nn.Module) -> str:
-        storage.insert_hook_by_name(site, made)
-        placed[site] = f"{ATR_HOOK_STORAGE}.{site}"
-        return placed[site]
-
-    file = with_integers(file, codes_of(left, ()))  # what ilwp leaves NNCF has quantized
-    file = adopt(dataclasses.replace(left, sites=sites, put=put), file)
-    own_paths = {key: placed[site] for key, names in sites.items() for site in names if site in placed}
-    remember_weights(model, {**left.weights, **own_paths})
+    left = with_sites(model, sites)
+    file = adopt(left, with_integers(file, codes_of(left, ())))  # what ilwp leaves NNCF has quantized
     return model.eval(), file

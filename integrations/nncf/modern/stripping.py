@@ -21,7 +21,16 @@ from ..network import WrappedNetwork
 from ..saving import Stripped, finish
 from .hooks import mask_hooks, parameter_hooks, weight_hooks, weight_quantizers
 
-__all__ = ["MASKED_BEFORE", "SESSION", "network_of_model", "remember_weights", "strip", "stripped", "unwrapped"]
+__all__ = [
+    "MASKED_BEFORE",
+    "SESSION",
+    "network_of_model",
+    "remember_weights",
+    "strip",
+    "stripped",
+    "unwrapped",
+    "with_sites",
+]
 
 SESSION = "_ilwp_session"
 """Attribute of a model: its session."""
@@ -72,17 +81,22 @@ def strip(model: nn.Module, example: Any = None) -> nn.Module:
             storage.set_submodule(name, convert_to_torch_fakequantizer(quantizer))
     remember_weights(model, {key: f"{ATR_HOOK_STORAGE}.{names[0]}" for key, names in weights.items()})
 
-    placed: list[str] = []
+    finish(with_sites(model, sites), session, expected)
+    return model
+
+
+def with_sites(model: nn.Module, sites: Mapping[str, Mapping[str, int]]) -> Stripped:
+    """What `strip` has left, with places where quantizers of ilwp's weights may be put; see `Stripped.sites`."""
+    storage = get_hook_storage(model)
+    keys = {site: key for key, names in sites.items() for site in names}
 
     def put(site: str, made: nn.Module) -> str:
         storage.insert_hook_by_name(site, made)
-        placed.append(site)
-        return f"{ATR_HOOK_STORAGE}.{site}"
+        path = f"{ATR_HOOK_STORAGE}.{site}"
+        remember_weights(model, {**getattr(model, _WEIGHTS), keys[site]: path})
+        return path
 
-    finish(replace(stripped(model), sites=sites, put=put), session, expected)
-    own = {key: f"{ATR_HOOK_STORAGE}.{site}" for key, names in sites.items() for site in names if site in placed}
-    remember_weights(model, {**getattr(model, _WEIGHTS), **own})
-    return model
+    return replace(stripped(model), sites=sites, put=put)
 
 
 def _quantized(weight: Tensor, quantizer: BaseQuantizer) -> Tensor:

@@ -1,6 +1,5 @@
 """Recipes with codebooks: what each is about, and what all of them promise."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ilwp_plugin import IlwpConfig, compress, load, loads
+from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.method.kmeans import distinct_start, kmeans
 from ilwp_plugin.recipes.slq import Slq, SlqOptions
-from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune
+from ilwp_plugin.training import FakeQuantizer
+from tests.recipes.training import check_training
 
 RECIPES: dict[str, dict[str, Any]] = {
     "deep_compression": {"conv_bits": 4, "linear_bits": 3, "cluster_epoch": 1},
@@ -67,32 +67,8 @@ def test_training_ends_with_what_it_has_computed_with(
     mobilenet: nn.Module, data: TensorDataset, images: Tensor, tmp_path: Path, name: str
 ) -> None:
     """And with the same bits when it was interrupted, between epochs and within one."""
-    before = copy.deepcopy(mobilenet)
-
-    def run(model: nn.Module, **options: Any) -> bytes:
-        plan = FineTuning(epochs=4, batch=4, lr=0.002, norm_batches=2, checkpoint_steps=3)
-        return fine_tune(model, data, loss, config(name), plan, **options).compressed.to_bytes()
-
-    whole = run(mobilenet)
-    stored = loads(whole).state_dict()
-    assert all(torch.equal(tensor, stored[key]) for key, tensor in mobilenet.state_dict().items())
+    stored = check_training(mobilenet, data, loss, config(name), tmp_path)
     assert all(len(w.unique()) <= most_values(name, key) for key, w in stored.items() if w.dim() > 1)
-    plain = compress(before, config(name)).state_dict()
-    assert not all(torch.equal(stored[key], plain[key]) for key in stored)
-
-    class Interrupted(Exception):
-        pass
-
-    for stop in (5, 10):
-        path = tmp_path / f"{stop}.checkpoint"
-
-        def report(progress: Progress, stop: int = stop) -> None:
-            if progress.step == stop:
-                raise Interrupted
-
-        with pytest.raises(Interrupted):
-            run(copy.deepcopy(before), checkpoint=path, report=report)
-        assert run(copy.deepcopy(before), checkpoint=path) == whole
 
 
 @pytest.mark.parametrize("name", RECIPES)

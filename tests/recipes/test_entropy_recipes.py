@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ilwp_plugin import IlwpConfig, compress, load, loads
+from ilwp_plugin import IlwpConfig, compress, load
 from ilwp_plugin.errors import ConfigError
 from ilwp_plugin.format import DitheredSection, dither
 from ilwp_plugin.method.entropy_constrained import lloyd
@@ -20,7 +20,8 @@ from ilwp_plugin.method.weight_fixing import powers_of_two
 from ilwp_plugin.recipes.ecsq import EcsqTraining
 from ilwp_plugin.recipes.soft_to_hard import SoftToHardTraining
 from ilwp_plugin.testing import settle
-from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune
+from ilwp_plugin.training import FakeQuantizer
+from tests.recipes.training import check_training
 
 RECIPES: dict[str, dict[str, Any]] = {
     "ecsq": {"step": 0.05},
@@ -108,32 +109,7 @@ def test_training_ends_with_what_it_has_computed_with(
     network: nn.Module, data: TensorDataset, tmp_path: Path, name: str
 ) -> None:
     """And with the same bits when it was interrupted, between epochs and within one; beside ilwp."""
-    before = copy.deepcopy(network)
-    stack = config(name, {"name": "ilwp", "bits": 6})
-
-    def run(model: nn.Module, **options: Any) -> bytes:
-        plan = FineTuning(epochs=4, batch=4, lr=0.002, norm_batches=2, checkpoint_steps=3)
-        return fine_tune(model, data, loss, stack, plan, **options).compressed.to_bytes()
-
-    whole = run(network)
-    stored = loads(whole).state_dict()
-    assert all(torch.equal(tensor, stored[key]) for key, tensor in network.state_dict().items())
-    plain = compress(before, stack).state_dict()
-    assert not all(torch.equal(stored[key], plain[key]) for key in stored)
-
-    class Interrupted(Exception):
-        pass
-
-    for stop in (5, 10):
-        path = tmp_path / f"{stop}.checkpoint"
-
-        def report(progress: Progress, stop: int = stop) -> None:
-            if progress.step == stop:
-                raise Interrupted
-
-        with pytest.raises(Interrupted):
-            run(copy.deepcopy(before), checkpoint=path, report=report)
-        assert run(copy.deepcopy(before), checkpoint=path) == whole
+    check_training(network, data, loss, config(name, {"name": "ilwp", "bits": 6}), tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)

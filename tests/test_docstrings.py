@@ -95,7 +95,7 @@ def faults(name: str, node: Definition) -> Iterator[str]:
 
 def documented() -> set[str]:
     """The names that the reference of the site shows, by where they are defined."""
-    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "building" / "site_pages.py")
     assert spec is not None and spec.loader is not None
     pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pages)

@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 API: dict[str, tuple[str, ...]] = {
     "Compress and restore": ("ilwp_plugin", "ilwp_plugin.config", "ilwp_plugin.hub", "ilwp_plugin.errors"),

@@ -1,8 +1,8 @@
 """The pictures of the tutorial and the explanations, in docs/figures.
 
 pip install '.[report,torch]'
-python tools/pictures.py             all pictures, from examples/digits.safetensors: half a minute
-python tools/pictures.py --inputs    the table of docs/how_to/little_data.md
+python docs/building/pictures.py             all pictures, from examples/digits.safetensors: half a minute
+python docs/building/pictures.py --inputs    the table of docs/how_to/little_data.md
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ilwp_plugin import CompressedModel, compress
 from ilwp_plugin.analysis.figures import PALETTE, drawing
 from ilwp_plugin.zoo import accuracy, build_model, load_data, scope_layers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INPUTS = 256
 STEPS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3)
 DATA = load_data("digits")

@@ -16,8 +16,7 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.models.chains import evaluating
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, gradient_rms
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, task_gradient_rms
 from ilwp_plugin.training import InterLayerLoss, TrainingRun
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.loop import Loop
@@ -99,12 +98,9 @@ class Plan:
 
 def _gradient_rms(model: nn.Module, case: Case) -> float:
     """Of the task on depthwise weights, over one batch."""
-    batch = case.settings.batch
-    with evaluating(model):
-        F.cross_entropy(model(case.data.train_images[:batch]), case.data.train_labels[:batch]).backward()  # type: ignore[no-untyped-call]
-    size = gradient_rms(layer.weight for layer in scope_layers(model).values())
-    model.zero_grad(set_to_none=True)
-    return size
+    images, labels = (values[: case.settings.batch] for values in (case.data.train_images, case.data.train_labels))
+    weights = [layer.weight for layer in scope_layers(model).values()]
+    return task_gradient_rms(model, lambda: F.cross_entropy(model(images), labels), weights)
 
 
 def prepared(case: Case, config: IlwpConfig | None) -> tuple[nn.Module, IlwpConfig | None]:

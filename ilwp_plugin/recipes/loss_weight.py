@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,8 +24,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.models.chains import evaluating
 
-__all__ = ["PULL_OF_FINE_TUNING", "TrainingRun", "automatic_loss_weight", "gradient_rms", "is_trained"]
+__all__ = [
+    "PULL_OF_FINE_TUNING",
+    "TrainingRun",
+    "automatic_loss_weight",
+    "gradient_rms",
+    "is_trained",
+    "task_gradient_rms",
+]
 
 _PULL_OF_LONG_RUNS = 1.0
 _PULL_OF_SHORT_RUNS = 78.0
@@ -186,3 +194,18 @@ def gradient_rms(weights: Iterable[Tensor]) -> float:
         raise TrainingError("no gradients; call backward on the task's loss first")
     squares = sum(float(gradient.double().square().sum()) for gradient in gradients)
     return math.sqrt(squares / sum(gradient.numel() for gradient in gradients))
+
+
+def task_gradient_rms(model: nn.Module, loss: Callable[[], Tensor], weights: Iterable[Tensor]) -> float:
+    """The same of one backward pass in eval mode, after which the model has no gradients.
+
+    Args:
+        model: the model.
+        loss: computes the task's loss.
+        weights: leaves of the graph count.
+    """
+    with evaluating(model):
+        loss().backward()  # type: ignore[no-untyped-call]
+    size = gradient_rms(weight for weight in weights if weight.is_leaf)
+    model.zero_grad(set_to_none=True)
+    return size

@@ -33,7 +33,7 @@ from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.recipes.ilwp import IlwpTraining
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun, gradient_rms
+from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun, task_gradient_rms
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fake_quantization import FakeQuantizer
 from ilwp_plugin.training.loop import Loop, Resumable
@@ -390,7 +390,10 @@ def _train(
         own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
         if own is not None and not resumes and config.loss_weight == AUTO:
             first = next(iter(batches.training(0)))
-            size = None if isinstance(moving, SGD) else _gradient_size(model, first, loss, own)
+            size = None
+            if not isinstance(moving, SGD):  # an adaptive optimizer weighs against it
+                weights = [source.weight() for source in own.sources.values()]
+                size = task_gradient_rms(model, lambda: loss(model, first), weights)
             length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
             own.choose_loss_weight(length, model, "loss_weight: give a number")
         others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
@@ -485,16 +488,6 @@ def _left_usable(model: nn.Module) -> Iterator[list[FakeQuantizer]]:
             module.training = mode
         model.zero_grad(set_to_none=True)
         raise
-
-
-def _gradient_size(model: nn.Module, batch: Any, loss: TaskLoss, own: IlwpTraining) -> float:
-    """Root mean square of the task's gradient on the predicted weights, which an adaptive optimizer weighs against."""
-    with evaluating(model):
-        loss(model, batch).backward()  # type: ignore[no-untyped-call]
-    weights = [source.weight() for source in own.sources.values()]
-    size = gradient_rms(weight for weight in weights if weight.is_leaf)
-    model.zero_grad(set_to_none=True)
-    return size
 
 
 def _optimizer(model: nn.Module, parts: Parts, plan: FineTuning, with_rate: bool) -> Optimizer:

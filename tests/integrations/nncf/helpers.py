@@ -1,6 +1,9 @@
 """Small networks, configs and a training loop as NNCF's users write it."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +60,21 @@ def compressed(sections: Any, model: nn.Module | None = None, state: Any = None,
     model = network() if model is None else model
     sections = list(sections) if isinstance(sections, tuple) else sections
     return create_compressed_model(model, config_of(sections, **more), compression_state=state, dump_graphs=False)
+
+
+def check_in_a_new_process(file: Path, outputs: Tensor, tolerance: float) -> None:
+    """That a process which knows the network alone restores the model, with these outputs for `images()`."""
+    torch.save(outputs, file.with_suffix(".pt"))
+    code = (
+        "import sys, torch\n"
+        "from ilwp_integrations.nncf import restore\n"
+        "from tests.integrations.nncf.helpers import images, network\n"
+        "file, outputs, tolerance = sys.argv[1:]\n"
+        "limits = dict.fromkeys(('rtol', 'atol'), float(tolerance))\n"
+        "torch.testing.assert_close(restore(file, network())(images()), torch.load(outputs), **limits)\n"
+    )
+    command = [sys.executable, "-c", code, str(file), str(file.with_suffix(".pt")), str(tolerance)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
 
 
 def session_of(controller: Any) -> Any:

@@ -1,7 +1,5 @@
 """Files of int8 models: what they restore, with NNCF and without, in a new process and with no data."""
 
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from tests.integrations.nncf.helpers import (
     INT8,
     MAGNITUDE,
     WHOLE,
+    check_in_a_new_process,
     compressed,
     images,
     network,
@@ -80,16 +79,7 @@ def test_in_a_new_process(tmp_path: Path) -> None:
     controller, model = compressed([INT8, STEP])
     train(controller, model, optimizer_of(model), [0], steps=1)
     controller.save_ilwp(tmp_path / "model.ilwp")
-    torch.save(controller.strip().eval()(images()).detach(), tmp_path / "outputs.pt")
-    (tmp_path / "use.py").write_text(
-        "import sys, torch\n"
-        "from ilwp_integrations.nncf import restore\n"
-        "from tests.integrations.nncf.helpers import images, network\n"
-        "model = restore(sys.argv[1], network())\n"
-        "torch.testing.assert_close(model(images()), torch.load(sys.argv[2]), rtol=1e-6, atol=1e-6)\n"
-    )
-    files = [tmp_path / name for name in ("use.py", "model.ilwp", "outputs.pt")]
-    subprocess.run([sys.executable, *files], check=True, cwd=Path(__file__).parents[3])
+    check_in_a_new_process(tmp_path / "model.ilwp", controller.strip().eval()(images()).detach(), 1e-6)
 
 
 def test_layers_run_in_int8_with_the_same_codes() -> None:

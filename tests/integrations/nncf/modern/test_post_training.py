@@ -1,8 +1,6 @@
 """Models that NNCF has quantized after training: files without a controller."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import compress, load
 from ilwp_plugin.errors import ConfigError, FormatError, TensorError
-from tests.integrations.nncf.helpers import images, network
+from tests.integrations.nncf.helpers import check_in_a_new_process, images, network
 
 
 def quantized(model: nn.Module) -> nn.Module:
@@ -107,16 +105,7 @@ def test_it_loads_into_a_stripped_model_and_no_other() -> None:
 def test_in_a_new_process(tmp_path: Path) -> None:
     model = quantized(network())
     compress(model, "lossless").save(tmp_path / "model.ilwp")
-    torch.save(model(images()).detach(), tmp_path / "outputs.pt")
-    (tmp_path / "use.py").write_text(
-        "import sys, torch\n"
-        "from ilwp_integrations.nncf import restore\n"
-        "from tests.integrations.nncf.helpers import images, network\n"
-        "model = restore(sys.argv[1], network())\n"
-        "torch.testing.assert_close(model(images()), torch.load(sys.argv[2]), rtol=1e-5, atol=1e-5)\n"
-    )
-    files = [tmp_path / name for name in ("use.py", "model.ilwp", "outputs.pt")]
-    subprocess.run([sys.executable, *files], check=True, cwd=Path(__file__).parents[4])
+    check_in_a_new_process(tmp_path / "model.ilwp", model(images()).detach(), 1e-5)
 
 
 def test_refusals() -> None:

@@ -25,6 +25,7 @@ def compare(
     data_folder: Annotated[Path | None, typer.Option(help="Folder with the data sets' files.")] = None,
     workers: Annotated[int | None, typer.Option(help="Tasks at a time; one for each core by default.")] = None,
     threads: Annotated[int, typer.Option(help="Of each task.")] = 1,
+    device: Annotated[str, typer.Option(help="Where networks are trained and fine-tuned, such as cuda.")] = "cpu",
 ) -> None:
     """Compare ilwp with the toolkits' built-in methods: bytes, accuracy, time and memory, and a report.
 
@@ -43,6 +44,7 @@ def compare(
             data_folder=data_folder,
             workers=workers,
             threads=threads,
+            device=device,
             report=report,
         )
     output.print(f"{len(results)} results in {out / FILE}", soft_wrap=True)

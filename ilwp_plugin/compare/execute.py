@@ -30,20 +30,23 @@ from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_layers, scope_of, 
 __all__ = ["execute"]
 
 
-def execute(task: Task, folder: Path, data_folder: Path | None = None) -> TrainingResult | MethodResult:
+def execute(
+    task: Task, folder: Path, data_folder: Path | None = None, device: str = "cpu"
+) -> TrainingResult | MethodResult:
     """Do a task.
 
     Args:
         task: what to do.
         folder: of the comparison; trained networks are shared in it, and files go there.
         data_folder: where the data set's files are, if not in the usual place.
+        device: where networks are trained. Answers and files are made on the CPU, so that they compare.
 
     Raises:
         IlwpError: whatever goes wrong in the method, the data or the folder.
     """
     torch.manual_seed(task.network.seed)
     data = load_data(task.network.data, data_folder)
-    trained = _trained(task.network, data, folder)
+    trained = _trained(task.network, data, folder, device)
     if task.method is None:
         return _training_result(task, trained, data)
     method = find_method(task.method)
@@ -51,7 +54,7 @@ def execute(task: Task, folder: Path, data_folder: Path | None = None) -> Traini
     place = folder / "files" / task.key
     place.mkdir(parents=True, exist_ok=True)
     path = place / "model"
-    case = Case(task.network.settings, data, trained["state"], place)
+    case = Case(task.network.settings, data, trained["state"], place, device)
     with watch() as compression:
         compressed = method.compress(case, options)
         ledger = compressed.save(path)
@@ -81,19 +84,20 @@ def execute(task: Task, folder: Path, data_folder: Path | None = None) -> Traini
     )
 
 
-def _trained(network: Network, data: Dataset, folder: Path) -> dict[str, Any]:
+def _trained(network: Network, data: Dataset, folder: Path, device: str) -> dict[str, Any]:
     """A trained network from the folder; it is trained first if it is not there, by one process only."""
     path = folder / "trained" / f"{network.key}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             settings = network.settings
-            model = initial_model(settings, data)
+            model = initial_model(settings, data).to(device)
             scope = scope_of(model)
             config = None if network.loss_weight == 0 else IlwpConfig(loss_weight=network.loss_weight, scope=scope)
             recipe = Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed)
             checkpoint = path.with_suffix(".checkpoint")
             regularizer = train(model, data, recipe, config, checkpoint=checkpoint)
+            model.cpu()
             content = {
                 "state": model.state_dict(),
                 "right": right_answers(model.eval(), data),

@@ -68,12 +68,14 @@ class Case:
         data: on what.
         state: the trained weights.
         folder: a folder of the task's own, for checkpoints; it is there.
+        device: where what can be trained elsewhere than on the CPU is trained.
     """
 
     settings: DemoSettings
     data: Dataset
     state: Mapping[str, Tensor]
     folder: Path
+    device: str = "cpu"
 
     def fresh(self) -> nn.Module:
         """The network as its class makes it, in eval mode."""

@@ -153,12 +153,13 @@ class FineTuned(Method):
         return f"ilwp {describe(options)}, {options.epochs} epochs of fine-tuning"
 
     def compress(self, case: Case, options: FineTuneOptions) -> Compressed:
-        model = case.model()
+        model = case.model().to(case.device)
         settings = case.settings
         images, labels = case.data.train_images, case.data.train_labels
 
         def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
-            return F.cross_entropy(network(batch[0]), batch[1])
+            inputs, right = (values.to(case.device) for values in batch)
+            return F.cross_entropy(network(inputs), right)
 
         result = fine_tune(
             model,
@@ -172,7 +173,8 @@ class FineTuned(Method):
                 lr=options.lr,
                 seed=settings.seed,
             ),
-            example_inputs=images[:16],
+            example_inputs=images[:16].to(case.device),
             checkpoint=case.folder / "fine_tuning.pt",
         )
+        model.cpu()
         return Compressed.of(result.compressed, copy.deepcopy(model), raw_sizes(result.compressed, model))

@@ -41,6 +41,7 @@ def compare(
     data_folder: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     threads: int = 1,
+    device: str = "cpu",
     report: Report | None = None,
 ) -> list[TrainingResult | MethodResult]:
     """Do what is not done yet, and bring all results together in the folder's `results.jsonl`.
@@ -55,6 +56,8 @@ def compare(
         data_folder: where the data sets' files are, if not in the usual place.
         workers: tasks at a time; as many as there are cores if None.
         threads: of each task. Another number sums in another order, and gives slightly other networks.
+        device: where networks are trained and fine-tuned, as torch names it, such as "cuda". Toolkits' trainings stay
+            on the CPU. On a GPU a training does not end with the same bits each time.
         report: is told the progress.
 
     Returns:
@@ -62,7 +65,7 @@ def compare(
 
     Raises:
         TaskError: some tasks failed; the message names them. The others are done.
-        ConfigError: less than one worker or thread.
+        ConfigError: less than one worker or thread, or no such device.
         MissingDependencyError: the extra `compare` is not installed.
         FileError: the folder or the storage cannot be used.
     """
@@ -70,6 +73,7 @@ def compare(
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
     if workers < 1 or threads < 1:
         raise ConfigError(f"expected at least one worker and one thread, got {workers} and {threads}")
+    _check_device(device)
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +95,7 @@ def compare(
         if stop.is_set():
             raise KeyboardInterrupt
         try:
-            return _in_process(context, task, folder, data_folder, threads, stop)
+            return _in_process(context, task, folder, data_folder, threads, device, stop)
         finally:
             del doing[threading.get_ident()]
 
@@ -148,17 +152,27 @@ def compare(
     return results
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device: torch cannot use {device!r} here: {str(error).splitlines()[0]}") from None
+
+
 def _in_process(
     context: multiprocessing.context.BaseContext,
     task: Task,
     folder: Path,
     data_folder: str | os.PathLike[str] | None,
     threads: int,
+    device: str,
     stop: threading.Event,
 ) -> TrainingResult | MethodResult:
     """The task, done by a process of its own."""
     mine, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, os.getpid(), task.model_dump_json(), folder, data_folder, threads)
+    arguments = (theirs, os.getpid(), task.model_dump_json(), folder, data_folder, threads, device)
     process = context.Process(target=_child, args=arguments, daemon=True)  # type: ignore[attr-defined]
     process.start()
     theirs.close()
@@ -181,7 +195,9 @@ def _in_process(
     return parse_result(text, "what the task's process has sent")
 
 
-def _child(pipe: Connection, asking: int, task: str, folder: Path, data_folder: str | None, threads: int) -> None:
+def _child(
+    pipe: Connection, asking: int, task: str, folder: Path, data_folder: str | None, threads: int, device: str
+) -> None:
     """What a process does; everything that is printed goes to a log of the task's own."""
     import torch
 
@@ -195,7 +211,7 @@ def _child(pipe: Connection, asking: int, task: str, folder: Path, data_folder: 
             os.dup2(log.fileno(), stream)
         faulthandler.enable()
         try:
-            result = execute(asked, folder, None if data_folder is None else Path(data_folder))
+            result = execute(asked, folder, None if data_folder is None else Path(data_folder), device)
             answer = (False, result.model_dump_json())
         except IlwpError as error:
             answer = (True, str(error))

@@ -63,7 +63,7 @@ def train(
     checkpoint and ends with the same bits.
 
     Args:
-        model: the model, in its initial state.
+        model: the model, in its initial state; it is trained on the device that it is on.
         data: the data set.
         recipe: length and rates.
         config: adds the inter-layer loss, with the weight of this configuration; None trains without it.
@@ -89,7 +89,9 @@ def train(
     if config is not None:
         regularizer = InterLayerLoss(model, config, run=TrainingRun.of(optimizer, steps, schedule))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
-    images = data.train_images.contiguous(memory_format=torch.channels_last)
+    device = next(model.parameters()).device
+    images = data.train_images.contiguous(memory_format=torch.channels_last).to(device)
+    labels = data.train_labels.to(device)
     order = torch.Generator().manual_seed(recipe.seed)
     model.train()
     loop = Loop(model, optimizer, schedule, {"order": _Generator(order)}, checkpoint=checkpoint)
@@ -101,7 +103,7 @@ def train(
             shuffled = torch.randperm(len(data.train_images), generator=order)
         at = step % steps_per_epoch * recipe.batch
         chosen = shuffled[at : at + recipe.batch]
-        loss = F.cross_entropy(model(images[chosen]), data.train_labels[chosen])
+        loss = F.cross_entropy(model(images[chosen]), labels[chosen])
         value = loop.step(loss if regularizer is None else loss + regularizer())
         if report is not None:
             report(step + 1, value)

@@ -1,6 +1,7 @@
 """On a GPU: what is trained, calibrated and compressed there. Skipped where there is none; see CONTRIBUTING."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,16 @@ def test_whole_training(loss_weight: float | str, tmp_path: Path) -> None:
     data = Dataset("made", pictures(), torch.arange(64) % 10, pictures(), torch.arange(64) % 10, 10)
     config = None if loss_weight == 0 else IlwpConfig(loss_weight=loss_weight)
 
-    def losses(device: torch.device) -> list[float]:
+    def first_loss(device: torch.device) -> float:
         torch.manual_seed(0)
         model = build_model("mobilenet", width=0.25, in_channels=1, stem_stride=2).to(device)
         found: list[float] = []
         recipe = Recipe(epochs=2, batch=16, lr=0.01)
         train(model, data, recipe, config, lambda step, loss: found.append(loss), checkpoint=tmp_path / device.type)
-        return found
+        assert len(found) == 8 and all(map(math.isfinite, found))
+        return found[0]
 
-    assert losses(GPU)[:4] == pytest.approx(losses(torch.device("cpu"))[:4], rel=0.02)
+    assert first_loss(GPU) == pytest.approx(first_loss(torch.device("cpu")), rel=0.01)
 
 
 @pytest.mark.parametrize("config", [{}, {"weight_step": 0.05, "rate": 0.3}, {"preset": "paper", "bits": 4}])

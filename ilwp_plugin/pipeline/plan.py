@@ -78,8 +78,8 @@ def choose_steps(
     network: Network, recipes: Sequence[Recipe], claims: Sequence[Claims], costs: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """By key, the steps of all weights whose recipe has steps; see `Plan.steps`."""
-    groups = [
-        (group, {key: network.state[key] for key in group.keys})
+    groups = [  # on the CPU, whose sums are the same bits everywhere
+        (group, {key: network.state[key].cpu() for key in group.keys})
         for recipe, taken in zip(recipes, claims, strict=True)
         for group in recipe.step_groups(network, taken)
     ]

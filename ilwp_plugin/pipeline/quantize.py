@@ -87,7 +87,7 @@ class _Pass:
         weight, transposed = network.from_module(name, weight)
         feedback = feedback.seen_as(weight.shape, transposed)
         if self._trained:  # the module has what its weights are restored to, and the network what they come from
-            restored = self._owner[key].quantize(key, network.state[key])
+            restored = self._owner[key].quantize(key, network.state[key]).to(weight.device)
         else:
             restored = self._owner[key].quantize(key, weight, feedback)
         if not isinstance(bias, Tensor):

@@ -277,5 +277,5 @@ class _GridEncoding(WeightEncoding):
 
 
 def _vector_step(vector: Tensor) -> float:
-    square = float(vector.detach().double().square().mean())
+    square = float(vector.detach().cpu().double().square().mean())
     return max(math.sqrt(square) / VECTOR_STEPS, SMALLEST_STEP) if math.isfinite(square) else 1.0

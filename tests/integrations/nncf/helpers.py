@@ -34,6 +34,8 @@ FILTERS = {
     "pruning_init": 0.3,
     "params": {"pruning_target": 0.3, "schedule": "baseline"},
 }
+SAFE_ENUMS = not (3, 11) <= sys.version_info < (3, 11, 4)
+"""These Pythons pickle the enumerations in NNCF's state by `getattr`, which torch's safe loading refuses."""
 INT8 = {"algorithm": "quantization", "initializer": {"range": {"num_init_samples": 8}}}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ilwp_plugin.zoo import Recipe, accuracy, build_model, load_data, train
+from tests.integrations.nncf.helpers import SAFE_ENUMS
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "nncf"
 
@@ -25,6 +26,8 @@ def test_train(tmp_path: Path) -> None:
     assert result["file_bytes"] == (tmp_path / "model.ilwp").stat().st_size
     assert 0.4 < result["sparsity"] < 0.75 and result["depthwise_sparsity"] > 0
     assert 0 < result["depthwise_bytes"] < result["file_bytes"]
+    if not SAFE_ENUMS:
+        pytest.skip("trained; checkpoints cannot be resumed with this Python")
     again = run(tmp_path, "all", "--epochs", 3, "--resume", tmp_path / "checkpoint.pt")
     assert again["file_bytes"] > 0 and (tmp_path / "model.onnx").stat().st_size > 0
 

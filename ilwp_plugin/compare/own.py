@@ -19,7 +19,7 @@ from ilwp_plugin.format.sections import ArrangedSection, CodebookSection
 from ilwp_plugin.pipeline.compress import compress
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
-from ilwp_plugin.training import FineTuning, fine_tune
+from ilwp_plugin.training import FineTuning, distillation_loss, fine_tune
 from ilwp_plugin.zoo import scope_layers
 
 __all__ = ["FineTuned", "Ilwp", "describe", "integer_bytes", "raw_sizes"]
@@ -66,6 +66,12 @@ class FineTuneOptions(_WithConfig):
     )
     optimizer: Literal["sgd", "adamw"] | None = Field(
         default=None, description="Of fine-tuning; null is SGD, unless a recipe asks for another one."
+    )
+    calibration: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0, description="Training images, without labels, by which steps are measured and norms follow; 0: none."
+    )
+    distillation: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
+        default=0.0, description="Share of the loss that draws the outputs to those of the network before."
     )
 
 
@@ -157,13 +163,21 @@ class FineTuned(Method):
         settings = case.settings
         images, labels = case.data.train_images, case.data.train_labels
 
+        parts = [images.contiguous(memory_format=torch.channels_last), labels]
+        if options.distillation:
+            with torch.no_grad():
+                parts.append(torch.cat([model(part.to(case.device)).cpu() for part in torch.split(images, 1000)]))
+
         def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
-            inputs, right = (values.to(case.device) for values in batch)
-            return F.cross_entropy(network(inputs), right)
+            inputs, right, *before = (values.to(case.device) for values in batch)
+            outputs = network(inputs)
+            if not before:
+                return F.cross_entropy(outputs, right)
+            return distillation_loss(outputs, right, *before, share=options.distillation)
 
         result = fine_tune(
             model,
-            TensorDataset(images.contiguous(memory_format=torch.channels_last), labels),
+            TensorDataset(*parts),
             loss,
             options.config,
             FineTuning(
@@ -174,6 +188,7 @@ class FineTuned(Method):
                 seed=settings.seed,
             ),
             example_inputs=images[:16].to(case.device),
+            calibration=case.calibration(options.calibration) if options.calibration else None,
             checkpoint=case.folder / "fine_tuning.pt",
         )
         model.cpu()

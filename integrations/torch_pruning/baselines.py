@@ -34,6 +34,9 @@ class MagnitudeOptions(Options):
 
     ratio: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.5, description="Of channels to prune.")
     epochs: Annotated[int, Field(strict=True, ge=1)] = Field(default=3, description="Of training on afterwards.")
+    recovery: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0, description="Of these epochs, so many come before ilwp: they mend what pruning has broken."
+    )
     lr: Annotated[float, Field(strict=True, gt=0)] | None = Field(
         default=None, description="Of training on, at the start; null is 0.05, or what the optimizer wants."
     )
@@ -70,7 +73,13 @@ class Magnitude(Method):
         model, config = case.model(), options.ilwp
         if config is not None and not any(recipe.quantizes() for recipe in config.recipe_list()):
             raise ConfigError("ilwp: the configuration quantizes nothing; set bits to 2..8, or a weight_step")
+        if options.recovery and (config is None or options.recovery >= options.epochs):
+            raise ConfigError(
+                f"recovery: {options.recovery} of {options.epochs} epochs before ilwp; expected fewer, and `ilwp` given"
+            )
         provenance = _prune(model, case, options.ratio, config)
+        if options.recovery:
+            train_on(model, case, Plan(options.recovery, _LR))
         if config is None:
             train_on(model, case, Plan(options.epochs, options.lr or _LR))
             compressed = as_is(model.state_dict())
@@ -128,7 +137,7 @@ def _fine_tuned(
         TensorDataset(images, case.data.train_labels),
         loss,
         config,
-        FineTuning(epochs=options.epochs, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
+        FineTuning(epochs=options.epochs - options.recovery, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
         example_inputs=images[:16],
         calibration=case.calibration(options.calibration) if options.calibration else None,
         references=provenance,

@@ -57,6 +57,19 @@ def test_stacked(case: Case, models: list[Any], tmp_path: Path) -> None:
     assert torch.equal(alone.outputs, outputs_of(models[0], case))
 
 
+def test_recovered_first_and_calibrated(case: Case, tmp_path: Path) -> None:
+    """A pruned network is trained on as it is before its weights are rounded: what pruning broke is mended faster."""
+    ilwp = {"weight_step": 0.05, "rate": 0.1}
+    first = run(case, "pruning.magnitude", epochs=2, recovery=1, calibration=64, ilwp=ilwp)
+    assert first.percent > 60
+    at_once = run(small_case(tmp_path / "b"), "pruning.magnitude", epochs=2, calibration=64, ilwp=ilwp)
+    assert first.ledger.file_bytes != at_once.ledger.file_bytes
+    with pytest.raises(ConfigError, match="recovery: 2 of 2 epochs"):
+        run(case, "pruning.magnitude", epochs=2, recovery=2, ilwp=ilwp)
+    with pytest.raises(ConfigError, match="recovery"):
+        run(case, "pruning.magnitude", epochs=2, recovery=1)
+
+
 def test_all_comes_from_the_file(tmp_path: Path) -> None:
     check_that_all_comes_from_the_file(tmp_path, "pruning.magnitude", epochs=1)
 

@@ -6,20 +6,18 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
 
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method
+from ilwp_plugin.compare.training import Distillation, tuning_data
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import ArrangedSection, CodebookSection
 from ilwp_plugin.pipeline.compress import compress
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
-from ilwp_plugin.training import FineTuning, distillation_loss, fine_tune
+from ilwp_plugin.training import FineTuning, fine_tune
 from ilwp_plugin.zoo import scope_layers
 
 __all__ = ["FineTuned", "Ilwp", "describe", "integer_bytes", "raw_sizes"]
@@ -70,9 +68,7 @@ class FineTuneOptions(_WithConfig):
     calibration: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0, description="Training images, without labels, by which steps are measured and norms follow; 0: none."
     )
-    distillation: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
-        default=0.0, description="Share of the loss that draws the outputs to those of the network before."
-    )
+    distillation: Distillation = 0.0
 
 
 def describe(config: IlwpConfig) -> str:
@@ -161,23 +157,10 @@ class FineTuned(Method):
     def compress(self, case: Case, options: FineTuneOptions) -> Compressed:
         model = case.model().to(case.device)
         settings = case.settings
-        images, labels = case.data.train_images, case.data.train_labels
-
-        parts = [images.contiguous(memory_format=torch.channels_last), labels]
-        if options.distillation:
-            with torch.no_grad():
-                parts.append(torch.cat([model(part.to(case.device)).cpu() for part in torch.split(images, 1000)]))
-
-        def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
-            inputs, right, *before = (values.to(case.device) for values in batch)
-            outputs = network(inputs)
-            if not before:
-                return F.cross_entropy(outputs, right)
-            return distillation_loss(outputs, right, *before, share=options.distillation)
-
+        data, loss = tuning_data(case, options.distillation)
         result = fine_tune(
             model,
-            TensorDataset(*parts),
+            data,
             loss,
             options.config,
             FineTuning(
@@ -187,7 +170,7 @@ class FineTuned(Method):
                 lr=options.lr,
                 seed=settings.seed,
             ),
-            example_inputs=images[:16].to(case.device),
+            example_inputs=case.data.train_images[:16].to(case.device),
             calibration=case.calibration(options.calibration) if options.calibration else None,
             checkpoint=case.folder / "fine_tuning.pt",
         )

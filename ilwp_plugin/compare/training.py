@@ -4,31 +4,69 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import TensorDataset
 
 from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, task_gradient_rms
-from ilwp_plugin.training import InterLayerLoss, TrainingRun
+from ilwp_plugin.training import InterLayerLoss, TrainingRun, distillation_loss
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
+from ilwp_plugin.training.fine_tuning import TaskLoss
 from ilwp_plugin.training.loop import Loop
 from ilwp_plugin.zoo import scope_layers
 
-__all__ = ["Companion", "Optimizers", "Plan", "prepared", "train_on"]
+__all__ = ["Companion", "Distillation", "Optimizers", "Plan", "prepared", "train_on", "tuning_data"]
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 Optimizers = Literal["sgd", "adamw"]
 
 NORM_BATCHES = 40
 """For the statistics of batch norms in the end, as in `fine_tune`."""
+
+
+Distillation = Annotated[
+    float,
+    Field(
+        strict=True, ge=0, le=1, description="Share of the loss that draws the outputs to those of the network before."
+    ),
+]
+
+
+def tuning_data(case: Case, distillation: float) -> tuple[TensorDataset, TaskLoss]:
+    """What `fine_tune` trains a classifier on, on the device of the case.
+
+    Args:
+        case: whose training images are taken.
+        distillation: share of the loss that draws the outputs to those of the case's network, 0 to 1.
+
+    Returns:
+        Images, labels and, where there is such a share, the network's outputs; and the loss of a batch of these.
+    """
+    images = case.data.train_images
+    parts = [images.contiguous(memory_format=torch.channels_last), case.data.train_labels]
+    if distillation:
+        model = case.model().to(case.device)
+        with torch.no_grad():
+            parts.append(torch.cat([model(part.to(case.device)).cpu() for part in torch.split(images, 1000)]))
+
+    def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
+        inputs, labels, *before = (values.to(case.device) for values in batch)
+        outputs = network(inputs)
+        if not before:
+            return F.cross_entropy(outputs, labels)
+        return distillation_loss(outputs, labels, *before, share=distillation)
+
+    return TensorDataset(*parts), loss
 
 
 class Companion:

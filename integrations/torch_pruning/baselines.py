@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 import torch_pruning as tp
 from pydantic import Field
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
 
 from ilwp_plugin import CompressedModel, IlwpConfig, load
 from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
-from ilwp_plugin.compare.training import Plan, train_on
+from ilwp_plugin.compare.training import Distillation, Plan, train_on, tuning_data
 from ilwp_plugin.errors import ConfigError, IlwpError, TensorError
 from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.training import FineTuning, fine_tune
@@ -47,6 +46,7 @@ class MagnitudeOptions(Options):
     calibration: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0, description="Training images, without labels, by which ilwp chooses its steps; 0 is without."
     )
+    distillation: Distillation = 0.0
     ilwp: IlwpConfig | None = Field(default=None, description="Of ilwp; null is torch-pruning alone.")
 
 
@@ -127,18 +127,17 @@ def _fine_tuned(
     config: IlwpConfig,
     provenance: Mapping[str, Origin] | None,
 ) -> CompressedModel:
-    images = case.data.train_images.contiguous(memory_format=torch.channels_last)
-
-    def loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
-        return F.cross_entropy(network(batch[0]), batch[1])
-
+    data, loss = tuning_data(replace(case, device="cpu"), options.distillation)
+    plan = FineTuning(
+        epochs=options.epochs - options.recovery, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed
+    )
     result = fine_tune(
         model,
-        TensorDataset(images, case.data.train_labels),
+        data,
         loss,
         config,
-        FineTuning(epochs=options.epochs - options.recovery, batch=case.settings.batch, lr=options.lr, seed=case.settings.seed),
-        example_inputs=images[:16],
+        plan,
+        example_inputs=case.data.train_images[:16],
         calibration=case.calibration(options.calibration) if options.calibration else None,
         references=provenance,
         checkpoint=case.folder / "fine_tuning.pt",

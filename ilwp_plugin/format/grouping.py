@@ -138,5 +138,6 @@ def _estimates(histograms: Sequence[Histogram], most: float = math.inf) -> NDArr
         found.append(estimated_bytes(histograms[start:stop]))
         start = stop
     estimates = np.concatenate(found) if found else np.empty(0)
-    estimates[[int(histogram.counts.sum()) > most for histogram in histograms]] = math.inf
+    if most < math.inf:
+        estimates[[int(histogram.counts.sum()) > most for histogram in histograms]] = math.inf
     return estimates

@@ -11,7 +11,7 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.spool import SpooledBytes
 from ilwp_plugin.ledger import Account, Ledger
 
-__all__ = ["Account", "ByteReader", "ByteWriter", "Later", "unzigzag", "zigzag"]
+__all__ = ["Account", "ByteReader", "ByteWriter", "Later", "unzigzag", "varint", "zigzag"]
 
 _VARINT_LIMIT = 1 << 63
 
@@ -24,6 +24,18 @@ def zigzag(value: int) -> int:
 def unzigzag(value: int) -> int:
     """The inverse of `zigzag`."""
     return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+
+def varint(value: int) -> bytes:
+    """Unsigned LEB128, at most 63 bits, in the fewest bytes. Raises ValueError beyond these."""
+    if not 0 <= value < _VARINT_LIMIT:
+        raise ValueError(f"not a varint: {value}")
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 @dataclass
@@ -70,15 +82,8 @@ class ByteWriter:
         self.raw(struct.pack("<f", value))
 
     def varint(self, value: int) -> None:
-        """Unsigned LEB128, at most 63 bits, in the fewest bytes."""
-        if not 0 <= value < _VARINT_LIMIT:
-            raise ValueError(f"not a varint: {value}")
-        out = bytearray()
-        while value > 0x7F:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        out.append(value)
-        self.raw(bytes(out))
+        """See `varint`."""
+        self.raw(varint(value))
 
     def __len__(self) -> int:
         return len(self._bytes)

@@ -100,6 +100,8 @@ _PIECE = 1 << 18
 
 def _by_rows(rows: Tensor, compute: Callable[..., Tensor], *others: Tensor) -> Tensor:
     """What a function of rows in float32 gives for each, computed for some at a time."""
+    if rows.numel() <= _PIECE:
+        return compute(rows.float(), *others)
     count = max(1, _PIECE // rows.shape[1])
     parts = zip(*(torch.split(each, count) for each in (rows, *others)), strict=True)
     return torch.cat([compute(part.float(), *more) for part, *more in parts])

@@ -206,11 +206,12 @@ def find_chains_by_name(
     stem_is_missing = len(dense) > 0 and max(dense) == 1
     owners: dict[tuple[Any, ...], str] = {}
     candidates: list[Convolution] = []
-    for name in [*order, *(name for name in found if name not in set(order))]:
+    named = dict.fromkeys(order)
+    for name in {**named, **dict.fromkeys(found)}:
         tensor = found[name]
         place = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape)
         refusal = None
-        if name not in order:
+        if name not in named:
             refusal = "not named in `layers`"
         elif tensor.numel() and place in owners:
             refusal = f"shares its weight with {owners[place]!r}"

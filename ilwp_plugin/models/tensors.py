@@ -33,8 +33,8 @@ def place_of(name: str, tensor: Tensor) -> Place:
     """Equal for tensors with the same values at the same place in memory; empty ones share nothing."""
     if tensor.numel() == 0:
         return (name,)
-    view = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
-    return (tensor.device, tensor.data_ptr(), *view)
+    view = (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (tensor.data_ptr(), tensor.device, *view)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.dtypes import DTYPES, dtype_of_number
-from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.format.stream import ByteReader, ByteWriter, varint
 
 __all__ = ["Storage", "TensorInfo", "check_name", "check_tensor", "read_directory", "write_directory"]
 
@@ -95,32 +95,29 @@ def write_directory(writer: ByteWriter, tensors: Sequence[TensorInfo], parts: Ma
     shape: tuple[int, ...] = ()
     writer.varint(len(tensors))
     for info in tensors:
+        components = info.name.split(".")
+        shared = 0
+        while shared < min(len(before), len(components)) and before[shared] == components[shared]:
+            shared += 1
+        entry = [varint(shared), varint(len(components) - shared)]
+        for component in components[shared:]:
+            if component in known:
+                entry.append(varint(known[component]))
+            else:
+                known[component] = len(known) + 1
+                text = component.encode()
+                entry += [varint(0), varint(len(text)), text]
+        before = components
+        same = info.shape == shape and info.storage != "alias"
+        kind = DTYPES[info.dtype].number | _STORAGES.index(info.storage) << _DTYPE_BITS
+        entry.append(bytes([kind | _SAME_SHAPE if same else kind]))
+        if info.storage == "alias":
+            entry.append(varint(info.alias_of))
+        elif not same:
+            entry += map(varint, (len(info.shape), *info.shape))
+            shape = info.shape
         with writer.charge(parts.get(info.name, "other"), info.name):
-            components = info.name.split(".")
-            shared = 0
-            while shared < min(len(before), len(components)) and before[shared] == components[shared]:
-                shared += 1
-            writer.varint(shared)
-            writer.varint(len(components) - shared)
-            for component in components[shared:]:
-                if component in known:
-                    writer.varint(known[component])
-                else:
-                    known[component] = len(known) + 1
-                    text = component.encode()
-                    writer.varint(0)
-                    writer.varint(len(text))
-                    writer.raw(text)
-            before = components
-            same = _SAME_SHAPE if info.shape == shape and info.storage != "alias" else 0
-            writer.u8(DTYPES[info.dtype].number | _STORAGES.index(info.storage) << _DTYPE_BITS | same)
-            if info.storage == "alias":
-                writer.varint(info.alias_of)
-            elif not same:
-                writer.varint(len(info.shape))
-                for dimension in info.shape:
-                    writer.varint(dimension)
-                shape = info.shape
+            writer.raw(b"".join(entry))
 
 
 def read_directory(reader: ByteReader, budget: Budget) -> tuple[tuple[TensorInfo, ...], list[int]]:

@@ -128,6 +128,7 @@ class ChainSection(TensorSection):
 
     number = 2
     name = "chain"
+    checked_by_restoring = True
     part = "header"
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,6 +34,10 @@ _PAUSE = 0.5
 """Seconds until a queue without waiting tasks is looked at again."""
 
 
+_LOCK = 0x696C7770  # "ilwp"
+"""Of a database of PostgreSQL."""
+
+
 class TaskError(IlwpError):
     """A task has failed; the others go on."""
 
@@ -53,22 +58,21 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed task is told once, by its own error
         # Heartbeats are "experimental" in optuna since 2021. The filter is global: trials run in threads.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        url = f"sqlite:///{Path(storage).absolute()}" if "://" not in os.fspath(storage) else os.fspath(storage)
+        url, shown = _url(storage)
         self._state = optuna.trial.TrialState
         self._results: dict[str, TrainingResult | MethodResult] = {}
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        # sqlite knows no row locks, so two could be handed the same trial; whoever can open its file can lock another.
-        # The lock is one for each thread (`thread_local`), since threads of this process must shut each other out, too.
-        _, _, file = url.partition("sqlite:///")
-        self._lock: AbstractContextManager[Any] = FileLock(f"{file}.lock", thread_local=True) if file else nullcontext()
         try:
+            self._lock = _lock(url)
             with self._lock:
                 database = optuna.storages.RDBStorage(
                     url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE, heartbeat_stale_trial_callback=self._again
                 )
                 self._study = optuna.create_study(storage=database, study_name=_STUDY, load_if_exists=True)
         except Exception as error:  # each database driver has its own
-            raise FileError(f"cannot open the storage {url}: {error}") from error
+            missing = isinstance(error, ImportError) and url.startswith("postgresql")
+            advice = "; pip install 'ilwp-plugin[postgresql]'" if missing else ""
+            raise FileError(f"cannot open the storage {shown}: {error}{advice}") from error
 
     def add(self, tasks: Sequence[Task], done: Sequence[TrainingResult | MethodResult] = ()) -> None:
         """Enter the tasks that are not waiting, running or done; those of a process of this machine that is gone go
@@ -160,3 +164,45 @@ class Queue:
         """A trial whose process is gone, on whatever machine."""
         if "task" in trial.user_attrs:
             self._enter(Task.model_validate(trial.user_attrs["task"]))
+
+
+def _url(storage: str | os.PathLike[str]) -> tuple[str, str]:
+    """The URL of a database, and the same for people to read, without its password."""
+    if "://" not in os.fspath(storage):
+        url = f"sqlite:///{Path(storage).absolute()}"
+        return url, url
+    scheme, _, rest = os.fspath(storage).partition("://")
+    url = f"{'postgresql+psycopg' if scheme in ('postgresql', 'postgres') else scheme}://{rest}"
+    account, at, place = rest.rpartition("@")
+    user, colon, _ = account.partition(":")
+    return url, f"{scheme}://{user}{':***' if colon else ''}{at}{place}"
+
+
+def _lock(url: str) -> AbstractContextManager[Any]:
+    """What shuts out others of the same database while tables are made, tasks entered, or one of them is taken.
+
+    sqlite knows no row locks, so two could be handed the same trial; whoever can open its file can lock another. The
+    lock is one for each thread (`thread_local`), since threads of this process must shut each other out, too.
+    PostgreSQL has locks for what programs agree upon. Other databases have the rows' own alone.
+    """
+    _, _, file = url.partition("sqlite:///")
+    if file:
+        return FileLock(f"{file}.lock", thread_local=True)
+    return _AdvisoryLock(url) if url.startswith("postgresql") else nullcontext()
+
+
+class _AdvisoryLock(AbstractContextManager[None]):
+    """A lock of PostgreSQL; every thread that enters has a connection of its own, whose end frees it."""
+
+    def __init__(self, url: str) -> None:
+        sqlalchemy = optional("sqlalchemy", "compare")
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+        self._take = sqlalchemy.text(f"SELECT pg_advisory_lock({_LOCK})")
+        self._held = threading.local()
+
+    def __enter__(self) -> None:
+        self._held.connection = self._engine.connect()
+        self._held.connection.execute(self._take)
+
+    def __exit__(self, *_: object) -> None:
+        self._held.connection.close()

@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 
 test: setup lint
 	$(PYTEST) -n 2
-	$(PYTEST_LEGACY) tests/integrations/nncf
+	$(PYTEST_LEGACY) tests/integrations/nncf -n 2
 
 test-slow: setup
 	$(PYTEST) -m slow --timeout 3600

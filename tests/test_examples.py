@@ -76,11 +76,17 @@ def test_alignment_figures(tmp_path: Path) -> None:
     assert {"rate_accuracy.png", "distributions_3x3.png", "references_3x3.png"} <= {f.name for f in tmp_path.iterdir()}
 
 
-def test_the_paper_page_is_what_its_results_say(tmp_path: Path) -> None:
-    run("paper.py", "--out", tmp_path)
-    assert (tmp_path / "paper.md").read_text() == (EXAMPLES.parent / "docs" / "paper.md").read_text()
-    pictures = set(re.findall(r"\(figures/(\S+)\)", (tmp_path / "paper.md").read_text()))
+@pytest.mark.parametrize("page", ["paper", "recipes"])
+def test_pages_are_what_their_results_say(page: str, tmp_path: Path) -> None:
+    run(f"{page}.py", "--out", tmp_path)
+    assert (tmp_path / f"{page}.md").read_text() == (EXAMPLES.parent / "docs" / f"{page}.md").read_text()
+    pictures = set(re.findall(r"\(figures/(\S+)\)", (tmp_path / f"{page}.md").read_text()))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == pictures != set()
+
+
+def test_the_readme_shows_what_the_results_say(tmp_path: Path) -> None:
+    run("headline.py", "--out", tmp_path)
+    assert (tmp_path / "README.md").read_text() == (EXAMPLES.parent / "README.md").read_text()
 
 
 @pytest.mark.slow

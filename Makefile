@@ -5,6 +5,8 @@ LEGACY ?= .venv-legacy
 # NNCodec needs an older numpy, and without --no-deps gigabytes of what its coder does not use.
 PEERS ?= .venv-peers
 OLDEST ?= .venv-oldest
+MUTATION ?= .venv-mutation
+MUTANTS ?= 300
 FUZZ_SECONDS ?= 300
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow fuzz breaking oldest bench table1 peers docs schema wheel lint setup browser clean
+.PHONY: demo test test-slow fuzz breaking mutation oldest bench table1 peers docs schema wheel lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -35,6 +37,11 @@ fuzz: $(VENV)/.installed
 # Faults that tests once did not notice, put in one after the other.
 breaking: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m tests.breaking
+
+# Small faults in the format and its writers, a sample of all; what was tried already is not tried again. Hours.
+mutation: $(VENV)/.installed $(MUTATION)/.installed
+	test -e out/mutation/mutants.json || $(MUTATION)/bin/python -m tests.mutation make --count $(MUTANTS)
+	$(TEST_ENV) $(BIN)/python -m tests.mutation run
 
 # The oldest versions that setup.cfg allows write and restore the same bytes. torch 2.4 brings gigabytes of CUDA.
 oldest: $(VENV)/.installed $(OLDEST)/.installed
@@ -93,6 +100,11 @@ $(OLDEST)/.installed: setup.cfg
 	  rich==13.0.0 bitarray==3.0.0 constriction==0.4.0 safetensors==0.4.3 filelock==3.12.0
 	touch $@
 
+$(MUTATION)/.installed: Makefile
+	$(PYTHON) -m venv $(MUTATION)
+	$(MUTATION)/bin/python -m pip install --quiet mutmut==3.8.1
+	touch $@
+
 $(PEERS)/.installed: Makefile
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 'numpy<2' pandas tqdm pcodec==1.1.0 zstandard==0.25.0 pybind11 setuptools wheel
@@ -104,4 +116,4 @@ $(PEERS)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LEGACY) $(PEERS) $(OLDEST) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LEGACY) $(PEERS) $(OLDEST) $(MUTATION) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -101,7 +101,7 @@ _MANY = 20
 """Names that are listed at most."""
 
 _LISTED = ("floats",)
-"""Kinds of tensors that are stored as they are: of these only the sum is shown."""
+"""Kinds of tensors that are stored in their own dtype: of these only the sum is shown."""
 
 
 def show(file: Shown, title: str) -> None:
@@ -111,7 +111,7 @@ def show(file: Shown, title: str) -> None:
         layers = [layer for layer in all_layers if layer.kind == kind]
         if kind in _LISTED:
             size = sum(_bytes(layer, by_layer).file_bytes for layer in layers)
-            output.print(f"{kind}: {len(layers)} tensors as they are, {size:,} bytes", soft_wrap=True)
+            output.print(f"{kind}: {len(layers)} tensors in their own dtype, {size:,} bytes", soft_wrap=True)
             continue
         columns = _COLUMNS.get(kind) or list(dict.fromkeys(key for layer in layers for key in layer.details))
         rows = [
@@ -131,7 +131,7 @@ def show(file: Shown, title: str) -> None:
         reasons.setdefault(reason, []).append(layer_name)
     for reason, names in reasons.items():
         more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
-        output.print(f"stored as they are, {reason}: {', '.join(names[:_MANY])}{more}", soft_wrap=True)
+        output.print(f"{reason}: {', '.join(names[:_MANY])}{more}", soft_wrap=True)
     sizes = {part: count for part, count in file.ledger.whole.to_dict().items() if count}
     rows = [[part.removesuffix("_bytes").replace("_", " "), f"{count:,}"] for part, count in sizes.items()]
     ui.table(title, ["part", "bytes"], rows)

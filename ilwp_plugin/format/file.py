@@ -75,10 +75,13 @@ class IlwpFile:
 
     @property
     def left(self) -> dict[str, str]:
-        """Tensors of real or complex numbers, not single ones, that are stored as they are, by name."""
+        """By name, tensors of real or complex numbers, not single ones, that are stored in their own dtype.
+
+        A file does not tell whether they were rounded before, as norms of an unknown eps are.
+        """
         exact = {name for section in self.sections if section.lossless for name in section.names}
         inexact = [info for info in self.infos if info.dtype.startswith(("float", "bfloat", "complex"))]
-        return {i.name: "in full precision" for i in inexact if i.name in exact and math.prod(i.shape) > 1}
+        return {i.name: "stored in its own dtype" for i in inexact if i.name in exact and math.prod(i.shape) > 1}
 
     def info(self, name: str) -> TensorInfo:
         """A tensor's entry in the directory.

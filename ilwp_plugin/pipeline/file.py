@@ -320,7 +320,7 @@ class CompressedModel:
 
 
 def untouched(compressed: CompressedModel) -> set[str]:
-    """Names of the tensors that are stored without any change of their values."""
+    """Names of the tensors whose sections change no value; a recipe may have rounded norms before."""
     return {name for section in compressed.sections if section.lossless for name in section.names}
 
 

@@ -220,7 +220,8 @@ class _Search:
         smallest = min(log.trials.values(), key=lambda trial: trial.nbytes)
         compressed = self._file(smallest.knobs)
         sizes = {name: parts.file_bytes for name, parts in compressed.ledger.layers.items()}
-        kept = sorted((name for name in untouched(compressed) if name in sizes), key=lambda name: -sizes[name])
+        rounded = {info.name for info in self._job.plan.infos.values()}  # norms, if they stand among the untouched
+        kept = sorted(untouched(compressed) & sizes.keys() - rounded, key=lambda name: (-sizes[name], name))
         text = (
             f"the target cannot be met: {self._kind}={self._target:g} allows {self._limit:,.0f} bytes, and the "
             f"smallest file that was tried, with a step of {smallest.knobs.weight_step:.3g}, takes {smallest.nbytes:,}"

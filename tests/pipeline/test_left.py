@@ -52,9 +52,9 @@ def test_every_weight_is_quantized_and_every_other_tensor_named(tmp_path: Path) 
 
     compressed.save(tmp_path / "x.ilwp")
     read = load(tmp_path / "x.ilwp")
-    assert read.left == dict.fromkeys(compressed.left, "in full precision")
+    assert read.left == dict.fromkeys(compressed.left, "stored in its own dtype")
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "x.ilwp")])
-    assert "stored as they are, in full precision: " in shown.stdout and "original0" in shown.stdout
+    assert "stored in its own dtype: " in shown.stdout and "original0" in shown.stdout
     as_json = json.loads(CliRunner().invoke(app, ["inspect", str(tmp_path / "x.ilwp"), "--json"]).stdout)
     assert as_json["left"].keys() == compressed.left.keys()
 

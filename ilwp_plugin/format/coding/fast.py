@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,19 @@ _BUCKET_BITS = 12
 
 
 def available(count: int) -> bool:
-    """Whether numba is loaded, or installed and worth loading, for so many symbols."""
-    if "numba" in sys.modules:
-        return count >= _WORTH
-    return count >= _WORTH_LOADING and importlib.util.find_spec("numba") is not None
+    """Whether numba is loaded, or can be loaded and is worth it, for so many symbols."""
+    least = _WORTH_LOADING if sys.modules.get("numba") is None else _WORTH
+    return count >= least and _compiled() is not None
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any] | None:
+    """The compiled loop; None where numba is not installed, or does not go with the numpy that is."""
+    try:
+        from ilwp_plugin.format.coding.compiled import ans_decode
+    except ImportError:
+        return None
+    return ans_decode
 
 
 def ans_decode(
@@ -42,8 +51,8 @@ def ans_decode(
     Returns:
         Whether every stream ended in the first state and with no word left.
     """
-    from ilwp_plugin.format.coding.compiled import ans_decode as decode
-
+    decode = _compiled()
+    assert decode is not None, "asked for only where it is available"
     lengths = np.array([len(words) for words in streams])
     left = np.cumsum(lengths)
     first = left - lengths

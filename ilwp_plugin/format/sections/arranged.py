@@ -26,6 +26,7 @@ from ilwp_plugin.format.sections.codebook import (
     checked_books,
     described,
     read_books,
+    used_books,
     write_books,
 )
 from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
@@ -80,7 +81,7 @@ class ArrangedSection(TensorSection):
     def __init__(
         self, books: Sequence[NDArray[np.float32]], tensors: Sequence[ArrangedTensor], coding: Coding = AUTO
     ) -> None:
-        self.books = checked_books(books)
+        self.books = checked_books(books, len(tensors))
         self.tensors = tuple(tensors)
         self.infos = tuple(tensor.info for tensor in tensors)
         self.coding = coding
@@ -130,7 +131,7 @@ class ArrangedSection(TensorSection):
             for number, tensor in enumerate(self.tensors)
             if tensor.info.name not in names
         ]
-        return arranged(self.books, kept, chosen_coder(self.coding)) if kept else None
+        return arranged(*used_books(self.books, kept), chosen_coder(self.coding)) if kept else None
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}

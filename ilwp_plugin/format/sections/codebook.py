@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,16 @@ from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder,
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 from ilwp_plugin.ledger import register_part
 
-__all__ = ["INDICES", "CodebookSection", "CodebookTensor", "checked_books", "described", "read_books", "write_books"]
+__all__ = [
+    "INDICES",
+    "CodebookSection",
+    "CodebookTensor",
+    "checked_books",
+    "described",
+    "read_books",
+    "used_books",
+    "write_books",
+]
 
 _ENTRIES = register_part("codebook", "Entries of codebooks.")
 INDICES = register_part(
@@ -45,8 +54,10 @@ class CodebookTensor:
     indices: NDArray[Any]
 
 
-def checked_books(books: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:
-    """Books as a file holds them, without -0. Raises TensorError where it cannot hold one."""
+def checked_books(books: Sequence[NDArray[np.float32]], tensors: int) -> tuple[NDArray[np.float32], ...]:
+    """Books of so many tensors as a file holds them, without -0. Raises TensorError where it cannot hold them."""
+    if not 1 <= len(books) <= tensors:
+        raise TensorError(f"{len(books)} codebooks for {tensors} tensors; expected 1 to as many as tensors")
     found = tuple(np.asarray(book, np.float32) + np.float32(0) for book in books)
     for book in found:
         if book.ndim != 2 or not (1 <= len(book) <= _MAX_ENTRIES and 1 <= book.shape[1] <= _MAX_WIDTH):
@@ -56,6 +67,14 @@ def checked_books(books: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.floa
         if not np.isfinite(book).all():
             raise TensorError("codebook: an entry is NaN or infinite")
     return found
+
+
+def used_books(
+    books: Sequence[NDArray[np.float32]], tensors: Sequence[CodebookTensor]
+) -> tuple[list[NDArray[np.float32]], list[CodebookTensor]]:
+    """The books that some tensors refer to, and the tensors with the numbers that these books have then."""
+    numbers = {book: number for number, book in enumerate(sorted({tensor.book for tensor in tensors}))}
+    return [books[book] for book in numbers], [replace(tensor, book=numbers[tensor.book]) for tensor in tensors]
 
 
 def described(book: NDArray[np.float32], indices: NDArray[Any]) -> dict[str, Any]:
@@ -118,7 +137,7 @@ class CodebookSection(TensorSection):
     def __init__(
         self, books: Sequence[NDArray[np.float32]], tensors: Sequence[CodebookTensor], coding: Coding = AUTO
     ) -> None:
-        self.books = checked_books(books)
+        self.books = checked_books(books, len(tensors))
         self.tensors: Sequence[CodebookTensor] = tuple(tensors)
         self.infos = tuple(tensor.info for tensor in tensors)
         self.coding = coding
@@ -157,7 +176,7 @@ class CodebookSection(TensorSection):
 
     def without(self, names: Collection[str]) -> CodebookSection | None:
         kept = [tensor for tensor in self.tensors if tensor.info.name not in names]
-        return CodebookSection(self.books, kept, chosen_coder(self.coding)) if kept else None
+        return CodebookSection(*used_books(self.books, kept), chosen_coder(self.coding)) if kept else None
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
         position = {info.name: i for i, info in enumerate(directory)}

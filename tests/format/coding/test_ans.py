@@ -1,5 +1,7 @@
 """ANS against a textbook coder in whole numbers, and against the entropy of what it codes."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -161,3 +163,18 @@ def test_levels_are_the_nearest_weights(mantissa: int) -> None:
     exact = counts[1:] * 2.0**mantissa
     assert (np.abs(weights[1:] - exact) <= exact * 2.0 ** -(mantissa + 1)).all()
     assert (weights[1 : 2 << mantissa] == exact[: (2 << mantissa) - 1]).all() or mantissa > 2
+
+
+def test_decoding_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed, or an import of it is blocked; nothing is asked of it then."""
+    symbols = laplace(1 << 17, 3)
+    model = CODER.fit(Run.of(symbols))
+    payload = encode(model, symbols)
+    with monkeypatch.context() as blocked:
+        blocked.setitem(sys.modules, "numba", None)
+        blocked.delitem(sys.modules, "ilwp_plugin.format.coding.compiled", raising=False)
+        fast._compiled.cache_clear()
+        assert not fast.available(NEVER)
+        assert np.array_equal(decode(model, payload, len(symbols)), symbols)
+    fast._compiled.cache_clear()
+    assert fast.available(NEVER)

@@ -289,6 +289,20 @@ def test_codebooks_that_a_file_cannot_hold() -> None:
             make(book, indices)
 
 
+@pytest.mark.parametrize("kind", [ilwp.CodebookSection, ilwp.arranged], ids=["codebook", "arranged"])
+def test_books_go_with_the_tensors_that_refer_to_them(kind: Any) -> None:
+    """A file has no more of them than tensors, so that what is left of a section has to do with fewer, too."""
+    infos = [TensorInfo(name, "float32", (2,), "coded") for name in "abc"]
+    books = [np.array([[number], [number + 0.5]], np.float32) for number in range(3)]
+    tensors = [ilwp.CodebookTensor(info, 2 - number, np.array([0, 1])) for number, info in enumerate(infos)]
+    left = kind(books, tensors).without({"b", "c"})
+    assert [book.tolist() for book in left.books] == [[[2], [2.5]]]
+    assert read(b"".join(pack(infos[:1], [left]))).tensor("a").tolist() == [2, 2.5]
+    for number in (0, 2):
+        with pytest.raises(TensorError, match=f"{number} codebooks for 1 tensors"):
+            kind(books[:number], [ilwp.CodebookTensor(infos[0], 0, np.array([0, 1]))])
+
+
 def test_forms_of_indices_are_chosen_by_size() -> None:
     random = np.random.RandomState(0)
     book = np.arange(9, dtype=np.float32)[:, None] - 4

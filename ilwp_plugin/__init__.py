@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from ilwp_plugin.pipeline.file import CompressedModel, load, loads
 
 __all__ = [
+    "compress",
+    "load",
     "CompressedModel",
     "IlwpConfig",
-    "IntegerTensor",
-    "LayerBytes",
-    "Ledger",
-    "__version__",
-    "compress",
     "estimate",
-    "load",
     "loads",
+    "Ledger",
+    "LayerBytes",
+    "IntegerTensor",
+    "__version__",
 ]
 
 _HOMES = {

@@ -51,6 +51,7 @@ PRESETS: Mapping[str, DemoSettings] = {
     "cifar-10": DemoSettings("cifar-10", width=1.0, epochs=200, batch=256),
     "cifar-100": DemoSettings("cifar-100", width=1.0, epochs=200, batch=256),
 }
+"""What `ilwp demo` trains, by data set."""
 
 
 _OF_MODELS: Mapping[str, Mapping[str, Any]] = {

@@ -12,6 +12,7 @@ from ilwp_plugin.errors import warn
 __all__ = ["GROUP", "load"]
 
 GROUP = "ilwp.plugins"
+"""The entry-point group in which a package announces the modules that register its parts."""
 
 _loaded = False
 

@@ -6,10 +6,11 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tests.pages import ROOT
+from tests.pages import ROOT, pages
 
 SOURCES = sorted([*(ROOT / "ilwp_plugin").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")])
 WITH_EXAMPLES = [path for path in SOURCES if ">>>" in path.read_text(encoding="utf-8")]
@@ -93,14 +94,48 @@ def faults(name: str, node: Definition) -> Iterator[str]:
     yield from (f"{name}: raises {error}, and does not say so" for error in sorted(raised) if error not in said)
 
 
-def documented() -> set[str]:
-    """The names that the reference of the site shows, by where they are defined."""
+def site_pages() -> ModuleType:
+    """What makes the reference of the site."""
     spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "building" / "site_pages.py")
     assert spec is not None and spec.loader is not None
-    pages = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pages)
-    modules = [m for group in pages.API.values() for m in group if pages.source_of(m) is not None]
-    return {home for m in modules for name in pages.public_names(m) if (home := pages.home_of(m, name)) is not None}
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documented() -> set[str]:
+    """The names that the reference of the site shows, by where they are defined."""
+    own = site_pages()
+    modules = [m for group in own.API.values() for m in group if own.source_of(m) is not None]
+    return {home for m in modules for name in own.public_names(m) if (home := own.home_of(m, name)) is not None}
+
+
+def constants(path: Path) -> Iterator[tuple[str, bool]]:
+    """The names that a module assigns, and whether a docstring follows."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node, behind in zip(body, [*body[1:], None], strict=True):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        said = (
+            isinstance(behind, ast.Expr)
+            and isinstance(behind.value, ast.Constant)
+            and isinstance(behind.value.value, str)
+        )
+        yield from ((target.id, said) for target in targets if isinstance(target, ast.Name))
+
+
+def test_what_pages_import_is_in_the_reference() -> None:
+    """So it is a public name, and the test below asks for its docstring."""
+    pytest.importorskip("mkdocs")
+    names, building = documented(), site_pages()
+    for page in pages():
+        for block in page.blocks:
+            if block.language == "python":
+                for node in ast.walk(ast.parse(block.content)):
+                    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ilwp_"):
+                        homes = {building.home_of(node.module, alias.name) for alias in node.names}
+                        assert homes <= names, f"{page.name}:{block.line}: not in the reference: {homes - names}"
 
 
 def test_public_names_say_what_they_are() -> None:
@@ -112,6 +147,9 @@ def test_public_names_say_what_they_are() -> None:
         for name, node in public(path):
             if f"{module_of(path)}.{name.partition('.')[0]}" in names:
                 found += [f"{module_of(path)}: {fault}" for fault in faults(name, node)]
+        for name, said in constants(path):
+            if f"{module_of(path)}.{name}" in names and not said:
+                found.append(f"{module_of(path)}: {name}: no docstring behind it")
     assert not found, "\n".join(found)
 
 

@@ -174,7 +174,7 @@ FILE = [
      ("checksum\nof it all", 0.9, 0)],
 ]  # fmt: skip
 HOUSE = [
-    [("integrations/   nncf, neural_compressor, torch_pruning, onnx: they translate, and know no other", 8.2, 6)],
+    [("integrations/   nncf, neural_compressor, torch_pruning, onnx, openvino: they translate, no more", 8.2, 6)],
     [("cli/", 1.0, 1), ("compare/", 1.5, 1), ("demo", 1.2, 1), ("zoo/, testing/", 2.2, 1), ("analysis/", 2.3, 1)],
     [("training/   every recipe in one loop", 4.1, 2), ("pipeline/   plan, quantize, search, file", 4.1, 2)],
     [("config   one model for every front end", 4.1, 3), ("recipes/   ilwp, grid, batch_norm, yours", 4.1, 3)],

@@ -38,6 +38,7 @@ API: dict[str, tuple[str, ...]] = {
         "ilwp_plugin.registry",
         "ilwp_plugin.plugins",
         "ilwp_plugin.models.network",
+        "ilwp_plugin.models.chains",
         "ilwp_plugin.testing",
     ),
     "The method": (
@@ -61,10 +62,6 @@ ELSEWHERE = {
     "SECURITY.md": "security.md",
 }
 """Files beside docs that have a page of their own."""
-
-
-COMING = {"onnx.md", "published.md", "how_small.md", "recipes.md"}
-"""Pages to which others link before they are there."""
 
 
 def source_of(module: str) -> Path | None:
@@ -134,10 +131,17 @@ def configuration_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "One model serves Python (`IlwpConfig`), JSON files, the toolkits and the command line. Unknown fields",
-        "are refused. An editor completes the fields and checks them where a file names the schema, which is",
-        "[ilwp.schema.json](ilwp.schema.json)",
-        "and what `ilwp schema` prints:",
+        "Most uses need no configuration. These fields are set more often than the others:",
+        "",
+        "- [preset](#preset): `small` is the default, `lossless` changes no value, `paper` is for depthwise layers.",
+        "- [weight_step](#weight_step): one number between size and accuracy.",
+        "- [rate](#rate) and [loss_weight](#loss_weight): in training.",
+        "- [target_scopes](#target_scopes) and [ignored_scopes](#ignored_scopes): which layers are taken.",
+        "- [recipes](#recipes): what is done with which tensors.",
+        "",
+        "The same configuration serves Python (`IlwpConfig`), JSON files, the toolkits and the command line.",
+        "Unknown fields are refused. An editor completes the fields and checks them where a file names the schema.",
+        "The schema is [ilwp.schema.json](ilwp.schema.json), and what `ilwp schema` prints:",
         "",
         "```json",
         '{"$schema": "ilwp.schema.json", "bits": 4}',
@@ -203,14 +207,17 @@ def command_line_page() -> str:
     lines = [
         "# Command line",
         "",
-        "`ilwp COMMAND --help` says the same. Exit codes: 0 done, 1 an error with one line on stderr, 2 wrong usage,",
-        "130 interrupted.",
+        "`ilwp COMMAND --help` says the same. Three commands are used most: [compress](#ilwp-compress),",
+        "[inspect](#ilwp-inspect) and [decompress](#ilwp-decompress).",
+        "",
+        "Exit codes: 0 done, 1 an error with one line on stderr, 2 wrong usage, 130 interrupted. `--quiet` stands",
+        "in front of the command (`ilwp --quiet compress ...`). `NO_COLOR=1` takes the colours away.",
         "",
     ]
     lines += ["## Options of all commands", "", *_options(command, context)]
     for name, sub in command.commands.items():  # type: ignore[attr-defined]
         inner = sub.make_context(name, [], parent=context, resilient_parsing=True)
-        usage = " ".join(sub.collect_usage_pieces(inner))
+        usage = re.sub(r"[{}]", "", " ".join(sub.collect_usage_pieces(inner)))
         lines += [f"## ilwp {name}", "", *(sub.help or "").splitlines(), ""]
         lines += ["```text", f"ilwp {name} {usage}", "```", "", *_options(sub, inner)]
     return "\n".join(lines)
@@ -228,7 +235,7 @@ def _options(command: Any, context: Any) -> list[str]:
             names = f"`{parameter.metavar or parameter.name.upper()}`"
         said = (getattr(parameter, "help", None) or "").replace("|", "\\|")
         rows.append(f"| {names} | {said} |")
-    return ["| | |", "| --- | --- |", *rows, ""] if rows else []
+    return ["| option | meaning |", "| --- | --- |", *rows, ""] if rows else []
 
 
 # --- what MkDocs calls
@@ -293,19 +300,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         whole = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
         if whole in ELSEWHERE:
             own = ELSEWHERE[whole]
-        elif whole.startswith("docs/") and files.get_file_from_path(whole.removeprefix("docs/")):  # a page or a picture
+        elif whole.startswith("docs/") and _shown(files, whole.removeprefix("docs/")):  # a page or a picture
             own = whole.removeprefix("docs/")
         elif whole != "README.md" and (ROOT / whole).exists():
             return text if text.startswith("`") else f"{text} (`{whole}`)"
         elif whole == "README.md":
             own = "index.md"
-        elif whole.removeprefix("docs/") in COMING:
-            return text
         else:
             return found.group(0)
         return f"[{text}]({posixpath.relpath(own, posixpath.dirname(uri) or '.')}{mark}{anchor})"
 
     return re.sub(r"\[([^\]\[]+)\]\(([^)\s]+)\)", target, markdown)
+
+
+def _shown(files: Files, uri: str) -> bool:
+    """Whether a file is a part of the site."""
+    file = files.get_file_from_path(uri)
+    return file is not None and not file.inclusion.is_excluded()
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A picture opens in its full size where it is clicked: on a phone its small print cannot be read."""
+    return re.sub(r'<img\b[^>]*\bsrc="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:

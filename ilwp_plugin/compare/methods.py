@@ -152,6 +152,7 @@ class Method(ABC):
 
 
 METHODS: Registry[type[Method]] = Registry("method")
+"""Methods by the name that a comparison gives them."""
 
 
 def find_method(name: str) -> Method:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["MANTISSA_BITS", "OCTAVES", "ROLES", "MergedBatchNorm"]
 
 MANTISSA_BITS = range(1, 13)
+"""Bits that the mantissa of a merged scale may have."""
 OCTAVES = 24
 """Scales smaller than the largest of their layer by 2^24 or more become 0."""
 

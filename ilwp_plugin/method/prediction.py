@@ -50,6 +50,7 @@ class Predictor(ABC):
 
 
 PREDICTORS: Registry[Predictor] = Registry("prediction mode")
+"""Prediction modes by name."""
 
 
 class _NoPrediction(Predictor):

@@ -44,6 +44,7 @@ StepRule = Callable[[Tensor, int], Tensor]
 """(residual, largest code) -> step, a float32 scalar >= 0; 0 only where every code is to be 0."""
 
 STEP_RULES: Registry[StepRule] = Registry("range")
+"""Rules that choose a step for a number of bits, by the name that the field `range` gives them."""
 
 _PERCENTILE = 0.999
 _MSE_CANDIDATES = 64

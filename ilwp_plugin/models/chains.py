@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Scope = Literal["depthwise", "conv"]
+"""Which convolutions chains may have: depthwise ones, or all with kernels larger than 1x1."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,14 @@ class Chains:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A candidate. `refusal` says why it can be in no chain, whatever the configuration."""
+    """A candidate for a chain.
+
+    Attributes:
+        name: of the layer.
+        shape: of its weight: (outputs, inputs a group, taps...).
+        depthwise: whether each channel has a kernel of its own.
+        refusal: why it can be in no chain, whatever the configuration; None where it can.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -194,7 +202,15 @@ def find_chains_by_name(
     (C, 1, ...) as depthwise. The first convolution is the exception where all dense ones are 1x1: then no other layer
     can be the stem, and it is that of a network for one-channel images (name it in `layers` to include it).
 
-    Arguments and errors are those of `find_chains`.
+    Args:
+        state_dict: tensors by name; a tensor of 3 to 5 dimensions has the shape (outputs, inputs a group, taps...).
+        scope, target_scopes, ignored_scopes, required: as `find_chains` has them.
+        layers: names in the order in which they run, instead of the order of the state dict.
+        taken: why a layer is no candidate, by its name.
+        others: names of layers that scopes may name although they are no convolutions.
+
+    Raises:
+        ChainError: as `find_chains` does.
     """
     found: dict[str, Tensor] = {
         key.removesuffix(".weight"): tensor
@@ -365,7 +381,17 @@ def scope_matches(pattern: str, layer: str) -> bool:
 def matcher(
     patterns: Sequence[str], names: Sequence[str], option: str, *, strict: bool = True
 ) -> Callable[[str], bool]:
-    """Whether a layer is named by patterns as `find_chains` has them; strict: each has to match one of the names."""
+    """Whether a layer is named by some patterns.
+
+    Args:
+        patterns: as `target_scopes` of `find_chains`.
+        names: those of all layers.
+        option: what the patterns are called in an error.
+        strict: each pattern has to match one of the names.
+
+    Raises:
+        ChainError: a pattern is no regular expression, or, if strict, matches nothing.
+    """
     for pattern in patterns:
         try:
             used = any(scope_matches(pattern, name) for name in names)
@@ -384,6 +410,16 @@ def select_chains(
     required: bool,
     others: Sequence[str],
 ) -> Chains:
+    """The chains of some convolutions: those of one kernel size, in the order in which they are given.
+
+    Args:
+        candidates: in the order in which they run.
+        scope, target_scopes, ignored_scopes, required: as `find_chains` has them.
+        others: names of layers that scopes may name although they are no convolutions.
+
+    Raises:
+        ChainError: a scope matches nothing; or there is no chain, and one is required.
+    """
     names = [c.name for c in candidates]
     targeted = matcher(target_scopes, [*names, *others], "target_scopes")
     ignored = matcher(ignored_scopes, [*names, *others], "ignored_scopes")

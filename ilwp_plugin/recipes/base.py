@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 AUTO: Literal["auto"] = "auto"
+"""What an option is where the recipe chooses."""
 
 Step = Annotated[float, Field(strict=True, gt=0, le=float(torch.finfo(torch.float32).max), allow_inf_nan=False)]
 Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -437,6 +438,7 @@ class Recipe(ABC):
 
 
 RECIPES: Registry[type[Recipe]] = Registry("recipe")
+"""Recipes by name."""
 
 
 def claimed_weights(

@@ -53,6 +53,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[
 """Training images (n, channels, height, width), labels, test images, labels."""
 
 DATASETS: Registry[Callable[[Path | None], Arrays]] = Registry("data set")
+"""Readers of data sets by name; each gets the folder of the files, or None for the usual one."""
 
 
 def load_data(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+"""Networks by name; `build_model` makes them."""
 
 
 def build_model(

@@ -27,7 +27,7 @@ from .state import Attached, attach, attached, found_at, operators_of, release
 
 __all__ = ["IlwpQuantizer", "Regularizer", "calibration_of", "entry", "regularizer"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ilwp_plugin.neural_compressor")  # what users set is the logger `ilwp_plugin`
 
 
 class Regularizer(nn.Module):

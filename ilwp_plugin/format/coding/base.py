@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Symbols = NDArray[np.signedinteger[Any]]
+"""Whole numbers that a coder writes, of any signed dtype."""
 
 PRIVATE = 24
 """Numbers of coders from here on are for private use."""
@@ -248,6 +249,7 @@ class Coder(ABC):
 
 
 CODERS: Registry[Coder] = Registry("coder")
+"""Entropy coders by the name that a configuration gives them."""
 
 AUTO = "auto"
 """Instead of a coder's name: whichever takes the fewest bytes, tables counted, for each group of layers anew."""

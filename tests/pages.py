@@ -1,19 +1,21 @@
 """Pages of Markdown as programs: their blocks run one after the other, as a reader would paste them.
 
-- `python`: run in one process, and what it prints is what the block `text` behind it says, if there is one.
-- `console`: lines after `$ ` are run by bash in the same folder; what they print is what stands below them.
+- `python`: run in one process.
+- `bash`: run by bash in the same folder, and ends at the first command that fails.
+- `text` right behind one of these: what it prints. `...` stands for anything, runs of blanks are one, and numbers
+  may differ by 5 %, since calibration depends a little on the processor.
 - `python`, `json` and `yaml` with `title="FILE"`: written to that file, and not run.
-- `json` without a title: has to be JSON.
-- `sh`: setting up, which is not run: pip, make, nox and the like.
-- `text` with nothing before it, and other languages: not run.
+- `json` without a title: a configuration, which `tests/test_readme.py` uses.
+- `sh`: what is not run, because it sets up or takes hours. Targets, extras, scripts and options in it have to exist.
+- other `text`: formulas and the like.
 
-In expected output `...` stands for anything, and runs of blanks are one. The comment `<!-- test: slow -->` marks a page
-whose blocks take long, `<!-- test: needs NAME -->` one that needs a module or a program, `<!-- test: alone -->` one
-that leaves something behind in its process and gets one for itself.
+The comment `<!-- test: slow -->` marks a page whose blocks take long, `<!-- test: needs NAME -->` one that needs a
+module or a program, `<!-- test: alone -->` one that leaves something behind in its process and gets one for itself.
 """
 
 from __future__ import annotations
 
+import codeop
 import contextlib
 import io
 import json
@@ -28,17 +30,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-SET_UP = (
-    "pip ",
-    "make ",
-    "git ",
-    "nox ",
-    "nox",
-    "pre-commit ",
-    "python -m ilwp_integrations.nncf.prepare",
-    "python -m build",
-)
-"""What a block `sh` may hold, by how its lines begin."""
+WIDTH = 82
+"""Characters of a line of code that are seen on the site without scrolling, in a window of 1280 pixels."""
+TOLERANCE = 0.05
+"""By which share numbers in what is printed may differ from those of a page."""
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Page:
 
     @property
     def runs(self) -> bool:
-        return any(block.language in ("python", "console") and not block.title for block in self.blocks)
+        return any(block.language in ("python", "bash") and not block.title for block in self.blocks)
 
 
 def pages() -> list[Page]:
@@ -90,9 +86,19 @@ def pages() -> list[Page]:
 
 
 def check_blocks(page: Page) -> None:
-    """What does not run is at least what it says."""
+    """What does not run is at least what it says, and no line is cut off.
+
+    Raises:
+        AssertionError: names the page and the line.
+    """
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"^\n {4,}(?![-*|\d])", text, re.MULTILINE), f"{page.name}: a block that is only indented"
     for block in page.blocks:
         where = f"{page.name}:{block.line}"
+        assert block.language in ("python", "bash", "sh", "json", "yaml", "text"), f"{where}: {block.language}"
+        for line in block.content.splitlines():
+            fits = len(line) <= WIDTH or page.name == "README.md"  # which is not on the site
+            assert fits, f"{where}: {len(line)} characters, at most {WIDTH} are seen: {line}"
         if block.language == "json":
             try:
                 json.loads(block.content)
@@ -100,9 +106,21 @@ def check_blocks(page: Page) -> None:
                 raise AssertionError(f"{where}: no JSON: {error}") from None
         if block.language == "python":
             compile(block.content, where, "exec", dont_inherit=True)
-        if block.language in ("sh", "bash", "shell"):
-            for line in block.content.splitlines():
-                assert not line.strip() or line.startswith((*SET_UP, "#", " ")), f"{where}: not run by a test: {line}"
+            if not block.title and page.name != "CONTRIBUTING.md":  # which is for files, not for a prompt
+                _check_paste(block, where)
+
+
+def _check_paste(block: Block, where: str) -> None:
+    """At the prompt of Python, too, a block that is pasted is taken: there a blank line ends what is indented."""
+    pending: list[str] = []
+    for line in block.content.splitlines():
+        pending.append(line)
+        try:
+            complete = codeop.compile_command("\n".join(pending), where, "single") is not None
+        except SyntaxError as error:
+            raise AssertionError(f"{where}: cannot be pasted at the prompt: {line} ({error.msg})") from None
+        if complete:
+            pending.clear()
 
 
 def run_page(page: Page, folder: Path) -> None:
@@ -129,10 +147,11 @@ def run_page(page: Page, folder: Path) -> None:
                     raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
             printed = stream.getvalue()
             continue
+        elif block.language == "bash":
+            printed = _bash(block, folder, where)
+            continue
         elif block.language == "text" and printed is not None:
             check_output(printed, block.content, where)
-        elif block.language == "console":
-            _console(block, folder, where)
         printed = None
 
 
@@ -147,31 +166,31 @@ def _inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _console(block: Block, folder: Path, where: str) -> None:
-    commands: list[tuple[str, list[str]]] = []
-    for line in block.content.splitlines():
-        if line.startswith("$ "):
-            commands.append((line[2:], []))
-        elif commands and commands[-1][0].endswith("\\") and not commands[-1][1]:
-            commands[-1] = (f"{commands[-1][0][:-1]} {line.strip().removeprefix('> ')}", [])
-        else:
-            commands[-1][1].append(line)
-    bin_folder = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
-    for command, expected in commands:
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{where}: {command}\n{done.stdout}{done.stderr}"
-        if expected:
-            check_output(done.stdout, "\n".join(expected), f"{where}: {command}")
+def _bash(block: Block, folder: Path, where: str) -> str:
+    """What the commands print."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block.content], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{where}: {block.content}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def check_output(printed: str, expected: str, where: str) -> None:
-    """Raises AssertionError where they differ by more than blanks and what `...` stands for."""
+    """Raises AssertionError where they differ by more than blanks, `...` and 5 % of a number."""
     plain = re.sub(r"\s+", " ", printed).strip()
-    pattern = ".*?".join(re.escape(re.sub(r"\s+", " ", part)) for part in expected.strip().split("..."))
-    assert re.fullmatch(pattern, plain, re.DOTALL), f"{where}: expected\n{expected}\nprinted\n{printed}"
+    wanted = re.sub(r"\s+", " ", expected).strip()
+    pattern = "".join(
+        r"([-+]?[\d,.e+-]*\d)" if NUMBER.fullmatch(part) else ".*?".join(map(re.escape, re.split(r" ?\.\.\. ?", part)))
+        for part in re.split(f"({NUMBER.pattern})", wanted)
+    )
+    found = re.fullmatch(pattern, plain, re.DOTALL)
+    assert found, f"{where}: expected\n{expected}\nprinted\n{printed}"
+    for number, own in zip(NUMBER.findall(wanted), found.groups(), strict=True):
+        is_, should = (float(text.replace(",", "")) for text in (own, number))
+        near = abs(is_ - should) <= TOLERANCE * abs(should)
+        assert near, f"{where}: expected {number}, printed {own}, in\n{printed}"
 
 
 if __name__ == "__main__":  # python -m tests.pages PAGE FOLDER

@@ -1,5 +1,6 @@
 """The site is built without a warning, needs nothing from elsewhere, and has a page for everything."""
 
+import html
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -34,6 +36,23 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert not loaded.search(page.read_text(encoding="utf-8")), page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_links_lead_somewhere(site: Path) -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
+    anchors = {path: set(re.findall(r'\b(?:id|name)="?([^" >]+)', text)) for path, text in pages.items()}
+    lost = []
+    for page, text in pages.items():
+        for link in re.findall(r'<(?:a|img|link|script)\b[^>]*?(?:href|src)="?([^" >]+)', text):
+            target, _, anchor = unquote(html.unescape(link)).partition("#")
+            if re.match(r"[a-z]+:|//", target):
+                continue
+            path = (page.parent / target).resolve() if target else page
+            known = path.is_file() and (
+                not anchor or path.suffix != ".html" or anchor in {*anchors[path], "__comments"}
+            )
+            lost += [] if known else [f"{page.relative_to(site)}: {link}"]
+    assert not lost, "\n".join(lost)
 
 
 def test_every_command_field_and_name_has_its_place(site: Path) -> None:

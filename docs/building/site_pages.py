@@ -303,7 +303,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         elif whole.startswith("docs/") and _shown(files, whole.removeprefix("docs/")):  # a page or a picture
             own = whole.removeprefix("docs/")
         elif whole != "README.md" and (ROOT / whole).exists():
-            return text if text.startswith("`") else f"{text} (`{whole}`)"
+            if text.startswith("`"):
+                return text
+            return f"`{whole}`" if text in whole else f"{text} (`{whole}`)"
         elif whole == "README.md":
             own = "index.md"
         else:

@@ -1,7 +1,7 @@
-"""The README's figure and headline table: bytes of the same network in each form, from results alone.
+"""The README's figure and headline table, and the results in docs/compare.md, from results alone.
 
 pip install 'ilwp-plugin[compare]'
-python examples/headline.py                  docs/results/table1 -> README.md and docs/figures/headline.png
+python examples/headline.py                  docs/results/table1 -> README.md, docs/compare.md and docs/figures
 python examples/headline.py --results out/table1
 
 The results come from `ilwp compare examples/compare/table1.json -o out/table1`. Of each kind of method the
@@ -11,10 +11,12 @@ any, the most accurate one.
 
 import argparse
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from ilwp_plugin.analysis.figures import PALETTE, drawing
-from ilwp_plugin.compare import read_results
+from ilwp_plugin.compare import build_report, read_results
 from ilwp_plugin.compare.report.summary import Summary, sections
 
 ROOT = Path(__file__).parent.parent
@@ -94,21 +96,46 @@ def short(method: Summary) -> str:
     return name if len(name) <= 46 else name[:45] + "…"
 
 
+LEFT_OUT = ("Fig. 4", "Fig. 5")
+"""Of the report: what docs/paper.md has of more networks."""
+
+
+def report(results: Path, figures: Path) -> str:
+    """The report's sections, with its pictures among the others of the docs."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(results / "results.jsonl", folder)
+        build_report(folder)
+        text = (Path(folder) / "tables.md").read_text(encoding="utf-8")
+        parts = re.split(r"(?=^### )", text.partition("\n## How it was measured")[0], flags=re.MULTILINE)[1:]
+        kept = "".join(part for part in parts if not part.startswith(tuple(f"### {name}" for name in LEFT_OUT)))
+        for name in re.findall(r"\]\((\S+\.png)\)", kept):
+            own = f"table1_{name.partition('_')[2]}"
+            shutil.copy(Path(folder) / name, figures / own)
+            kept = kept.replace(f"]({name})", f"](figures/{own})")
+    return kept.strip()
+
+
+def fill(name: str, mark: str, content: str, out: Path) -> None:
+    """A page with what stands between two marks made anew."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    made = f"<!-- {mark} -->\n{content}\n<!-- /{mark} -->"
+    text = re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: made, text, flags=re.DOTALL)
+    (out / name).write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--results", type=Path, default=ROOT / "docs" / "results" / "table1", help="a folder of results"
     )
-    parser.add_argument("--out", type=Path, default=ROOT, help="where README.md and docs/figures are written")
+    parser.add_argument("--out", type=Path, default=ROOT, help="where README.md and docs are written")
     arguments = parser.parse_args()
     (section,) = sections(read_results(arguments.results))
     rows = chosen(list(section.methods))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    made = f"<!-- headline -->\n{table(rows)}\n<!-- /headline -->"
-    text = re.sub(r"<!-- headline -->.*?<!-- /headline -->", lambda _: made, text, flags=re.DOTALL)
     figures = arguments.out / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "README.md").write_text(text, encoding="utf-8")
+    fill("README.md", "headline", table(rows), arguments.out)
+    fill("docs/compare.md", "results", report(arguments.results, figures), arguments.out)
     draw(rows, figures / "headline.png")
 
 

@@ -86,7 +86,8 @@ def test_pages_are_what_their_results_say(page: str, tmp_path: Path) -> None:
 
 def test_the_readme_shows_what_the_results_say(tmp_path: Path) -> None:
     run("headline.py", "--out", tmp_path)
-    assert (tmp_path / "README.md").read_text() == (EXAMPLES.parent / "README.md").read_text()
+    for page in ("README.md", "docs/compare.md"):
+        assert (tmp_path / page).read_text() == (EXAMPLES.parent / page).read_text()
 
 
 @pytest.mark.slow

@@ -37,9 +37,11 @@ class _WithConfig(IlwpConfig):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What differs where nothing is said, as JSON."""
-        plain = self.from_dict({}).model_dump(mode="json")
-        return {name: value for name, value in self.model_dump(mode="json").items() if value != plain[name]}
+        """What differs where nothing is said, as JSON; `from_dict` makes the same of it."""
+        plain, mine = self.from_dict({}).model_dump(mode="json"), self.model_dump(mode="json")
+        changed = {name: value for name, value in mine.items() if value != plain[name]}
+        again = self.from_dict(changed).model_dump(mode="json")  # a preset among them has defaults of its own
+        return {name: value for name, value in mine.items() if name in changed or value != again[name]}
 
     @property
     def config(self) -> IlwpConfig:

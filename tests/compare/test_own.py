@@ -1,11 +1,13 @@
 """ilwp's own methods of a comparison."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ilwp_plugin.compare import compare
 from ilwp_plugin.compare.config import CompareConfig
+from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.errors import ConfigError
 from tests.integrations.comparing import outputs_of, run, small_case
 
@@ -32,3 +34,12 @@ def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"device: torch cannot use '{device}' here"):
         compare(config, tmp_path / "out", device=device)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("preset", ["small", "paper", "lossless", None])
+@pytest.mark.parametrize("fields", [{}, {"mode": "collocated"}, {"mode": "none", "anchor": "fp32"}, {"bits": 4}])
+def test_what_has_changed_makes_the_same_options_again(preset: str | None, fields: dict[str, Any]) -> None:
+    for name in ("ilwp", "fine_tune"):
+        options = find_method(name).options
+        asked = options.from_dict({**({} if preset is None else {"preset": preset}), **fields})
+        assert options.from_dict(asked.changes) == asked

@@ -12,6 +12,8 @@ from ilwp_plugin.training.scales import distill_scales, output_error
 from ilwp_plugin.training.schedule import Schedule, SgdRun
 from ilwp_plugin.training.session import Session, SessionStatistics
 
+ResidualFakeQuantizer = FakeQuantizer  # its name in earlier versions
+
 __all__ = [
     "FakeQuantizer",
     "FineTuned",

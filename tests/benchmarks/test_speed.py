@@ -63,6 +63,15 @@ def test_huffman_codes_ten_million_symbols_a_second() -> None:
     assert encode >= 10 and decode >= 10
 
 
+def test_ten_thousand_layers() -> None:
+    """What a layer costs besides its weights; time that grew with the square of their number would show."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"b{i}.weight": torch.randn(4, 1, 3, 3, generator=generator) for i in range(10_000)}
+    duration = best_of(1, lambda: compress(state, {"mode": "none"}).ledger)
+    print(f"\n10,000 layers of 36 weights: {duration:.1f} s")
+    assert duration < 5
+
+
 @pytest.mark.parametrize("related", [True, False], ids=["smooth", "independent"])
 def test_full_search_of_100_000_kernels(related: bool) -> None:
     """Twenty layers of 5,000 kernels; independent ones are the worst case."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ilwp_plugin import IlwpConfig, compress
 from ilwp_plugin.errors import ChainError, ConfigError, TensorError, TrainingError
 from ilwp_plugin.recipes.ilwp import ClosedLoop
-from ilwp_plugin.training import FakeQuantizer, InterLayerLoss
+from ilwp_plugin.training import FakeQuantizer, InterLayerLoss, ResidualFakeQuantizer
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -225,6 +225,7 @@ def test_misuse(mobilenet: nn.Module) -> None:
         with pytest.raises(ChainError, match="no chain"):
             FakeQuantizer(nn.Linear(2, 2), config)
     quantizer = FakeQuantizer(mobilenet)
+    assert ResidualFakeQuantizer is FakeQuantizer, "its earlier name"
     with pytest.raises(TensorError, match=r"a FakeQuantizer is on the model: quantizer.remove\(\) takes it off"):
         FakeQuantizer(mobilenet)
     with pytest.raises(TrainingError, match="the quantizer is still on"):

@@ -277,6 +277,8 @@ def test_commands_start_at_once() -> None:
     assert seconds("--help") < 0.5
     assert seconds("verify", "absent.ilwp") < 0.5
     assert seconds("schema") < 0.5
+    assert seconds("inspect", "absent.ilwp") < 0.5
+    assert seconds("decompress", "absent.ilwp", "-o", "x.safetensors") < 0.5
 
 
 def test_wrong_usage_has_its_own_exit_code(tmp_path: Path) -> None:

@@ -61,11 +61,17 @@ def test_every_golden_file_with_numpy_alone() -> None:
 def test_written_and_refused_with_numpy_alone() -> None:
     """The writer gives the golden bytes, and the malformed files have their codes."""
     code = """
+import tempfile
+from pathlib import Path
 from tests.corpus import forge, golden
 from ilwp_plugin import format
 from ilwp_plugin.errors import FormatError
 for name, make in golden.WRITTEN.items():
-    assert b"".join(format.pack(*make())) == (golden.FOLDER / f"v1_{name}.ilwp").read_bytes(), name
+    expected = (golden.FOLDER / f"v1_{name}.ilwp").read_bytes()
+    assert b"".join(format.pack(*make())) == expected, name
+    with tempfile.TemporaryDirectory() as folder:
+        format.write(Path(folder) / "x.ilwp", *make())  # reads back what it has written
+        assert (Path(folder) / "x.ilwp").read_bytes() == expected, name
 for name, data in forge.build_all().items():
     try:
         format.read(data)

@@ -12,6 +12,7 @@ import argparse
 import compileall
 import contextlib
 import difflib
+import hashlib
 import importlib
 import json
 import os
@@ -63,7 +64,7 @@ REST = [
 ]
 
 Mutant = dict[str, Any]
-"""`path`, `line`, `difference`, and the whole `source`."""
+"""`path`, `line`, `difference`, the whole `source`, and a digest `of` what it was made of."""
 
 
 def make(out: Path, count: int, seed: int) -> None:
@@ -79,11 +80,15 @@ def make(out: Path, count: int, seed: int) -> None:
             difference = difflib.unified_diff(source.splitlines(), text.splitlines(), lineterm="", n=0)
             shown = "\n".join([one for one in difference if not re.match(r"---|\+\+\+|@@", one)])
             name = str(path.relative_to(ROOT))
-            mutants.append({"path": name, "line": line, "difference": shown, "source": text})
+            mutants.append({"path": name, "line": line, "difference": shown, "source": text, "of": _digest(source)})
     random.shuffle(mutants)  # so that the first of them are a fair sample, too
     out.mkdir(parents=True, exist_ok=True)
     (out / "mutants.json").write_text(json.dumps(mutants))
     print(f"{len(mutants)} mutants of {lines:,} lines in {len(sources)} modules, seed {seed}")
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _length(source: str) -> int:
@@ -129,6 +134,9 @@ def _mutants_of(source: str) -> list[tuple[int, Callable[[], str]]]:
 def run(out: Path, again: bool) -> None:
     """Runs the tests of all mutants whose result is not known, and says how many went unnoticed."""
     mutants: list[Mutant] = json.loads((out / "mutants.json").read_text())
+    changed = sorted({one["path"] for one in mutants if one["of"] != _digest((ROOT / one["path"]).read_text())})
+    if changed:
+        raise SystemExit(f"{', '.join(changed)} changed since the mutants were made: remove {out} to begin anew")
     path = out / "results.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     results = {tuple(one["key"]): one for one in known if not (again and one["outcome"] == "unnoticed")}

@@ -190,3 +190,14 @@ def test_copies_are_whole() -> None:
     data = compressed.to_bytes()
     copies = (copy.deepcopy(compressed), pickle.loads(pickle.dumps(compressed)))  # noqa: S301
     assert all(copied.to_bytes() == data for copied in copies)
+
+
+def test_what_is_compressed_has_to_be_as_it_was() -> None:
+    """Where the other tensors of a file are made anew, those that it holds as codes stay."""
+    compressed = compress({f"{i}.weight": torch.randn(8, 1, 3, 3) for i in range(2)})
+    state = compressed.state_dict()
+    assert compressed.with_others_of(state).to_bytes() == compressed.to_bytes()
+    with pytest.raises(TensorError, match=r"tensor '1\.weight' is changed since it was compressed; compress the model"):
+        compressed.with_others_of({**state, "1.weight": state["1.weight"] + 1})
+    with pytest.raises(TensorError, match=r"tensor '1\.weight' is not there any more; compress the model again"):
+        compressed.with_others_of({"0.weight": state["0.weight"]})

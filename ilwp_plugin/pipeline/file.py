@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ilwp_plugin import format as ilwp_format
 from ilwp_plugin import toolkits
-from ilwp_plugin.errors import FormatError, TensorError
+from ilwp_plugin.errors import FormatError, TensorError, warn
 from ilwp_plugin.format import container
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, write_file
 from ilwp_plugin.format.integers import IntegerTensor
@@ -227,6 +227,16 @@ class CompressedModel:
             TensorError: the names do not fit, or a shape is not that of a pruned layer of its kind; the model is as it
                 was.
         """
+        if "quantizers" in self.metadata:
+            toolkit = self.metadata.get("toolkit", "toolkit")
+            warn(
+                f"the file is of a model that {toolkit} has quantized: its weights are restored, the quantizers of its "
+                f"activations are not; `ilwp_integrations.{toolkit}.restore(file, model)` puts these on, too"
+            )
+        return self.restore_weights(model)
+
+    def restore_weights(self, model: nn.Module) -> nn.Module:
+        """As `restore`, for who puts a toolkit's quantizers on the model besides; nothing is said of them."""
         own = unwrap(model)
         names = translate(own.state_dict(), self._directory)
         if names is not None:  # else the next says what does not fit

@@ -38,7 +38,7 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     """
     file = file if isinstance(file, CompressedModel) else load(file)
     quantizers, more = read_description(file)
-    file.restore(model)
+    file.restore_weights(model)
     if not quantizers:
         return model.eval()
     if "config" not in more:

@@ -96,7 +96,7 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     foreign = [q.path for q in quantizers if not q.path.startswith(f"{ATR_HOOK_STORAGE}.")]
     if foreign:
         raise TensorError(f"the file comes from NNCF 2, which has put {foreign[0]!r} into the model; restore it there")
-    file.restore(model)
+    file.restore_weights(model)
     if not quantizers and not more:
         return model.eval()
     wrap_model(model)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize
 
 from ilwp_plugin import load
-from ilwp_plugin.errors import FormatError, TensorError
+from ilwp_plugin.errors import FormatError, IlwpWarning, TensorError
 from tests.integrations.nncf.helpers import (
     FILTERS,
     ILWP,
@@ -69,7 +69,8 @@ def test_without_nncf_the_weights_are_floats(trained: tuple[Path, nn.Module]) ->
     path, stripped = trained
     file = load(path)
     assert list(file.state_dict()) == list(network().state_dict())
-    plain = file.restore(network())
+    with pytest.warns(IlwpWarning, match=r"ilwp_integrations.nncf.restore\(file, model\)"):
+        plain = file.restore(network())
     assert type(plain) is type(network()) and not quantizers(plain)
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(tensor, stripped.state_dict()[name], rtol=0, atol=0, msg=name)

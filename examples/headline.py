@@ -88,7 +88,14 @@ def draw(rows: list[Summary], path: Path) -> None:
 
 def short(method: Summary) -> str:
     """A title that fits on an axis."""
-    name = title(method).replace("all layers, ", "").replace(" collocated", "").replace("auto, ", "")
+    name = (
+        title(method)
+        .replace("all layers, ", "")
+        .replace(" collocated", "")
+        .replace("auto, ", "")
+        .replace("aligned, ", "")
+        .replace(" of fine-tuning", "")
+    )
     name = re.sub(r"residual step [\d.]+, |(?<=%) of (weights|channels)| weights(?=$| \+)", "", name)
     return name if len(name) <= 46 else name[:45] + "…"
 

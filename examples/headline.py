@@ -15,6 +15,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from paper import fill
+
 from ilwp_plugin.analysis.figures import PALETTE, drawing
 from ilwp_plugin.compare import build_report, read_results
 from ilwp_plugin.compare.report.summary import Summary, sections
@@ -119,14 +121,6 @@ def report(results: Path, figures: Path) -> str:
     return kept.strip()
 
 
-def fill(name: str, mark: str, content: str, out: Path) -> None:
-    """A page with what stands between two marks made anew."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    made = f"<!-- {mark} -->\n{content}\n<!-- /{mark} -->"
-    text = re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: made, text, flags=re.DOTALL)
-    (out / name).write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -138,8 +132,13 @@ def main() -> None:
     rows = chosen(list(section.methods))
     figures = arguments.out / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    fill("README.md", "headline", table(rows), arguments.out)
-    fill("docs/compare.md", "results", report(arguments.results, figures), arguments.out)
+    made = {
+        "README.md": {"headline": table(rows)},
+        "docs/compare.md": {"results": report(arguments.results, figures)},
+    }
+    for name, parts in made.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (arguments.out / name).write_text(fill(text, parts), encoding="utf-8")
     draw(rows, figures / "headline.png")
 
 

@@ -8,8 +8,9 @@ The results come from `ilwp compare examples/compare/recipes.json -o out/recipes
 """
 
 import argparse
-import re
 from pathlib import Path
+
+from paper import fill
 
 from ilwp_plugin.analysis.figures import PALETTE, drawing
 from ilwp_plugin.compare import read_results
@@ -26,7 +27,6 @@ NAMES = {
     "soft_to_hard": "soft-to-hard",
     "weight_fixing": "weight fixing",
 }
-
 
 TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
 """kB."""
@@ -66,7 +66,7 @@ def draw(found: list[Section], path: Path) -> None:
     """Bytes against the change in accuracy, a panel for each network; what loses more than 6 points is left out."""
     with drawing(path, 5.6, 4.6, len(found)) as (_, axes):
         for axis, section in zip(axes, found, strict=True):
-            shown = [m for m in section.methods if m.kind not in ("fp32",) and m.change.points > -6]
+            shown = [m for m in section.methods if m.kind != "fp32" and m.change.points > -6]
             for i, method in enumerate(sorted(shown, key=name)):
                 colour = PALETTE[(i % (len(PALETTE) - 1)) + 1]
                 marker = "osD^vP*"[i // (len(PALETTE) - 1)]
@@ -91,10 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     found = sections(read_results(options.results))
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    made = "<!-- table -->\n" + "\n\n".join(map(table, found)) + "\n<!-- /table -->"
-    text = re.sub(r"<!-- table -->.*?<!-- /table -->", lambda _: made, text, flags=re.DOTALL)
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
-    (options.out / "recipes.md").write_text(text, encoding="utf-8")
+    (options.out / "recipes.md").write_text(fill(text, {"table": "\n\n".join(map(table, found))}), encoding="utf-8")
     draw(found, options.out / "figures" / "recipes.png")
 
 

@@ -18,7 +18,7 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, task_gradient_rms
+from ilwp_plugin.recipes.loss_weight import pull_of_fine_tuning, task_gradient_rms
 from ilwp_plugin.training import InterLayerLoss, TrainingRun, distillation_loss
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fine_tuning import TaskLoss
@@ -97,11 +97,13 @@ class Plan:
         epochs: passes over the training images.
         lr: learning rate at the start.
         optimizer: SGD with Nesterov momentum and weight decay, or AdamW without, which a rate term wants.
+        distillation: share of the loss that draws the outputs to those of the network before, 0 to 1.
     """
 
     epochs: int
     lr: float
     optimizer: Optimizers = "sgd"
+    distillation: float = 0.0
 
     def optimizer_of(self, model: nn.Module) -> Optimizer:
         """Of the parameters that train."""
@@ -128,9 +130,10 @@ class Plan:
             case: whose images are trained on.
         """
         steps = self.steps(case)
-        run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=PULL_OF_FINE_TUNING)
+        pull = pull_of_fine_tuning(steps)
+        run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=pull)
         if self.optimizer == "adamw":  # whose steps do not depend on the size of the gradient
-            run = TrainingRun(steps, steps * self.lr / 2, _gradient_rms(model, case), PULL_OF_FINE_TUNING)
+            run = TrainingRun(steps, steps * self.lr / 2, _gradient_rms(model, case), pull)
         return InterLayerLoss(model, config, run=run, example_inputs=case.calibration(2)).loss_weight
 
 
@@ -164,8 +167,8 @@ def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | No
         FileError: the checkpoint cannot be written, or is none of this training.
     """
     companion, path = companion or Companion(), case.folder / "training.pt"
-    images = case.data.train_images.contiguous(memory_format=torch.channels_last)
-    labels, batch, seed = case.data.train_labels, case.settings.batch, case.settings.seed
+    data, loss = tuning_data(case, plan.distillation)
+    images, batch, seed = data.tensors[0], case.settings.batch, case.settings.seed
     steps = plan.steps(case)
     optimizer = plan.optimizer_of(model)
     schedule = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
@@ -178,7 +181,7 @@ def train_on(model: nn.Module, case: Case, plan: Plan, companion: Companion | No
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         for chosen in order[: steps // plan.epochs * batch].view(-1, batch):
             companion.begin_step()
-            loop.step(F.cross_entropy(model(images[chosen]), labels[chosen]) + companion.loss())
+            loop.step(loss(model, [values[chosen] for values in data.tensors]) + companion.loss())
         loop.save()
     model.eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + plan.epochs))

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ilwp_plugin import format as ilwp_format
 from ilwp_plugin import toolkits
-from ilwp_plugin.errors import FormatError, TensorError, warn
+from ilwp_plugin.errors import FormatError, MissingDependencyError, RegistryError, TensorError, warn
 from ilwp_plugin.format import container
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, write_file
 from ilwp_plugin.format.integers import IntegerTensor
@@ -217,26 +217,35 @@ class CompressedModel:
     def restore(self, model: nn.Module) -> nn.Module:
         """Load the restored tensors into the original class, whose layers take the shapes that pruning has left.
 
+        A model that a toolkit has quantized becomes what it was: the toolkit's integration puts the quantizers of its
+        weights and activations on, with their scales. Where the toolkit is not installed, a warning says so, and the
+        model computes with the same weights, and with activations in floating point.
+
         Args:
             model: as its class makes it, before any pruning; it is changed in place.
 
         Returns:
-            The model.
+            The model; one that was quantized is in eval mode.
 
         Raises:
             TensorError: the names do not fit, or a shape is not that of a pruned layer of its kind; the model is as it
-                was.
+                was. Or another version of the toolkit has quantized it; see `restore_weights`.
         """
-        if "quantizers" in self.metadata:
-            toolkit = self.metadata.get("toolkit", "toolkit")
+        if "quantizers" not in self.metadata:
+            return self.restore_weights(model)
+        toolkit = str(self.metadata.get("toolkit", "toolkit"))
+        try:
+            restored: nn.Module = toolkits.load(toolkit).restore(self, model)
+        except (MissingDependencyError, RegistryError) as error:
             warn(
                 f"the file is of a model that {toolkit} has quantized: its weights are restored, the quantizers of its "
-                f"activations are not; `ilwp_integrations.{toolkit}.restore(file, model)` puts these on, too"
+                f"activations are not: {error}"
             )
-        return self.restore_weights(model)
+            return self.restore_weights(model)
+        return restored
 
     def restore_weights(self, model: nn.Module) -> nn.Module:
-        """As `restore`, for who puts a toolkit's quantizers on the model besides; nothing is said of them."""
+        """As `restore`, without any toolkit: activations are in floating point."""
         own = unwrap(model)
         names = translate(own.state_dict(), self._directory)
         if names is not None:  # else the next says what does not fit

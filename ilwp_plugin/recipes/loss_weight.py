@@ -27,11 +27,11 @@ from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.models.chains import evaluating
 
 __all__ = [
-    "PULL_OF_FINE_TUNING",
     "TrainingRun",
     "automatic_loss_weight",
     "gradient_rms",
     "is_trained",
+    "pull_of_fine_tuning",
     "task_gradient_rms",
 ]
 
@@ -50,10 +50,6 @@ _STEPS_TO_PULL_ONCE = 440
 MobileNet on digits, trained (97.5 %), 6 bits: 110 steps bear a pull of 0.25 (97.5 % at a learning rate of 0.02), not of
 0.8 (94.4 %), at any learning rate; 440 steps one of 1 (96.9 %, 0.56 of the bytes).
 """
-
-PULL_OF_FINE_TUNING = 1.0
-"""The pull of `fine_tune`, which quantizes in the loop, whatever the number of steps: its results are in
-docs/alignment.md. There, on Fashion-MNIST, 702 steps make it a weight of 21."""
 
 _MAX_GRADIENT_RATIO = 3.0
 """Of the inter-layer to the task gradient under an adaptive optimizer; beyond it, more weight moves nothing more."""
@@ -181,6 +177,14 @@ def automatic_loss_weight(run: TrainingRun, predicted_weights: int, mean_residua
         return ratio * predicted_weights
     relative = ratio / math.sqrt(1 - ratio**2) if ratio < 1 else math.inf
     return min(relative, _MAX_GRADIENT_RATIO) * run.gradient_rms * predicted_weights
+
+
+def pull_of_fine_tuning(steps: int) -> float:
+    """The pull of `fine_tune`, which quantizes in the loop: 1 where there is time for it, less in a short run.
+
+    Its results are in docs/alignment.md. There, on Fashion-MNIST, 702 steps make it a weight of 21.
+    """
+    return min(1.0, steps / _STEPS_TO_PULL_ONCE)
 
 
 def gradient_rms(weights: Iterable[Tensor]) -> float:

@@ -33,7 +33,7 @@ from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.recipes.ilwp import IlwpTraining
-from ilwp_plugin.recipes.loss_weight import PULL_OF_FINE_TUNING, TrainingRun, task_gradient_rms
+from ilwp_plugin.recipes.loss_weight import TrainingRun, pull_of_fine_tuning, task_gradient_rms
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
 from ilwp_plugin.training.fake_quantization import FakeQuantizer
 from ilwp_plugin.training.loop import Loop, Resumable
@@ -394,7 +394,9 @@ def _train(
             if not isinstance(moving, SGD):  # an adaptive optimizer weighs against it
                 weights = [source.weight() for source in own.sources.values()]
                 size = task_gradient_rms(model, lambda: loss(model, first), weights)
-            length = replace(TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=PULL_OF_FINE_TUNING)
+            length = replace(
+                TrainingRun.of(moving, steps, schedule, gradient_rms=size), pull=pull_of_fine_tuning(steps)
+            )
             own.choose_loss_weight(length, model, "loss_weight: give a number")
         others: dict[str, Resumable] = {"parts": parts, "alignment": alignment, "random": _RandomState(world)}
         norms_only = round((1 - plan.norms_last) * steps) if with_rate else steps

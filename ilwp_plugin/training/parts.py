@@ -21,6 +21,7 @@ from ilwp_plugin.pipeline.compress import trained_file
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.pipeline.plan import make_plan
 from ilwp_plugin.recipes.base import Recipe, Request, TrainingPart, WeightSource
+from ilwp_plugin.recipes.batch_norm import BatchNorm
 from ilwp_plugin.recipes.ilwp import Ilwp, IlwpTraining
 
 __all__ = ["Parts"]
@@ -38,6 +39,7 @@ class Parts:
         example_inputs: see `compress`.
         references: see `compress`.
         calibration: inputs by which steps are chosen; without them steps are safe ones, or those of the configuration.
+        to_the_end: whether `compressed` gets these inputs, too: norms may be coarse then, since biases make up for it.
         required: whether it is an error if `ilwp` finds no chain; it always is where no other recipe quantizes.
 
     Attributes:
@@ -60,6 +62,7 @@ class Parts:
         example_inputs: Any = None,
         references: Mapping[str, Any] | None = None,
         calibration: CalibrationInputs | None = None,
+        to_the_end: bool = True,
         required: bool = False,
     ) -> None:
         own = config.ilwp()
@@ -70,9 +73,8 @@ class Parts:
             )
         self.config, self.sources, self.rate_factor = config, sources, 1.0
         calibrated = calibration is not None
-        self._recipes: list[Recipe] = [recipe.resolved(calibrated, trains=True) for recipe in config.recipe_list()]
-        for recipe in self._recipes:
-            recipe.check(calibrated, trains=True)
+        self._to_the_end = to_the_end
+        self._resolve(calibrated)
         alone = not any(recipe.quantizes() for recipe in self._recipes if not isinstance(recipe, Ilwp))
         self._request = Request(example_inputs, references or {}, required or alone, calibrated)
         plan = make_plan(network, self._recipes, self._request, calibration)
@@ -88,6 +90,15 @@ class Parts:
             if part is not None:
                 self.parts.append(part)
                 self._owner.update(dict.fromkeys(part.hooked, part))
+
+    def _resolve(self, calibrated: bool) -> None:
+        """Settle what is left open in the options."""
+        self._recipes: list[Recipe] = []
+        for recipe in self.config.recipe_list():
+            known = calibrated and (self._to_the_end or not isinstance(recipe, BatchNorm))
+            self._recipes.append(recipe.resolved(known, trains=True))
+            self._recipes[-1].check(known, trains=True)
+        self._calibrated = calibrated
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -181,11 +192,16 @@ class Parts:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"parts": [part.state() for part in self.parts], "steps": dict(self._steps)}
+        return {
+            "parts": [part.state() for part in self.parts],
+            "steps": dict(self._steps),
+            "calibrated": self._calibrated,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._steps = dict(state["steps"])
+        self._resolve(bool(state["calibrated"]))
         for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state(own)
 

@@ -63,6 +63,11 @@ class Schedule(Translated):
     training: SgdRun | None = Field(
         default=None, description="The run by SGD to come; needed where the loss weight is 'auto'."
     )
+    calibration_samples: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=1000,
+        description="Inputs of the data that are registered for initialization by which steps are chosen, layer by "
+        "layer: what errors do to the outputs decides. 0, and no registered data, give all layers the same step.",
+    )
 
     def loss_factor(self, epoch: int) -> float:
         """What the loss weight is multiplied with in an epoch, counted from 0."""

@@ -15,6 +15,7 @@ from ilwp_plugin.format.sections import Summary
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.models.chains import Chains
 from ilwp_plugin.models.network import Network
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import WeightSource
 from ilwp_plugin.recipes.ilwp import IlwpTraining
@@ -81,6 +82,7 @@ class Session:
         network: the model that trains; an automatic loss weight is smaller where it is trained already.
         sources: by key, where the weights that can be hooked are found.
         example_inputs: see `compress`.
+        calibration: by which steps are chosen, see `Parts`; a training that is resumed needs none.
         required: whether it is an error if `ilwp` finds no chain; None where nothing else is quantized.
 
     Attributes:
@@ -100,13 +102,22 @@ class Session:
         sources: Mapping[str, WeightSource],
         *,
         example_inputs: Any = None,
+        calibration: CalibrationInputs | None = None,
         required: bool | None = None,
     ) -> None:
         self.config, self.schedule = config, schedule
         quantizing = sum(recipe.quantizes() for recipe in config.recipe_list())
         self.changes = quantizing > 0
         required = quantizing <= 1 if required is None else required
-        self.parts = Parts(config, network, sources, example_inputs=example_inputs, required=required)
+        self.parts = Parts(
+            config,
+            network,
+            sources,
+            example_inputs=example_inputs,
+            calibration=calibration,
+            to_the_end=False,
+            required=required,
+        )
         self._ilwp = next((part for part in self.parts.parts if isinstance(part, IlwpTraining)), None)
         if self._ilwp is not None:
             self._ilwp.choose_loss_weight(

@@ -20,7 +20,7 @@ from ilwp_plugin import CompressedModel, IlwpConfig, compress
 from ilwp_plugin.compare.files import as_is, others_in_8_bits, wiped, with_integers
 from ilwp_plugin.compare.methods import Case, Compressed, Method, Options
 from ilwp_plugin.compare.own import describe, raw_sizes
-from ilwp_plugin.compare.training import Companion, Optimizers, Plan, prepared, train_on
+from ilwp_plugin.compare.training import Companion, Distillation, Optimizers, Plan, prepared, train_on
 from ilwp_plugin.errors import ConfigError
 
 from .config import ALGORITHM, Section, algorithm_sections, algorithms, sections_by_name
@@ -159,7 +159,10 @@ class TrainOptions(Options):
     epochs: Epochs = Field(default=3, description="Of training.")
     lr: Rate = Field(default=0.02, description="At the start.")
     optimizer: Optimizers = Field(default="sgd", description="'adamw', at a rate of .001, is what a rate term wants.")
-    images: Images = Field(default=300, description="Training images, without labels, for the ranges of int8.")
+    distillation: Distillation = Field(default=0.0)
+    images: Images = Field(
+        default=300, description="Training images, without labels, for the ranges of int8, and for ilwp's steps."
+    )
     weight_bits: WeightBits = Field(
         default=None,
         description="Weights that nothing in the list quantizes: 8 rounds them to 8 bits a channel after training.",
@@ -193,7 +196,7 @@ class Train(_NNCF):
     def compress(self, case: Case, options: TrainOptions) -> Compressed:
         section = Section.find({"compression": options.compression})
         model, config = prepared(case, None if section is None else section.config)
-        plan = Plan(options.epochs, options.lr, options.optimizer)
+        plan = Plan(options.epochs, options.lr, options.optimizer, options.distillation)
         sections = copy.deepcopy(options.compression)
         for own in (s for s in algorithm_sections({"compression": sections}) if s["algorithm"] == ALGORITHM):
             assert config is not None and isinstance(own, dict)
@@ -237,6 +240,7 @@ class PruneOptions(Options):
     epochs: Epochs = Field(default=3, description="Of training on afterwards.")
     lr: Rate = Field(default=0.02, description="Of training on, at the start.")
     optimizer: Optimizers = Field(default="sgd", description="Of training on, see `TrainOptions`.")
+    distillation: Distillation = Field(default=0.0)
     weight_bits: WeightBits = Field(
         default=8,
         description="Weights that ilwp does not quantize: rounded to 8 bits a channel after training; null keeps fp32.",
@@ -265,7 +269,7 @@ class Prune(_NNCF):
         ]
         if options.ilwp is not None:
             sections.append({"algorithm": ALGORITHM, **options.ilwp.to_dict()})
-        training = options.model_dump(include={"epochs", "lr", "optimizer", "weight_bits"})
+        training = options.model_dump(include={"epochs", "lr", "optimizer", "distillation", "weight_bits"})
         return Train().compress(case, TrainOptions(compression=sections, **training))
 
 

@@ -86,6 +86,8 @@ class Section:
         def added(ignored: Sequence[str], targets: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
             return (*ignored, *_listed(whole, "ignored_scopes")), targets or _listed(whole, "target_scopes")
 
+        if "quantization" in sections_by_name(whole):
+            config = _within_int8(config)
         return cls(with_scopes(config, added), schedule)
 
     @classmethod
@@ -104,6 +106,20 @@ class Section:
                 'several recipes are {"algorithm": "ilwp", "recipes": [{"name": ...}, ...]}'
             )
         return cls.of(found[0], whole) if found else None
+
+
+_WEIGHT_BITS = 7
+"""Of codes under int8: as many as NNCF's overflow fix leaves, so that every engine can run them."""
+
+
+def _within_int8(config: IlwpConfig) -> IlwpConfig:
+    """Codes of weights fit those of int8, so that an engine runs in int8 what the model trained with."""
+    if config.recipes is not None:
+        bits = {"weight_bits": _WEIGHT_BITS}
+        return config.replace(recipes=[bits | r if r["name"] == "grid" else r for r in config.recipes])
+    if "weight_bits" in config.model_fields_set or config.weight_step is None:
+        return config
+    return config.replace(weight_bits=_WEIGHT_BITS)
 
 
 Scopes = Callable[[Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]

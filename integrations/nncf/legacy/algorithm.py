@@ -13,6 +13,7 @@ from nncf.api.statistics import Statistics
 from nncf.common.graph.transformations.commands import TargetType
 from nncf.common.schedulers import BaseCompressionScheduler
 from nncf.common.statistics import NNCFStatistics
+from nncf.config.structures import BNAdaptationInitArgs, QuantizationRangeInitArgs
 from nncf.parameters import StripFormat
 from nncf.torch.compression_method_api import (
     PTCompressionAlgorithmBuilder,
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from ilwp_plugin.errors import TrainingError
 from ilwp_plugin.training import Session, SessionStatistics
 
+from ..calibrating import calibration_of
 from ..config import ALGORITHM, Section, sections_by_name
 from ..network import WrappedNetwork
 from ..quantizers import padding_values_of, quantizers_of
@@ -65,7 +67,7 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
         self.ignored_scopes = self.target_scopes = None
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
-        self._session = session_of(target_model, self._section)
+        self._session = session_of(target_model, self._section, _data_of(self.config) if self.should_init else None)
         layout = PTTransformationLayout()
         operations = operation_names(target_model)
         trained = self._session.parts.parameters()
@@ -87,14 +89,31 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
         return True, "Frozen layers are quantized as they are"
 
 
-def session_of(model: NNCFNetwork, section: Section) -> Session:
-    """The one session of a model that is being built."""
+def _data_of(config: NNCFConfig) -> Any:
+    """What is registered for initialization, if anything is."""
+    found = (config.get_extra_struct(kind) for kind in _DATA if config.has_extra_struct(kind))
+    return next((struct.data_loader for struct in found), None)
+
+
+_DATA = (QuantizationRangeInitArgs, BNAdaptationInitArgs)
+
+
+def session_of(model: NNCFNetwork, section: Section, data: Any) -> Session:
+    """The one session of a model that is being built.
+
+    Args:
+        model: the model.
+        section: ours.
+        data: by which steps are chosen; None for a training that is resumed, and where none are registered.
+    """
     session: Session | None = getattr(model, _SESSION, None)
     if session is None:
         operations = operation_names(model)
         sources = {f"{name}.weight": MaskedWeight(model.get_submodule(name)) for name in operations}
         network = network_of_model(model)
-        session = Session(translate(section.config, model), section.schedule, network, sources)
+        config, schedule = translate(section.config, model), section.schedule
+        calibration = calibration_of(model, config, data, schedule.calibration_samples)
+        session = Session(config, schedule, network, sources, calibration=calibration)
         object.__setattr__(model, _SESSION, session)
     return session
 
@@ -335,7 +354,8 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
         object.__setattr__(target_model, _CONFIG, _config_of(target_model, self.config))
         if section is not None:
             operations = operation_names(target_model)
-            keys = session_of(target_model, section).parts.keys
+            data = _data_of(self.config) if self.should_init else None
+            keys = session_of(target_model, section, data).parts.keys
             own = [name for key in keys for name in operations[key.removesuffix(".weight")]]
             own_section: dict[str, Any] = self._algo_config  # type: ignore[has-type]
             weights = dict(own_section.get("weights", {}))

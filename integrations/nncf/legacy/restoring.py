@@ -25,7 +25,7 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     """The model that a file comes from, as NNCF stripped it: with the quantizers of its weights and activations.
 
     Args:
-        file: of a model that NNCF has quantized, or its path; of any other model, this is `file.restore(model)`.
+        file: of a model that NNCF has quantized, or its path; of any other one, this is `file.restore_weights(model)`.
         model: as its class makes it; it is changed in place.
 
     Returns:
@@ -38,14 +38,14 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     """
     file = file if isinstance(file, CompressedModel) else load(file)
     quantizers, more = read_description(file)
+    if quantizers and "config" not in more:
+        raise TensorError(
+            "the file does not say how NNCF 2 makes its model: it comes from NNCF 3, or from a model whose inputs "
+            "only a `dummy_forward_fn` knows; file.restore_weights(model) gives the weights alone"
+        )
     file.restore_weights(model)
     if not quantizers:
         return model.eval()
-    if "config" not in more:
-        raise TensorError(
-            "the file does not say how NNCF 2 makes its model: it comes from NNCF 3, or from a model whose inputs "
-            "only a `dummy_forward_fn` knows; file.restore(model) gives the float weights"
-        )
     try:
         config = NNCFConfig.from_dict(more["config"])
         controller, _ = create_compressed_model(model, config, dump_graphs=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nncf
@@ -12,9 +13,12 @@ from torch import nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
 from ilwp_plugin.training import Schedule, Session
 
+from ..calibrating import calibration_of
 from ..config import Section, algorithms, sections_by_name
+from ..network import WrappedNetwork
 from ..scopes import translate
 from .algorithms import (
     SPARSITY_PARTS,
@@ -91,6 +95,7 @@ def create_compressed_model(
     model.eval()
     parts: list[Part] = []
     rebuild: dict[str, Any] = {"filters": None}
+    before: nn.Module | None = None
     chosen = None if section is None else translate(section.config, model)
     if "filter_pruning" in sections:
         history = None if state is None else state["filters"]
@@ -109,6 +114,7 @@ def create_compressed_model(
         masked = [s for name, s in sections.items() if name.endswith("_sparsity")]
         parts += [prune_masks(model, config, s, example, operations) for s in masked]
         if "quantization" in sections:
+            before = model
             model = quantize(model, config, sections["quantization"], example, operations)
             for part in parts:
                 if isinstance(part, SparsityPart):
@@ -116,7 +122,12 @@ def create_compressed_model(
     if "quantization" in sections:
         parts.append(QuantizationPart())
     if section is not None and chosen is not None:
-        session = _attach(model, chosen, section.schedule, example, resumed=state is not None)
+        data = None
+        if state is None:
+            data = calibration_of(model, chosen, config.init_loader, section.schedule.calibration_samples)
+        session = _attach(
+            model, chosen, section.schedule, example, calibration=data, before=before, resumed=state is not None
+        )
         if state is None:
             _check_neighbours(model, session, config, sections, example, operations)
         parts.append(IlwpPart(session))
@@ -191,14 +202,40 @@ def load_from_config(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _attach(
-    model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, *, resumed: bool = False
+    model: nn.Module,
+    config: IlwpConfig,
+    schedule: Schedule,
+    example: Any,
+    *,
+    calibration: CalibrationInputs | None = None,
+    before: nn.Module | None = None,
+    resumed: bool = False,
 ) -> Session:
-    """Connect a model with a new session, through new hooks or those that NNCF has restored."""
+    """Connect a model with a new session, through new hooks or those that NNCF has restored.
+
+    Args:
+        model: the model, in which hooks are put.
+        config: of the session.
+        schedule: likewise.
+        example: an input.
+        calibration: by which steps are chosen.
+        before: the model without int8, whose errors are measured then; None for the model itself.
+        resumed: whether hooks are there.
+    """
     from .registration import register  # which knows this module
 
     register()
     found = {hook.key: hook for hook in weight_hooks(model).values()}
-    session = _session(model, config, schedule, example, list(found.values()))
+    network = network_of_model(model)
+    session = _session(
+        model,
+        list(found.values()),
+        config,
+        schedule,
+        network if before is None else replace(network, module=before),
+        example_inputs=example,
+        calibration=calibration,
+    )
     storage = get_hook_storage(wrap_model(model))
     if resumed and found.keys() != set(session.parts.keys):
         raise TrainingError(
@@ -207,7 +244,6 @@ def _attach(
         )
     object.__setattr__(model, SESSION, session)
     object.__setattr__(model, MASKED_BEFORE, {parameter for _, parameter, _ in mask_hooks(model)})
-    network = network_of_model(model)
     if resumed:
         for hook in found.values():
             hook.connect(session, network)
@@ -222,9 +258,13 @@ def _attach(
 
 
 def _session(
-    model: nn.Module, config: IlwpConfig, schedule: Schedule, example: Any, restored: Sequence[WeightHook]
+    model: nn.Module,
+    restored: Sequence[WeightHook],
+    config: IlwpConfig,
+    schedule: Schedule,
+    network: WrappedNetwork,
+    **more: Any,
 ) -> Session:
-    network = network_of_model(model)
     counts: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -237,7 +277,7 @@ def _session(
     for hook in restored:
         hook.passing = True  # it cannot compute yet, and the order of layers is found by running the model
     try:
-        return Session(config, schedule, network, sources, example_inputs=example)
+        return Session(config, schedule, network, sources, **more)
     finally:
         for hook in restored:
             hook.passing = False

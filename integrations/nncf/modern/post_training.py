@@ -81,7 +81,7 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     """The model that a file comes from, as NNCF stripped it: with the quantizers of its weights and activations.
 
     Args:
-        file: of a model that NNCF has quantized, or its path; of any other model, this is `file.restore(model)`.
+        file: of a model that NNCF has quantized, or its path; of any other one, this is `file.restore_weights(model)`.
         model: as its class makes it; it is changed in place.
 
     Returns:
@@ -95,7 +95,10 @@ def restore(file: CompressedModel | str | os.PathLike[str], model: nn.Module) ->
     quantizers, more = read_description(file)
     foreign = [q.path for q in quantizers if not q.path.startswith(f"{ATR_HOOK_STORAGE}.")]
     if foreign:
-        raise TensorError(f"the file comes from NNCF 2, which has put {foreign[0]!r} into the model; restore it there")
+        raise TensorError(
+            f"the file comes from NNCF 2, which has put {foreign[0]!r} into the model; restore it there, "
+            "or take file.restore_weights(model), the weights alone"
+        )
     file.restore_weights(model)
     if not quantizers and not more:
         return model.eval()

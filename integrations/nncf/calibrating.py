@@ -1,0 +1,60 @@
+"""Steps chosen by the data that a config has for its initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ilwp_plugin import IlwpConfig
+from ilwp_plugin.errors import CalibrationError, warn
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, read_inputs
+
+__all__ = ["calibration_of"]
+
+
+def calibration_of(
+    model: nn.Module, config: IlwpConfig, loader: Iterable[Any] | None, samples: int
+) -> CalibrationInputs | None:
+    """The first inputs of the registered data, by which a `Session` chooses its steps.
+
+    Data that steps cannot be chosen by are no reason not to train: a warning says that steps are equal then.
+
+    Args:
+        model: the model.
+        config: of the session.
+        loader: the registered data, as NNCF 2 takes them.
+        samples: how many inputs are taken; of the last batch all of them.
+
+    Returns:
+        None where there are no data, and where no recipe would choose steps by them.
+    """
+    allocations = [getattr(recipe.options, "step_allocation", None) for recipe in config.recipe_list()]
+    if loader is None or not samples or not {"auto", "measured"}.intersection(allocations):
+        return None
+    try:
+        taken = list(_first(loader, samples))
+        return read_inputs(model, taken) if taken else None
+    except CalibrationError as error:
+        warn(f"all layers get the same step, since the registered data do not tell which bear a larger one: {error}")
+        return None
+
+
+def _first(loader: Any, samples: int) -> Iterator[Any]:
+    """The inputs of the model, batch by batch: a tuple of arguments, or a dict of named ones."""
+    count = 0
+    for batch in loader:
+        arguments: Any
+        if hasattr(loader, "get_inputs"):
+            arguments, named = loader.get_inputs(batch)
+            if arguments and named:
+                raise CalibrationError("arguments by position and by name at once")
+            arguments = tuple(arguments) or dict(named)
+        else:
+            arguments = (batch[0] if isinstance(batch, (tuple, list)) else batch,)
+        yield arguments
+        values = arguments.values() if isinstance(arguments, dict) else arguments
+        count += max((len(value) for value in values if isinstance(value, Tensor) and value.dim()), default=1)
+        if count >= samples:
+            return

@@ -35,6 +35,12 @@ OUTPUT_ERROR = 0.015
 variance, that steps are chosen for. It is an upper bound: error feedback and norms make up for much of it."""
 
 
+MOST_STEPS = 1024
+"""In the largest weight, of steps that are chosen: a network that bears no error at all, an untrained one for example,
+would get steps so fine that no file holds their codes: twice as many where
+weights predict each other, more where a training makes weights larger."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is to be done with a model; quantizing it, once or many times, is `quantize`.
@@ -89,7 +95,11 @@ def choose_steps(
     for group, weights in groups:
         if group.measured:
             own = _Measured(group.share, weights, costs or {})
-            chosen.update(own.steps(mean) if group.mean == AUTO else own.steps(group.mean / group.share))
+            if group.mean == AUTO:
+                finest = max(float(weight.abs().max()) for weight in weights.values()) / MOST_STEPS
+                chosen.update({key: max(step, finest) for key, step in own.steps(mean).items()})
+            else:
+                chosen.update(own.steps(group.mean / group.share))
         elif group.mean == AUTO:
             chosen.update({key: safe_step(weight) or 1.0 for key, weight in weights.items()})
         else:

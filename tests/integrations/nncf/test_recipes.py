@@ -95,7 +95,7 @@ def test_its_options_are_in_the_schema_and_checked(levels: None) -> None:
 
 
 def test_a_recipe_of_our_own_alone_and_after_another() -> None:
-    controller, model = compressed([GRID])
+    controller, model = compressed([{**GRID, "step_allocation": "equal"}])
     train(controller, model, optimizer_of(model), [0], steps=1)
     stripped = controller.strip()
     weights = {k: v for k, v in stripped.state_dict().items() if k in network().state_dict() and v.dim() > 1}

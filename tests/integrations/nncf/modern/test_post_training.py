@@ -65,7 +65,7 @@ def test_the_codes_are_found_and_the_model_is_restored(made: tuple[nn.Module, Te
     assert {name.removesuffix(".weight") for name in file.quantized} == set(layers)
     torch.testing.assert_close(restore(file, network())(images()), outputs, rtol=1e-5, atol=1e-5)
     assert list(file.state_dict()) == list(network().state_dict()), "tensors of the plain network alone"
-    plain = file.restore(network()).eval()
+    plain = file.restore_weights(network()).eval()
     found = restore(tmp_path / "model.ilwp", network())
     assert len([m for m in found.modules() if isinstance(m, FakeQuantize)]) in (0, len(_quantizers(model)))
     for name, hook in get_hook_storage(model).named_hooks():

@@ -47,7 +47,7 @@ def test_outputs_are_as_close_as_those_of_nncf_alone(dataset: nncf.Dataset) -> N
         return float((other.eval()(inputs) - expected).square().mean() / expected.square().mean())
 
     quantized, file = stack(model, dataset, {"weight_step": 0.004})
-    assert error(file.restore(network())) < 0.01
+    assert error(file.restore_weights(network())) < 0.01
     assert error(quantized) < 1.05 * error(nncf.quantize(network(), dataset)), "activations are those of NNCF"
 
 

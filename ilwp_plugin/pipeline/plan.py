@@ -37,8 +37,8 @@ variance, that steps are chosen for. It is an upper bound: error feedback and no
 
 MOST_STEPS = 1024
 """In the largest weight, of steps that are chosen: a network that bears no error at all, an untrained one for example,
-would get steps so fine that no file holds their codes: twice as many where
-weights predict each other, more where a training makes weights larger."""
+would get steps so fine that no file holds their codes, which are larger where weights predict each other, and where a
+training lets weights grow."""
 
 
 @dataclass(frozen=True, eq=False)

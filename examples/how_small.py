@@ -27,7 +27,7 @@ from torch.utils.data import TensorDataset
 from ilwp_plugin import CompressedModel, IlwpConfig, compress, loads
 from ilwp_plugin.demo import initial_model, preset, trained_model
 from ilwp_plugin.training import FineTuning, distill_scales, distillation_loss, fine_tune
-from ilwp_plugin.zoo import Dataset, load_data
+from ilwp_plugin.zoo import Dataset, load_data, scope_of
 
 RESULTS = Path("docs/results/how_small/results.jsonl")
 CALIBRATION = 2000
@@ -44,15 +44,22 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "epochs-60": {"epochs": 60, "weight_step": 0.1, "rate": 0.5},  # digits: 1,500 images, 23 steps an epoch
     "epochs-3-fine": {"epochs": 3, "weight_step": 0.08, "rate": 0.5},
     "epochs-3-coarse": {"epochs": 3, "weight_step": 0.11, "rate": 0.7},
+    "epochs-3-coarser": {"epochs": 3, "weight_step": 0.13, "rate": 0.7},
     "epochs-3-bytes": {"epochs": 3, "weight_step": 0.1, "rate": 0.5, "target_bytes": 60_000},
 }
 DEPTHWISE = {
-    "depthwise-3": {"epochs": 3, "preset": "paper", "residual_step": 0.1, "anchor": "quantized", "rate": 0.05},
+    f"depthwise-3-{rate}": {
+        "epochs": 3,
+        "preset": "paper",
+        "residual_step": 0.1,
+        "anchor": "quantized",
+        "rate": rate,
+    }
+    for rate in (0.05, 0.1, 0.2)
 }
 """The chains alone: all other tensors stay as they are."""
 
 METHODS = [*CALIBRATED, *SCALES, *EPOCHS, *DEPTHWISE]
-COMMON = {"mode": "collocated", "align": True}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="fashion-mnist")
@@ -111,7 +118,7 @@ class Case:
             copy.deepcopy(self.model).to(memory_format=torch.channels_last),
             TensorDataset(images, self.data.train_labels, self.train),
             lambda net, batch: distillation_loss(net(batch[0]), batch[1], batch[2]),
-            IlwpConfig.from_dict({**COMMON, **tuned}),
+            self.config(**tuned),
             plan,
             example_inputs=self.data.train_images[:16],
             calibration=self.calibration,
@@ -120,8 +127,13 @@ class Case:
         )
         return result.compressed
 
+    def config(self, **fields: Any) -> IlwpConfig:
+        scope = scope_of(self.model)
+        mode = {"mode": "collocated", "align": True} if scope == "depthwise" else {"mode": "auto"}
+        return IlwpConfig.from_dict({"scope": scope, **mode, **fields})
+
     def calibrated(self, step: float) -> CompressedModel:
-        config = IlwpConfig.from_dict({**COMMON, "weight_step": step})
+        config = self.config(weight_step=step)
         return compress(self.model, config, calibration=self.calibration, example_inputs=self.data.train_images[:16])
 
     def result(self, method: str) -> dict[str, Any]:
@@ -133,7 +145,8 @@ class Case:
         found = self.tested(restored)
         logs = [F.log_softmax(outputs, 1) for outputs in (found, self.test)]
         sizes = file.ledger
-        baseline = compress(self.model, IlwpConfig.paper(mode="none", coder="huffman"))  # 8 bits
+        paper = IlwpConfig.paper(mode="none", coder="huffman", scope=scope_of(self.model))  # 8 bits
+        baseline = compress(self.model, paper, example_inputs=self.data.train_images[:2])
         return {
             "data": options.data,
             "network": options.network,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import IlwpError, TrainingError
+from ilwp_plugin.errors import CalibrationError, IlwpError, TrainingError, warn
 from ilwp_plugin.format.sections import Summary
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.models.chains import Chains
@@ -22,7 +23,7 @@ from ilwp_plugin.recipes.ilwp import IlwpTraining
 from ilwp_plugin.training.parts import Parts
 from ilwp_plugin.training.schedule import Schedule
 
-__all__ = ["Session", "SessionStatistics"]
+__all__ = ["Session", "SessionStatistics", "warn_of_equal_steps"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Session:
         network: the model that trains; an automatic loss weight is smaller where it is trained already.
         sources: by key, where the weights that can be hooked are found.
         example_inputs: see `compress`.
-        calibration: by which steps are chosen, see `Parts`; a training that is resumed needs none.
+        calibration: by which steps are chosen, see `Parts`; a training that is resumed needs none. Where they cannot be
+            chosen by it, a warning says so, and they are equal.
         required: whether it is an error if `ilwp` finds no chain; None where nothing else is quantized.
 
     Attributes:
@@ -109,15 +111,20 @@ class Session:
         quantizing = sum(recipe.quantizes() for recipe in config.recipe_list())
         self.changes = quantizing > 0
         required = quantizing <= 1 if required is None else required
-        self.parts = Parts(
+        make = partial(
+            Parts,
             config,
             network,
             sources,
             example_inputs=example_inputs,
-            calibration=calibration,
             to_the_end=False,
             required=required,
         )
+        try:
+            self.parts = make(calibration=calibration)
+        except CalibrationError as error:
+            warn_of_equal_steps(error)
+            self.parts = make()
         self._ilwp = next((part for part in self.parts.parts if isinstance(part, IlwpTraining)), None)
         if self._ilwp is not None:
             self._ilwp.choose_loss_weight(
@@ -242,6 +249,11 @@ def _differences(before: Any, now: Any) -> str:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return ", ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in names)
     return ", ".join(f"{name!r} {'was' if name in before else 'is'} quantized" for name in {*before} ^ {*now})
+
+
+def warn_of_equal_steps(error: CalibrationError) -> None:
+    """Data that steps cannot be chosen by are no reason not to train."""
+    warn(f"all layers get the same step, since the registered data do not tell which bear a larger one: {error}")
 
 
 _NO_RUN = (

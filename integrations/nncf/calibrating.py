@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig
-from ilwp_plugin.errors import CalibrationError, warn
+from ilwp_plugin.errors import CalibrationError
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, read_inputs
+from ilwp_plugin.training.session import warn_of_equal_steps
 
 __all__ = ["calibration_of"]
 
@@ -19,8 +20,6 @@ def calibration_of(
 ) -> CalibrationInputs | None:
     """The first inputs of the registered data, by which a `Session` chooses its steps.
 
-    Data that steps cannot be chosen by are no reason not to train: a warning says that steps are equal then.
-
     Args:
         model: the model.
         config: of the session.
@@ -28,7 +27,8 @@ def calibration_of(
         samples: how many inputs are taken; of the last batch all of them.
 
     Returns:
-        None where there are no data, and where no recipe would choose steps by them.
+        None where there are no data, where no recipe would choose steps by them, and where the model does not run with
+        them, of which a warning tells.
     """
     allocations = [getattr(recipe.options, "step_allocation", None) for recipe in config.recipe_list()]
     if loader is None or not samples or not {"auto", "measured"}.intersection(allocations):
@@ -37,7 +37,7 @@ def calibration_of(
         taken = list(_first(loader, samples))
         return read_inputs(model, taken) if taken else None
     except CalibrationError as error:
-        warn(f"all layers get the same step, since the registered data do not tell which bear a larger one: {error}")
+        warn_of_equal_steps(error)
         return None
 
 

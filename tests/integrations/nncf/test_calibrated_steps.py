@@ -1,12 +1,15 @@
 """Steps chosen, in a training, by the data that a config has for its initialization."""
 
 import warnings
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ilwp_integrations.nncf import NNCFConfig, create_compressed_model, register_default_init_args
+from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, load
 from ilwp_plugin.errors import IlwpWarning
@@ -23,6 +26,7 @@ from tests.integrations.nncf.helpers import (
     train,
 )
 
+LEGACY = version("nncf").startswith("2.")
 STEPS = {**WHOLE, "weight_step": 0.05, "rate": 0.1}
 ONE_EACH = {**STEPS, "params": {"calibration_samples": 0}}
 
@@ -69,9 +73,31 @@ def test_data_that_tell_nothing_are_said() -> None:
     assert len(set(steps(controller).values())) == 2
 
 
-class _TwoInputs(list[Any]):
-    def get_inputs(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (batch, batch), {}
+def test_a_model_whose_outputs_tell_nothing_trains_as_well() -> None:
+    """Where examples depend on each other, errors cannot be measured."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x - x.mean(0, keepdim=True))
+
+    with pytest.warns(IlwpWarning, match="all layers get the same step"):
+        controller, _ = compressed(STEPS, Mixes())
+    assert len(set(steps(controller).values())) == 2
+
+
+_Loader: Any = import_module("nncf.torch.initialization").PTInitializingDataLoader if LEGACY else list
+
+
+class _TwoInputs(_Loader):  # type: ignore[misc]
+    def get_inputs(self, dataloader_output: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (dataloader_output, dataloader_output), {}
+
+    def get_target(self, dataloader_output: Any) -> Any:
+        return None
 
 
 def test_int8_has_the_same_steps_but_for_codes_that_would_not_fit() -> None:

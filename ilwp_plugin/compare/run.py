@@ -156,7 +156,7 @@ def _check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device: torch cannot use {device!r} here: {str(error).splitlines()[0]}") from None
 

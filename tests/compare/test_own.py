@@ -28,7 +28,7 @@ def test_fine_tuned_from_a_calibrated_file_towards_the_outputs_before(tmp_path: 
     assert min(found.percent for found in (plain, calibrated, distilled)) > 80
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
     config = CompareConfig.from_dict({"methods": [{"method": "fp32"}]})
     with pytest.raises(ConfigError, match=f"device: torch cannot use '{device}' here"):

@@ -22,6 +22,7 @@ __all__ = [
     "section_schema",
     "sections_by_name",
     "with_scopes",
+    "within_int8",
 ]
 
 ALGORITHM = "ilwp"
@@ -87,7 +88,7 @@ class Section:
             return (*ignored, *_listed(whole, "ignored_scopes")), targets or _listed(whole, "target_scopes")
 
         if "quantization" in sections_by_name(whole):
-            config = _within_int8(config)
+            config = within_int8(config)
         return cls(with_scopes(config, added), schedule)
 
     @classmethod
@@ -112,7 +113,7 @@ _WEIGHT_BITS = 7
 """Of codes under int8: as many as NNCF's overflow fix leaves, so that every engine can run them."""
 
 
-def _within_int8(config: IlwpConfig) -> IlwpConfig:
+def within_int8(config: IlwpConfig) -> IlwpConfig:
     """Codes of weights fit those of int8, so that an engine runs in int8 what the model trained with."""
     if config.recipes is not None:
         bits = {"weight_bits": _WEIGHT_BITS}

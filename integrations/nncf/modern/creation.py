@@ -8,16 +8,16 @@ from typing import Any
 
 import nncf
 import torch
-from nncf.torch.function_hook.wrapper import get_hook_storage, register_post_function_hook, wrap_model
+from nncf.torch.function_hook.wrapper import get_hook_storage, is_wrapped, register_post_function_hook, wrap_model
 from torch import nn
 
 from ilwp_plugin import IlwpConfig
 from ilwp_plugin.errors import TrainingError
-from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, read_inputs
 from ilwp_plugin.training import Schedule, Session
 
 from ..calibrating import calibration_of
-from ..config import Section, algorithms, sections_by_name
+from ..config import Section, algorithms, sections_by_name, within_int8
 from ..network import WrappedNetwork
 from ..scopes import translate
 from .algorithms import (
@@ -145,6 +145,8 @@ def apply_ilwp(
     config: IlwpConfig | Mapping[str, Any] | None = None,
     example_input: Any = None,
     schedule: Schedule | Mapping[str, Any] | None = None,
+    *,
+    calibration: Any = None,
 ) -> nn.Module:
     """Hook inter-layer weight prediction into a model, behind `nncf.prune` and `nncf.quantize`.
 
@@ -155,11 +157,14 @@ def apply_ilwp(
         config: an IlwpConfig or its fields.
         example_input: a tensor or a tuple of arguments.
         schedule: a Schedule or its fields.
+        calibration: inputs, see `compress`, by which the steps of all layers are chosen: what errors do to the outputs
+            decides. None gives all layers the same step.
 
     Returns:
         The model; `controller_of(model, example_input)` gives its loss, statistics and file.
 
     Raises:
+        CalibrationError: the model does not run with the inputs.
         ChainError: the model has no chain.
         TrainingError: ilwp is there already, or a layer has a mask or not where others do.
     """
@@ -168,7 +173,10 @@ def apply_ilwp(
     chosen = translate(IlwpConfig.of(config), model)
     if getattr(model, SESSION, None) is not None or weight_hooks(model):
         raise TrainingError("ilwp has been applied to this model already")
-    _attach(model, chosen, schedule, example)
+    if is_wrapped(model) and weight_quantizers(model, example):
+        chosen = within_int8(chosen)
+    inputs = None if calibration is None else read_inputs(model, calibration)
+    _attach(model, chosen, schedule, example, calibration=inputs)
     return model
 
 

@@ -13,7 +13,7 @@ from nncf.torch.function_hook.wrapper import get_hook_storage
 from torch import nn
 
 from ilwp_plugin import load
-from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.errors import CalibrationError, TrainingError
 from tests.integrations.nncf.helpers import images, network, optimizer_of, train
 
 CONFIG = {"preset": "paper", "bits": 4, "loss_weight": 3.0}
@@ -36,6 +36,26 @@ def test_behind_pruning_and_quantization(tmp_path: Path) -> None:
     controller.save_ilwp(tmp_path / "model.ilwp")
     load(tmp_path / "model.ilwp").apply_to(stripped)
     torch.testing.assert_close(stripped(images()), out, rtol=0, atol=0)
+
+
+def test_inputs_choose_the_steps() -> None:
+    config = {"weight_step": 0.05, "loss_weight": 0.0}
+    found = {}
+    for name, model, inputs in (
+        ("equal", network(), None),
+        ("alone", network(), images()),
+        ("int8", quantized(network()), images()),
+    ):
+        controller = controller_of(apply_ilwp(model, config, images(2), calibration=inputs), images(2))
+        assert controller.session is not None
+        found[name] = controller.session.parts.state_dict()["steps"]
+    assert sorted(set(found["equal"].values())) == pytest.approx([0.04, 0.05])
+    assert len(set(found["alone"].values())) > 10 < len(set(found["int8"].values()))
+    largest = {key: float(network().get_parameter(key).detach().abs().max()) for key in found["int8"]}
+    grid = [key for key, step in found["equal"].items() if step == pytest.approx(0.05)]
+    assert all(largest[key] / found["int8"][key] < 63.01 for key in grid)
+    with pytest.raises(CalibrationError, match="does not run"):
+        apply_ilwp(network(), config, images(2), calibration=images(4, channels=3))
 
 
 @pytest.mark.parametrize("load_hooks", ["ours", "nncf"])

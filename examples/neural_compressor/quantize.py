@@ -32,7 +32,8 @@ parser.add_argument("--checkpoint")
 parser.add_argument("--epochs", type=int, help="of each of the two trainings")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", default="out", help="folder for the files")
-PARTS = ("after", "with", "tune", "static")
+EPOCHS_WITH_RATE = 3
+PARTS = ("after", "with", "rate", "tune", "static")
 parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which parts to run; all if not given")
 options = parser.parse_args()
 
@@ -72,6 +73,24 @@ def train_with_loss(network: nn.Module) -> None:
     network.eval()
 
 
+def train_with_rate(network: nn.Module) -> None:
+    """Likewise, for a network that is trained already and a configuration with a rate, which wants AdamW."""
+    batches = len(data.train_images) // settings.batch
+    steps = EPOCHS_WITH_RATE * batches
+    optimizer = optim.AdamW(network.parameters(), 0.001, weight_decay=0.0)
+    schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = regularizer(network)
+    network.train()
+    for _ in range(EPOCHS_WITH_RATE):
+        for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
+            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + losses()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
 def tune(title: str, config: IlwpConfig, describe: Callable[[IlwpConfig], str]) -> None:
     """The smallest file of a set of configurations that costs half a point of accuracy at most."""
     tuned = autotune(
@@ -95,6 +114,12 @@ if "after" in options.only:
 if "with" in options.only:
     untrained = initial_model(settings, data)
     report("with training", quantize(untrained, IlwpConfig(), run_fn=train_with_loss, example_inputs=examples))
+if "rate" in options.only:
+    smallest = IlwpConfig(weight_step=0.1, rate=0.5, loss_weight=0.0)
+    model_under_rate = quantize(copy.deepcopy(model), smallest, run_fn=train_with_rate, example_inputs=examples)
+    report("with a rate", model_under_rate)
+    stacked = [IlwpConfig(weight_step=0.1, rate=0.5, loss_weight=0.0), INT8StaticQuantConfig()]
+    report("with a rate, and static INT8", stack(copy.deepcopy(model), stacked, examples, run_fn=train_with_rate))
 if "tune" in options.only:
     depthwise = IlwpConfig(preset="paper", bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])
     tune("tuned", depthwise, lambda trial: f"{trial.mode}, {trial.bits} bits")

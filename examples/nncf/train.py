@@ -34,6 +34,7 @@ parser.add_argument("--stem-stride", type=int, default=2)
 parser.add_argument("--epochs", type=int, default=6)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--lr", type=float, default=0.02)
+parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="adamw, at .001, for a rate")
 parser.add_argument("--start", help="state dict of a trained model to start from")
 parser.add_argument("--pretrain", type=int, default=30, help="else so many epochs without NNCF come first")
 parser.add_argument("--without", default="", help="leave out this algorithm of the config, to compare")
@@ -77,9 +78,12 @@ state = checkpoint["compression"] if checkpoint else None
 compression_ctrl, model = create_compressed_model(model, config, compression_state=state, dump_graphs=False)
 
 steps = len(images) // options.batch
-optimizer = torch.optim.SGD(
-    (p for p in model.parameters() if p.requires_grad), options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-)
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer: torch.optim.Optimizer
+if options.optimizer == "adamw":
+    optimizer = torch.optim.AdamW(trained, options.lr, weight_decay=0.0)
+else:
+    optimizer = torch.optim.SGD(trained, options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
 first = 0
 if checkpoint:
@@ -117,13 +121,13 @@ for epoch in range(first, options.epochs):
 print(compression_ctrl.statistics().to_str())
 model.eval()
 with torch.no_grad():
-    trained = model(data.test_images[:1000])
+    expected = model(data.test_images[:1000])
 compression_ctrl.export_model(str(out / "model.onnx"))
 ledger = compression_ctrl.save_ilwp(out / "model.ilwp")
 
 restored = compression_ctrl.strip()
 with torch.no_grad():
-    difference = (restored.eval()(data.test_images[:1000]) - trained).abs() / trained.abs().max()
+    difference = (restored.eval()(data.test_images[:1000]) - expected).abs() / expected.abs().max()
 for parameter in restored.parameters():
     torch.nn.init.zeros_(parameter)  # so that what is measured can only come from the file
 load(out / "model.ilwp").apply_to(restored)

@@ -1,9 +1,9 @@
 """The peers' side of table.py, in an environment of its own: encodes and decodes the tensors of an .npz file.
 
-python examples/peers/coders.py IN.npz OUT.npz METHOD [QP]
+python examples/peers/coders.py IN.npz OUT.npz METHOD [QP [QP_OF_VECTORS]]
 
 It prints bytes and seconds as JSON; OUT holds what is restored. METHOD is fp32+zstd, fp16+zstd, int8+zstd, int8+pcodec
-or nncodec (with its quantization parameter).
+or nncodec (with its quantization parameter, and `nonweight_qp`, that of all other tensors).
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[np.generic]]
+
+NONWEIGHT_QP = -75
+"""NNCodec's default."""
 
 UNUSED = {"cv2", "flwr", "h5py", "sentencepiece", "sklearn", "tensorflow", "torchvision", "wandb"}
 """What NNCodec imports for its data sets and training, gigabytes in all; its coder needs none of it."""
@@ -91,7 +94,7 @@ def general(pack: Callable[[bytes], bytes], unpack: Callable[[bytes], bytes], dt
 
 
 def coder(
-    method: str, qp: int
+    method: str, qp: int, vectors: int
 ) -> tuple[Callable[[Tensors], object], Callable[[object], Tensors], Callable[[object], int]]:
     if method.endswith("+zstd"):
         import zstandard
@@ -126,16 +129,23 @@ def coder(
     from nncodec import nnc
 
     def encode_nnc(tensors: Tensors) -> object:
-        return nnc.compress(dict(tensors), qp=qp, return_bitstream=True, bitstream_path=sys.argv[2] + ".nnc")
+        return nnc.compress(
+            dict(tensors),
+            qp=qp,
+            nonweight_qp=vectors,
+            return_bitstream=True,
+            bitstream_path=sys.argv[2] + ".nnc",
+        )
 
     return encode_nnc, nnc.decompress, len
 
 
 def main() -> None:
-    source, out, method, *qp = sys.argv[1:]
+    source, out, method, *qps = sys.argv[1:]
+    qp, vectors = [*map(int, qps), *(0, NONWEIGHT_QP)[len(qps) :]]
     with np.load(source) as file:
         tensors = {name: file[name] for name in file.files}
-    encode, decode, size = coder(method, int(qp[0]) if qp else 0)
+    encode, decode, size = coder(method, qp, vectors)
     start = time.perf_counter()
     data = encode(tensors)
     middle = time.perf_counter()

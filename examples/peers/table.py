@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import subprocess
 import tempfile
@@ -38,6 +39,9 @@ parser.add_argument("--model", help="state dict of the trained network; trains i
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--steps", type=float, nargs="+", help="0.055 0.08; without data 0.0259 0.0488, SNRs of two qps")
 parser.add_argument("--qps", type=int, nargs="+", default=[-28, -26, -24, -22, -20])
+parser.add_argument(
+    "--vectors", type=int, nargs="+", default=[-75], help="nonweight_qp of NNCodec, whose default is -75"
+)
 parser.add_argument("--pretrained", action="store_true")
 parser.add_argument("--peers", default=".venv-peers/bin/python", help="interpreter of the environment of the peers")
 options = parser.parse_args()
@@ -103,11 +107,11 @@ def whole_models() -> None:
         network.load_state_dict(restored)
         row(method, network, int(cost["bytes"]), cost["encode"], cost["decode"])
     sizes, divergences = [], []
-    for qp in options.qps:
-        restored, cost = peer(state, "nncodec", qp)
+    for qp, vectors in itertools.product(options.qps, options.vectors):
+        restored, cost = peer(state, "nncodec", qp, vectors)
         network = copy.deepcopy(model)
         network.load_state_dict(restored)
-        row(f"NNCodec, qp {qp}", network, int(cost["bytes"]), cost["encode"], cost["decode"])
+        row(f"NNCodec, qp {qp}, vectors {vectors}", network, int(cost["bytes"]), cost["encode"], cost["decode"])
         reestimate_batch_norms(network, calibration.split(250), lambda network, batch: network(batch))
         sizes.append(int(cost["bytes"]))
         divergences.append(row("the same, re-estimated", network, sizes[-1], cost["encode"], cost["decode"]))

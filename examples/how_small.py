@@ -47,15 +47,11 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "epochs-3-coarser": {"epochs": 3, "weight_step": 0.13, "rate": 0.7},
     "epochs-3-bytes": {"epochs": 3, "weight_step": 0.1, "rate": 0.5, "target_bytes": 60_000},
 }
+ALONE = {"epochs": 3, "preset": "paper", "anchor": "quantized"}
 DEPTHWISE = {
-    f"depthwise-3-{rate}": {
-        "epochs": 3,
-        "preset": "paper",
-        "residual_step": 0.1,
-        "anchor": "quantized",
-        "rate": rate,
-    }
-    for rate in (0.05, 0.1, 0.2)
+    "depthwise-3": {**ALONE, "residual_step": 0.1, "rate": 0.05},
+    "depthwise-3-rate": {**ALONE, "residual_step": 0.1, "rate": 0.1},
+    "depthwise-3-coarse": {**ALONE, "residual_step": 0.16, "rate": 0.1},
 }
 """The chains alone: all other tensors stay as they are."""
 

@@ -194,7 +194,8 @@ class Grid(WeightRecipe):
         steps: Mapping[str, float],
         request: Request,
     ) -> TrainingPart | None:
-        own = {key: sources[key] for key in claims.tensors if key in sources}
+        # A layer with one output is a vector, whose step is chosen when the file is made.
+        own = {key: sources[key] for key in claims.tensors if key in sources and key in steps}
         return GridTraining(self, own, {key: steps[key] for key in own}) if own else None
 
     def quantize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ilwp_integrations.nncf import NNCFConfig, schema
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilwp_plugin import load
 from ilwp_plugin.errors import ConfigError
@@ -148,3 +148,24 @@ def test_recipes_with_codebooks(section: dict[str, Any], tmp_path: Path) -> None
     restored = load(tmp_path / "x.ilwp").state_dict()
     assert all(torch.equal(tensor, restored[key]) for key, tensor in stripped.state_dict().items())
     assert len(restored["classifier.weight"].unique()) <= 33
+
+
+def test_a_layer_with_one_output_is_stored_as_a_vector(tmp_path: Path) -> None:
+    class OneOutput(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+            self.gate = nn.Conv2d(10, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.net(x)
+            return scores * self.gate(scores[:, :, None, None])[:, :, 0, 0]
+
+    controller, model = compressed([{"algorithm": "ilwp", "loss_weight": 0.0}], OneOutput())
+    assert "gate.weight" not in session_of(controller).parts.keys
+    train(controller, model, optimizer_of(model), [0], steps=1)
+    controller.save_ilwp(tmp_path / "model.ilwp")
+    stripped = controller.strip().state_dict()
+    file = load(tmp_path / "model.ilwp")
+    assert all(torch.equal(stripped[key], value) for key, value in file.state_dict().items())
+    assert "gate.weight" in file.quantized

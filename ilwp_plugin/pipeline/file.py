@@ -16,12 +16,14 @@ from ilwp_plugin import format as ilwp_format
 from ilwp_plugin import toolkits
 from ilwp_plugin.errors import FormatError, MissingDependencyError, RegistryError, TensorError, warn
 from ilwp_plugin.format import container
+from ilwp_plugin.format.coding import AUTO
 from ilwp_plugin.format.container import SectionBytes, TensorInfo, write_file
 from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.format.sections import (
     ChainSection,
     FieldSection,
     FloatSection,
+    GraphSection,
     GridSection,
     MetadataSection,
     RawSection,
@@ -30,6 +32,7 @@ from ilwp_plugin.format.sections import (
     StructureSection,
     Summary,
 )
+from ilwp_plugin.format.sections.codes import SMALLEST
 from ilwp_plugin.ledger import Ledger
 from ilwp_plugin.method.provenance import Origin, Provenance
 from ilwp_plugin.models.chains import unwrap
@@ -344,9 +347,14 @@ def untouched(compressed: CompressedModel) -> set[str]:
 
 
 def lossless_sections(
-    directory: Sequence[TensorInfo], raw: Mapping[str, Tensor]
+    directory: Sequence[TensorInfo], raw: Mapping[str, Tensor], coding: str = AUTO
 ) -> tuple[list[TensorInfo], list[Section]]:
     """Tensors that nothing quantizes, each in the section that holds it in the fewest bytes.
+
+    Args:
+        directory: of the file.
+        raw: the tensors, by name.
+        coding: of integers and floating-point numbers: AUTO, or SMALLEST, which takes longer.
 
     Returns:
         The directory, where those that are not stored as they are are "coded", and the sections.
@@ -384,9 +392,9 @@ def lossless_sections(
     if sparse:
         sections.append(SparseSection(infos(sparse), sparse))
     if fields:
-        sections.append(FieldSection(infos(fields), fields, {name: bits[name] for name in fields}))
+        sections.append(FieldSection(infos(fields), fields, {name: bits[name] for name in fields}, coding))
     if floats:
-        sections.append(FloatSection(infos(floats), floats))
+        sections.append(FloatSection(infos(floats), floats, coding))
     return list(own.values()), [*sections, *RawSection.split(list(own.values()), left)]
 
 
@@ -411,7 +419,9 @@ def assembled(
         notes: likewise.
         extra: further sections, which hold no tensors.
     """
-    infos, others = lossless_sections(directory, raw)
+    # Graphs of other formats bring many small tensors along.
+    coding = SMALLEST if any(isinstance(section, GraphSection) for section in extra) else AUTO
+    infos, others = lossless_sections(directory, raw, coding)
     stored: list[Section] = [MetadataSection(metadata)] if metadata else []
     return CompressedModel(infos, [*sections, *others, *extra, *stored], left=left, notes=notes)
 

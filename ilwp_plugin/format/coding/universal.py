@@ -68,6 +68,7 @@ class LzmaCoder(Coder):
         centre = histogram.low + int(histogram.counts.argmax())
         symbols = run.joined[:_SAMPLE]
         packings = [Packing(centre, radix) for radix in _RADICES]
+        packings.append(Packing(histogram.low + len(histogram.counts) // 2, _RADICES[-1]))  # symbols that are all bytes
         return min(packings, key=lambda packing: len(_packed(packing, symbols)))
 
     def table(self, model: Packing) -> bytes:

@@ -17,7 +17,7 @@ from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
-__all__ = ["Coding", "Group", "StoredCodes", "chosen_coder", "write_codes"]
+__all__ = ["MOST_TRIED", "SMALLEST", "Coding", "Group", "StoredCodes", "chosen_coder", "write_codes"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class Group:
 
 Coding = str | tuple[Group, ...]
 """How layers are coded: the name of a coder, AUTO, or the groups in which they stand in a file that was read."""
+
+
+SMALLEST = "smallest"
+"""For a section that holds bytes: groups by AUTO, or an LZMA stream for like bytes of all tensors, whichever has fewer
+bytes. Strings of bytes that come again are found by the latter alone, and small tensors need no tables of their own."""
+
+MOST_TRIED = 1 << 22
+"""Bytes of a section for which LZMA is tried."""
 
 
 def chosen_coder(coding: Coding) -> str:

@@ -17,7 +17,7 @@ from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import Coding, StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import MOST_TRIED, SMALLEST, Coding, Group, StoredCodes, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["FIELD_BITS", "FieldSection"]
@@ -41,7 +41,7 @@ class FieldSection(TensorSection):
         values: by name; of any dtype with as many bytes as theirs.
         bits: by name, 1 to 8. The first field of an integer is its lowest bits; what is left above the last one, where
             the bits do not divide the integer, is coded apart: it is mostly nothing.
-        coding: how the fields are coded; see `sections.codes`.
+        coding: how the fields are coded; see `sections.codes`. SMALLEST is allowed, too.
     """
 
     number = 8
@@ -103,7 +103,15 @@ class FieldSection(TensorSection):
             for run in _split(_words(self.values[info.name], info), self.bits[info.name])
         ]
         accounts: list[Account] = [(self.part, name) for name, _ in runs]
-        write_codes(writer, accounts, [Run.of(run) for _, run in runs], self.coding, self.part)
+        codes = [Run.of(run) for _, run in runs]
+        ways: list[Coding] = [AUTO if self.coding == SMALLEST else self.coding]
+        if self.coding == SMALLEST and sum(info.nbytes for info in self.infos) <= MOST_TRIED:
+            ways.append((Group(len(runs), "lzma", 0),))
+        sizes = []
+        for way in ways if len(ways) > 1 else ():
+            write_codes(trial := ByteWriter(), accounts, codes, way, self.part)
+            sizes.append(len(trial.getvalue()))
+        write_codes(writer, accounts, codes, ways[sizes.index(min(sizes)) if sizes else 0], self.part)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> FieldSection:

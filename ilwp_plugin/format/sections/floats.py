@@ -18,7 +18,15 @@ from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import Coding, StoredCodes, chosen_coder, write_codes
+from ilwp_plugin.format.sections.codes import (
+    MOST_TRIED,
+    SMALLEST,
+    Coding,
+    Group,
+    StoredCodes,
+    chosen_coder,
+    write_codes,
+)
 from ilwp_plugin.format.spool import Spool
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
@@ -45,7 +53,7 @@ class FloatSection(TensorSection):
     Attributes:
         infos: their entries in the directory, in its order.
         values: by name; of any dtype with as many bytes as theirs.
-        coding: how planes are coded; see `sections.codes`.
+        coding: how planes are coded; see `sections.codes`. SMALLEST is allowed, too.
     """
 
     number = 9
@@ -88,11 +96,32 @@ class FloatSection(TensorSection):
         return _TABLE_BYTES + sum(min(_entropy_bytes(plane), len(plane)) for plane in planes)
 
     def write(self, writer: ByteWriter, directory: Sequence[TensorInfo]) -> None:
-        position = {info.name: i for i, info in enumerate(directory)}
         stored = self._flags or [
             [_entropy_bytes(plane) > _WORTH * len(plane) for plane in _planes(self.values[info.name], info)]
             for info in self.infos
         ]
+        if self.coding != SMALLEST:
+            self._write(writer, directory, stored, self.coding)
+            return
+        ways: list[tuple[Sequence[Sequence[bool]], Coding]] = [(stored, AUTO)]
+        if sum(info.nbytes for info in self.infos) <= MOST_TRIED:
+            widths = [len(flags) for flags in stored]
+            groups = [Group(sum(width > plane for width in widths), "lzma", 0) for plane in range(max(widths))]
+            ways.append(([[False] * width for width in widths], tuple(groups)))
+        sizes = []
+        for way in ways:
+            self._write(trial := ByteWriter(), directory, *way)
+            sizes.append(len(trial.getvalue()))
+        self._write(writer, directory, *ways[sizes.index(min(sizes))])
+
+    def _write(
+        self,
+        writer: ByteWriter,
+        directory: Sequence[TensorInfo],
+        stored: Sequence[Sequence[bool]],
+        coding: Coding,
+    ) -> None:
+        position = {info.name: i for i, info in enumerate(directory)}
         writer.varint(len(self.infos))
         for info, flags in zip(self.infos, stored, strict=True):
             with writer.charge(self.part, info.name):
@@ -113,7 +142,7 @@ class FloatSection(TensorSection):
                 plane = _planes(self.values[info.name], info)[number].astype(np.int16)
                 runs.append(Run.of(plane if spool is None else spool.store(plane)))
             accounts = [(self.part, self.infos[tensor].name) for _, tensor in coded]
-            write_codes(writer, accounts, runs, self.coding, self.part)
+            write_codes(writer, accounts, runs, coding, self.part)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> FloatSection:

@@ -6,7 +6,8 @@ The file is read without it; who has the other format's library makes the whole 
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.container import TensorInfo
@@ -17,6 +18,7 @@ __all__ = ["GraphSection"]
 
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
 _MAX_BYTES = 1 << 28
+_MAX_TRIED = 1 << 22
 _MAX_KIND = 32
 _PIECE = 1 << 20
 """Bytes that are unpacked at one time."""
@@ -46,7 +48,7 @@ class GraphSection(Section):
                 f"{len(content):,}"
             )
         self.kind, self.size = kind, len(content)
-        self._packed: bytes | memoryview = lzma.compress(content, lzma.FORMAT_RAW, filters=_FILTERS)
+        self._packed: bytes | memoryview = _packed(content)
         self._where = self.name
 
     @property
@@ -102,6 +104,15 @@ class GraphSection(Section):
             section._packed = reader.raw(reader.remaining)
             entry.account = (cls.part, section.kind)
         return section
+
+
+def _packed(content: bytes) -> bytes:
+    """As small as LZMA makes it, unless that would take long."""
+    efforts: list[Mapping[str, Any]] = [{}]
+    if len(content) <= _MAX_TRIED:
+        efforts += [{"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": pb} for pb in (0, 2)]
+    streams = (lzma.compress(content, lzma.FORMAT_RAW, filters=[{**_FILTERS[0], **effort}]) for effort in efforts)
+    return min(streams, key=len)
 
 
 def _is_kind(kind: str) -> bool:

@@ -107,10 +107,8 @@ def _network(name: str, row: Mapping[str, Any]) -> str:
 
 def _photos(row: Mapping[str, Any]) -> str:
     chosen, held_out = row["photos"]
-    return (
-        f"\nThe step of {row['network']} is {row['step']}. It was calibrated on {row['inputs']} crops of {chosen} photos, "
-        f"and measured on {held_out} others.\n"
-    )
+    calibrated = f"It was calibrated on {row['inputs']} crops of {chosen} photos, and measured on {held_out} others."
+    return f"\nThe step of {row['network']} is {row['step']}. {calibrated}\n"
 
 
 def _calibrated(row: Mapping[str, Any]) -> str:

@@ -26,8 +26,8 @@ def section_of(kind: str, values: dict[str, np.ndarray[Any, Any]], coding: Codin
     if kind == "floats":
         infos = [TensorInfo(name, "float32", value.shape, "coded") for name, value in values.items()]
         return FloatSection(infos, values, coding)
-    whole = {name: np.round(value).astype(np.int16) for name, value in values.items()}
-    infos = [TensorInfo(name, "int16", value.shape, "coded") for name, value in whole.items()]
+    whole = {name: np.clip(np.round(value), -127, 127).astype(np.int8) for name, value in values.items()}
+    infos = [TensorInfo(name, "int8", value.shape, "coded") for name, value in whole.items()]
     return FieldSection(infos, whole, dict.fromkeys(whole, 8), coding)
 
 

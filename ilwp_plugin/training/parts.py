@@ -39,6 +39,7 @@ class Parts:
         example_inputs: see `compress`.
         references: see `compress`.
         calibration: inputs by which steps are chosen; without them steps are safe ones, or those of the configuration.
+        resumed: whether a checkpoint will bring steps that may have been chosen so.
         to_the_end: whether `compressed` gets these inputs, too: norms may be coarse then, since biases make up for it.
         required: whether it is an error if `ilwp` finds no chain; it always is where no other recipe quantizes.
 
@@ -62,6 +63,7 @@ class Parts:
         example_inputs: Any = None,
         references: Mapping[str, Any] | None = None,
         calibration: CalibrationInputs | None = None,
+        resumed: bool = False,
         to_the_end: bool = True,
         required: bool = False,
     ) -> None:
@@ -72,7 +74,7 @@ class Parts:
                 "model first, with ilwp_integrations.torch_pruning.align or training.fine_tune, then set align to False"
             )
         self.config, self.sources, self.rate_factor = config, sources, 1.0
-        calibrated = calibration is not None
+        calibrated = calibration is not None or resumed
         self._to_the_end = to_the_end
         self._resolve(calibrated)
         alone = not any(recipe.quantizes() for recipe in self._recipes if not isinstance(recipe, Ilwp))

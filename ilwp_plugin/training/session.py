@@ -85,6 +85,7 @@ class Session:
         example_inputs: see `compress`.
         calibration: by which steps are chosen, see `Parts`; a training that is resumed needs none. Where they cannot be
             chosen by it, a warning says so, and they are equal.
+        resumed: whether a checkpoint will bring its own steps.
         required: whether it is an error if `ilwp` finds no chain; None where nothing else is quantized.
 
     Attributes:
@@ -105,6 +106,7 @@ class Session:
         *,
         example_inputs: Any = None,
         calibration: CalibrationInputs | None = None,
+        resumed: bool = False,
         required: bool | None = None,
     ) -> None:
         self.config, self.schedule = config, schedule
@@ -117,6 +119,7 @@ class Session:
             network,
             sources,
             example_inputs=example_inputs,
+            resumed=resumed,
             to_the_end=False,
             required=required,
         )

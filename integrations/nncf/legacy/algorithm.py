@@ -67,7 +67,7 @@ class Builder(PTCompressionAlgorithmBuilder):  # type: ignore[misc]
         self.ignored_scopes = self.target_scopes = None
 
     def _get_transformation_layout(self, target_model: NNCFNetwork) -> PTTransformationLayout:
-        self._session = session_of(target_model, self._section, _data_of(self.config) if self.should_init else None)
+        self._session = session_of(target_model, self._section, self.config, self.should_init)
         layout = PTTransformationLayout()
         operations = operation_names(target_model)
         trained = self._session.parts.parameters()
@@ -98,13 +98,14 @@ def _data_of(config: NNCFConfig) -> Any:
 _DATA = (QuantizationRangeInitArgs, BNAdaptationInitArgs)
 
 
-def session_of(model: NNCFNetwork, section: Section, data: Any) -> Session:
+def session_of(model: NNCFNetwork, section: Section, whole: NNCFConfig, begins: bool) -> Session:
     """The one session of a model that is being built.
 
     Args:
         model: the model.
         section: ours.
-        data: by which steps are chosen; None for a training that is resumed, and where none are registered.
+        whole: the config, in which the data are registered by which steps are chosen.
+        begins: whether the training begins; a checkpoint brings its own steps.
     """
     session: Session | None = getattr(model, _SESSION, None)
     if session is None:
@@ -112,8 +113,9 @@ def session_of(model: NNCFNetwork, section: Section, data: Any) -> Session:
         sources = {f"{name}.weight": MaskedWeight(model.get_submodule(name)) for name in operations}
         network = network_of_model(model)
         config, schedule = translate(section.config, model), section.schedule
+        data = _data_of(whole) if begins else None
         calibration = calibration_of(model, config, data, schedule.calibration_samples)
-        session = Session(config, schedule, network, sources, calibration=calibration)
+        session = Session(config, schedule, network, sources, calibration=calibration, resumed=not begins)
         object.__setattr__(model, _SESSION, session)
     return session
 
@@ -354,8 +356,7 @@ class QuantizationBesideIlwp(QuantizationBuilder):  # type: ignore[misc]
         object.__setattr__(target_model, _CONFIG, _config_of(target_model, self.config))
         if section is not None:
             operations = operation_names(target_model)
-            data = _data_of(self.config) if self.should_init else None
-            keys = session_of(target_model, section, data).parts.keys
+            keys = session_of(target_model, section, self.config, self.should_init).parts.keys
             own = [name for key in keys for name in operations[key.removesuffix(".weight")]]
             own_section: dict[str, Any] = self._algo_config  # type: ignore[has-type]
             weights = dict(own_section.get("weights", {}))

@@ -243,6 +243,7 @@ def _attach(
         network if before is None else replace(network, module=before),
         example_inputs=example,
         calibration=calibration,
+        resumed=resumed,
     )
     storage = get_hook_storage(wrap_model(model))
     if resumed and found.keys() != set(session.parts.keys):

@@ -109,7 +109,11 @@ def test_int8_has_the_same_steps_but_for_codes_that_would_not_fit() -> None:
         assert stacked[key] == pytest.approx(step if depthwise else max(step, largest / 63))
 
 
-@pytest.mark.parametrize("sections", [[STEPS], [MAGNITUDE, INT8, STEPS]], ids=["alone", "stacked"])
+@pytest.mark.parametrize(
+    "sections",
+    [[STEPS], [{**STEPS, "step_allocation": "measured"}], [ONE_EACH], [MAGNITUDE, INT8, STEPS]],
+    ids=["alone", "measured", "equal", "stacked"],
+)
 def test_a_checkpoint_brings_its_steps(sections: list[Any], tmp_path: Path) -> None:
     controller, model = compressed(sections)
     train(controller, model, optimizer_of(model), [0])

@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ilwp_plugin import CompressedModel, IlwpConfig, compress, loads
-from ilwp_plugin.demo import initial_model, preset, trained_model
+from ilwp_plugin.demo import initial_model, preset
 from ilwp_plugin.training import FineTuning, distill_scales, distillation_loss, fine_tune
-from ilwp_plugin.zoo import Dataset, load_data, scope_of
+from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_of, train
 
 RESULTS = Path("docs/results/how_small/results.jsonl")
 CALIBRATION = 2000
 """Training images, without labels."""
 
 CALIBRATED = {f"calibrated-{step:g}": step for step in (0.055, 0.065, 0.08)}
+SCRATCH = {"scratch-0.065": 0.065}
+"""Likewise, of a network that was trained with the inter-layer loss from the beginning, for as many epochs."""
 SCALES = {f"scales-{step:g}": step for step in (0.065, 0.08)}
 """A calibrated file whose scales are distilled on all training images, in one epoch."""
 
@@ -55,7 +57,7 @@ DEPTHWISE = {
 }
 """The chains alone: all other tensors stay as they are."""
 
-METHODS = [*CALIBRATED, *SCALES, *EPOCHS, *DEPTHWISE]
+METHODS = [*CALIBRATED, *SCRATCH, *SCALES, *EPOCHS, *DEPTHWISE]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="fashion-mnist")
@@ -74,21 +76,25 @@ class Case:
     """A trained network, and what it makes of the data."""
 
     def __init__(self, seed: int) -> None:
-        settings = preset(options.data, model=options.network, seed=seed)
-        self.seed, self.batch = seed, settings.batch
+        self.seed, self.settings = seed, preset(options.data, model=options.network, seed=seed)
         self.data: Dataset = load_data(options.data, options.data_folder)
-        path = options.models / f"{options.data}-{options.network}-{seed}.pt"
-        if path.exists():
-            self.model = initial_model(settings, self.data)
-            self.model.load_state_dict(torch.load(path, weights_only=True))
-        else:
-            self.model = trained_model(settings, self.data)
-            options.models.mkdir(parents=True, exist_ok=True)
-            torch.save(self.model.state_dict(), path)
+        self.model = self.trained(with_loss=False)
         self.model.eval()
         self.train, self.test = self.outputs(self.model, self.data.train_images), self.tested(self.model)
         generator = torch.Generator().manual_seed(0)
         self.calibration = self.data.train_images[torch.randperm(len(self.train), generator=generator)[:CALIBRATION]]
+
+    def trained(self, with_loss: bool) -> nn.Module:
+        settings, model = self.settings, initial_model(self.settings, self.data)
+        path = options.models / f"{options.data}-{options.network}-{self.seed}{'-loss' if with_loss else ''}.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True))
+            return model
+        recipe = Recipe(epochs=settings.epochs, batch=settings.batch, seed=settings.seed)
+        train(model, self.data, recipe, IlwpConfig(scope=scope_of(model)) if with_loss else None)
+        options.models.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+        return model
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -102,12 +108,14 @@ class Case:
 
     def run(self, method: str) -> CompressedModel:
         if method in CALIBRATED:
-            return self.calibrated(CALIBRATED[method])
+            return self.calibrated(self.model, CALIBRATED[method])
+        if method in SCRATCH:
+            return self.calibrated(self.trained(with_loss=True).eval(), SCRATCH[method])
         if method in SCALES:
-            found = self.calibrated(SCALES[method])
+            found = self.calibrated(self.model, SCALES[method])
             return distill_scales(self.model, found, self.data.train_images, loss=divergence, norm_bits=3)
         tuned: dict[str, Any] = dict({**EPOCHS, **DEPTHWISE}[method])
-        plan = FineTuning(epochs=tuned.pop("epochs"), batch=self.batch, seed=self.seed)
+        plan = FineTuning(epochs=tuned.pop("epochs"), batch=self.settings.batch, seed=self.seed)
         target = tuned.pop("target_bytes", None)
         images = self.data.train_images.contiguous(memory_format=torch.channels_last)
         result = fine_tune(
@@ -128,9 +136,9 @@ class Case:
         mode = {"mode": "collocated", "align": True} if scope == "depthwise" else {"mode": "auto"}
         return IlwpConfig.from_dict({"scope": scope, **mode, **fields})
 
-    def calibrated(self, step: float) -> CompressedModel:
+    def calibrated(self, model: nn.Module, step: float) -> CompressedModel:
         config = self.config(weight_step=step)
-        return compress(self.model, config, calibration=self.calibration, example_inputs=self.data.train_images[:16])
+        return compress(model, config, calibration=self.calibration, example_inputs=self.data.train_images[:16])
 
     def result(self, method: str) -> dict[str, Any]:
         begin = time.monotonic()

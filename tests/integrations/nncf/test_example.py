@@ -24,7 +24,8 @@ def run(out: Path, config: str, *arguments: object) -> dict[str, float]:
 def test_train(tmp_path: Path) -> None:
     result = run(tmp_path, "all", "--epochs", 2, "--pretrain", 4)
     assert result["file_bytes"] == (tmp_path / "model.ilwp").stat().st_size
-    assert 0.4 < result["sparsity"] < 0.75 and result["depthwise_sparsity"] > 0
+    # Half are pruned, and the steps that the data choose round more to 0, for a network that is hardly trained.
+    assert 0.4 < result["sparsity"] < 0.9 and result["depthwise_sparsity"] > 0
     assert 0 < result["depthwise_bytes"] < result["file_bytes"]
     if not SAFE_ENUMS:
         pytest.skip("trained; checkpoints cannot be resumed with this Python")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from ilwp_integrations.neural_compressor import IlwpConfig, autotune, load, regularizer, save, stack
 from neural_compressor.torch.quantization import INT8StaticQuantConfig, TuningConfig, quantize
-from torch import nn, optim, randperm
+from torch import Tensor, nn, optim, randperm
 
 from ilwp_plugin.demo import initial_model, preset
 from ilwp_plugin.training import TrainingRun
@@ -55,22 +55,34 @@ def report(title: str, quantized: nn.Module) -> None:
     print(f"{title}: {ledger.file_bytes:,} bytes, accuracy {accuracy(restored, data):.2f} %", flush=True)
 
 
+def train_epochs(
+    network: nn.Module,
+    epochs: int,
+    optimizer: optim.Optimizer,
+    schedule: optim.lr_scheduler.LRScheduler,
+    losses: Callable[[], Tensor],
+) -> None:
+    """The loop of both trainings."""
+    batches = len(data.train_images) // settings.batch
+    network.train()
+    for _ in range(epochs):
+        for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
+            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + losses()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
 def train_with_loss(network: nn.Module) -> None:
     """The user's own training loop; INC calls it between `prepare` and `convert`."""
     batches = len(data.train_images) // settings.batch
     steps = settings.epochs * batches
     optimizer = optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False)
-    inter_layer_loss = regularizer(network, TrainingRun.of(optimizer, steps, schedule))
-    network.train()
-    for _ in range(settings.epochs):
-        for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
-            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + inter_layer_loss()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    network.eval()
+    losses = regularizer(network, TrainingRun.of(optimizer, steps, schedule))
+    train_epochs(network, settings.epochs, optimizer, schedule, losses)
 
 
 def train_with_rate(network: nn.Module) -> None:
@@ -79,16 +91,7 @@ def train_with_rate(network: nn.Module) -> None:
     steps = EPOCHS_WITH_RATE * batches
     optimizer = optim.AdamW(network.parameters(), 0.001, weight_decay=0.0)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = regularizer(network)
-    network.train()
-    for _ in range(EPOCHS_WITH_RATE):
-        for batch in randperm(len(data.train_images)).split(settings.batch)[:batches]:
-            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch]) + losses()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    network.eval()
+    train_epochs(network, EPOCHS_WITH_RATE, optimizer, schedule, regularizer(network))
 
 
 def tune(title: str, config: IlwpConfig, describe: Callable[[IlwpConfig], str]) -> None:

@@ -12,7 +12,7 @@ from ilwp_plugin.errors import CalibrationError
 from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, read_inputs
 from ilwp_plugin.training.session import warn_of_equal_steps
 
-__all__ = ["calibration_of"]
+__all__ = ["calibration_of", "inputs_of"]
 
 
 def calibration_of(
@@ -41,20 +41,24 @@ def calibration_of(
         return None
 
 
+def inputs_of(loader: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What a model is called with, by position and by name, for each batch of data that are registered as in NNCF 2."""
+    for batch in loader:
+        if hasattr(loader, "get_inputs"):
+            arguments, named = loader.get_inputs(batch)
+            yield tuple(arguments), dict(named)
+        else:
+            yield (batch[0] if isinstance(batch, (tuple, list)) else batch,), {}
+
+
 def _first(loader: Any, samples: int) -> Iterator[Any]:
     """The inputs of the model, batch by batch: a tuple of arguments, or a dict of named ones."""
     count = 0
-    for batch in loader:
-        arguments: Any
-        if hasattr(loader, "get_inputs"):
-            arguments, named = loader.get_inputs(batch)
-            if arguments and named:
-                raise CalibrationError("arguments by position and by name at once")
-            arguments = tuple(arguments) or dict(named)
-        else:
-            arguments = (batch[0] if isinstance(batch, (tuple, list)) else batch,)
-        yield arguments
-        values = arguments.values() if isinstance(arguments, dict) else arguments
+    for arguments, named in inputs_of(loader):
+        if arguments and named:
+            raise CalibrationError("arguments by position and by name at once")
+        yield arguments or named
+        values = (*arguments, *named.values())
         count += max((len(value) for value in values if isinstance(value, Tensor) and value.dim()), default=1)
         if count >= samples:
             return

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ilwp_plugin.format.grouping import group_runs
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
-__all__ = ["MOST_TRIED", "SMALLEST", "Coding", "Group", "StoredCodes", "chosen_coder", "write_codes"]
+__all__ = ["MOST_TRIED", "SMALLEST", "Coding", "Group", "StoredCodes", "chosen_coder", "smallest", "write_codes"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,25 @@ Coding = str | tuple[Group, ...]
 """How layers are coded: the name of a coder, AUTO, or the groups in which they stand in a file that was read."""
 
 
+Way = TypeVar("Way")
+
 SMALLEST = "smallest"
 """For a section that holds bytes: groups by AUTO, or an LZMA stream for like bytes of all tensors, whichever has fewer
 bytes. Strings of bytes that come again are found by the latter alone, and small tensors need no tables of their own."""
 
 MOST_TRIED = 1 << 22
 """Bytes of a section for which LZMA is tried."""
+
+
+def smallest(ways: Sequence[Way], write: Callable[[ByteWriter, Way], None]) -> Way:
+    """The first of some ways that takes the fewest bytes; nothing is written where there is only one."""
+    if len(ways) == 1:
+        return ways[0]
+    sizes = []
+    for way in ways:
+        write(trial := ByteWriter(), way)
+        sizes.append(len(trial.getvalue()))
+    return ways[sizes.index(min(sizes))]
 
 
 def chosen_coder(coding: Coding) -> str:

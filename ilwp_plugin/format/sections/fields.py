@@ -17,7 +17,7 @@ from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import MOST_TRIED, SMALLEST, Coding, Group, StoredCodes, write_codes
+from ilwp_plugin.format.sections.codes import MOST_TRIED, SMALLEST, Coding, Group, StoredCodes, smallest, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["FIELD_BITS", "FieldSection"]
@@ -107,11 +107,8 @@ class FieldSection(TensorSection):
         ways: list[Coding] = [AUTO if self.coding == SMALLEST else self.coding]
         if self.coding == SMALLEST and sum(info.nbytes for info in self.infos) <= MOST_TRIED:
             ways.append((Group(len(runs), "lzma", 0),))
-        sizes = []
-        for way in ways if len(ways) > 1 else ():
-            write_codes(trial := ByteWriter(), accounts, codes, way, self.part)
-            sizes.append(len(trial.getvalue()))
-        write_codes(writer, accounts, codes, ways[sizes.index(min(sizes)) if sizes else 0], self.part)
+        way = smallest(ways, lambda trial, way: write_codes(trial, accounts, codes, way, self.part))
+        write_codes(writer, accounts, codes, way, self.part)
 
     @classmethod
     def decode(cls, reader: ByteReader, context: Context) -> FieldSection:

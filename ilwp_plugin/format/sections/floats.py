@@ -25,6 +25,7 @@ from ilwp_plugin.format.sections.codes import (
     Group,
     StoredCodes,
     chosen_coder,
+    smallest,
     write_codes,
 )
 from ilwp_plugin.format.spool import Spool
@@ -108,11 +109,7 @@ class FloatSection(TensorSection):
             widths = [len(flags) for flags in stored]
             groups = [Group(sum(width > plane for width in widths), "lzma", 0) for plane in range(max(widths))]
             ways.append(([[False] * width for width in widths], tuple(groups)))
-        sizes = []
-        for way in ways:
-            self._write(trial := ByteWriter(), directory, *way)
-            sizes.append(len(trial.getvalue()))
-        self._write(writer, directory, *ways[sizes.index(min(sizes))])
+        self._write(writer, directory, *smallest(ways, lambda trial, way: self._write(trial, directory, *way)))
 
     def _write(
         self,

@@ -12,13 +12,13 @@ from typing import Any
 from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
+from ilwp_plugin.format.sections.codes import MOST_TRIED
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["GraphSection"]
 
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
 _MAX_BYTES = 1 << 28
-_MAX_TRIED = 1 << 22
 _MAX_KIND = 32
 _PIECE = 1 << 20
 """Bytes that are unpacked at one time."""
@@ -109,7 +109,7 @@ class GraphSection(Section):
 def _packed(content: bytes) -> bytes:
     """As small as LZMA makes it, unless that would take long."""
     efforts: list[Mapping[str, Any]] = [{}]
-    if len(content) <= _MAX_TRIED:
+    if len(content) <= MOST_TRIED:
         efforts += [{"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": pb} for pb in (0, 2)]
     streams = (lzma.compress(content, lzma.FORMAT_RAW, filters=[{**_FILTERS[0], **effort}]) for effort in efforts)
     return min(streams, key=len)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ilwp_plugin import strict_json
 from ilwp_plugin.errors import ConfigError
 
+from ..calibrating import inputs_of
 from ..config import Section, algorithms, plain_schema, section_schema
 from .sections import SECTIONS, Whole, check
 
@@ -95,15 +96,11 @@ def init_inputs(config: NNCFConfig) -> Iterator[tuple[Tensor, ...]]:
     Raises:
         ConfigError: a loader that gives keyword arguments.
     """
-    loader: Any = config.init_loader
-    for batch in loader or ():
-        if not hasattr(loader, "get_inputs"):
-            yield (batch[0] if isinstance(batch, (tuple, list)) else batch,)
-            continue
-        arguments, keywords = loader.get_inputs(batch)
-        if keywords:
+    loader = config.init_loader
+    for arguments, named in inputs_of(loader or ()):
+        if named:
             raise ConfigError(f"{type(loader).__name__}.get_inputs: keyword arguments cannot be mapped to NNCF 3")
-        yield tuple(arguments)
+        yield arguments
 
 
 def example_input(config: NNCFConfig, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from ilwp_plugin import toolkits
 from ilwp_plugin.compare.methods import Case
 from ilwp_plugin.config import IlwpConfig
 from ilwp_plugin.errors import TrainingError
+from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.recipes.loss_weight import pull_of_fine_tuning, task_gradient_rms
 from ilwp_plugin.training import InterLayerLoss, TrainingRun, distillation_loss
 from ilwp_plugin.training.batch_norm import reestimate_batch_norms
@@ -129,6 +130,8 @@ class Plan:
             config: of ilwp.
             case: whose images are trained on.
         """
+        if config.loss_weight == AUTO and config.rate > 0:
+            return 0.0
         steps = self.steps(case)
         pull = pull_of_fine_tuning(steps)
         run = TrainingRun(steps, steps * self.lr / 2 / (1 - MOMENTUM), pull=pull)

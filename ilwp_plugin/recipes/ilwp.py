@@ -124,7 +124,7 @@ class IlwpOptions(StepOptions):
     loss_weight: Weight | Literal["auto"] = Field(
         default=AUTO,
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
-        "the length of the training run.",
+        "the length of the training run, and is 0 under a `rate`: this makes residuals small by itself, at less error.",
     )
     scope: Literal["depthwise", "conv"] = Field(
         default="depthwise",
@@ -657,6 +657,9 @@ class IlwpTraining(TrainingPart):
             TrainingError: the weight is automatic, and there is no run.
         """
         if self._options.loss_weight != AUTO:
+            return
+        if self.rate > 0:
+            _log.info("inter-layer loss weight 0 (automatic: rate=%g makes residuals small)", self.rate)
             return
         if run is None:
             raise TrainingError(mend)

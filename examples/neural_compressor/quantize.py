@@ -118,10 +118,10 @@ if "with" in options.only:
     untrained = initial_model(settings, data)
     report("with training", quantize(untrained, IlwpConfig(), run_fn=train_with_loss, example_inputs=examples))
 if "rate" in options.only:
-    smallest = IlwpConfig(weight_step=0.1, rate=0.5, loss_weight=0.0)
+    smallest = IlwpConfig(weight_step=0.1, rate=0.5)
     model_under_rate = quantize(copy.deepcopy(model), smallest, run_fn=train_with_rate, example_inputs=examples)
     report("with a rate", model_under_rate)
-    stacked = [IlwpConfig(weight_step=0.1, rate=0.5, loss_weight=0.0), INT8StaticQuantConfig()]
+    stacked = [IlwpConfig(weight_step=0.1, rate=0.5), INT8StaticQuantConfig()]
     report("with a rate, and static INT8", stack(copy.deepcopy(model), stacked, examples, run_fn=train_with_rate))
 if "tune" in options.only:
     depthwise = IlwpConfig(preset="paper", bits=[3, 4, 5, 6, 7, 8], mode=["collocated", "none"])

@@ -20,15 +20,15 @@ from ilwp_plugin.format.container import (
     SectionBytes,
     SectionEntry,
     TensorInfo,
+    directory_entries,
     read_archive,
     read_directory,
     read_file,
-    write_directory,
     write_file,
 )
 from ilwp_plugin.format.dtypes import as_numpy
 from ilwp_plugin.format.sections import SECTIONS, Context, MetadataSection, OpaqueSection, Section
-from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.format.stream import ByteReader, varint
 from ilwp_plugin.ledger import Ledger
 
 __all__ = ["IlwpFile", "measure", "pack", "read", "reread", "write"]
@@ -294,10 +294,9 @@ def reread(infos: Sequence[TensorInfo], sections: Sequence[Section], encoded: Se
         FormatError: that does not give the same tensors.
     """
     where = "the new file"
-    writer = ByteWriter()
-    write_directory(writer, infos, {})
-    budget = Budget(len(writer) + sum(one.length for one in encoded), where, keeps=False)
-    directory, _ = read_directory(ByteReader(memoryview(writer.getvalue()), f"{where}, header"), budget)
+    listed = b"".join([varint(len(infos)), *directory_entries(infos)])
+    budget = Budget(len(listed) + sum(one.length for one in encoded), where, keeps=False)
+    directory, _ = read_directory(ByteReader(memoryview(listed), f"{where}, header"), budget)
     if directory != tuple(infos):
         raise FormatError(f"{where}: its directory is another one")
     context = Context(directory, budget)

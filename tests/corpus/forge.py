@@ -31,6 +31,7 @@ MAGIC = b"\x89ILWP\r\n\x1a"
 RAW, CHAIN, METADATA, GRID, BATCH_NORM, STRUCTURE, SPARSE, FIELDS, FLOATS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 GRAPH, CODEBOOK, DITHERED, ARRANGED = 10, 11, 12, 13
 LARGE = 1 << 18
+IS_PACKED = 1 << 31
 F32, U8, I64, BOOL, F8 = 0, 4, 8, 9, 12
 _RAW, _CODED, _ALIAS, _SAME = 0 << 5, 1 << 5, 2 << 5, 0x80
 
@@ -114,6 +115,7 @@ class File:
     version: int = 1
     tensors: list[bytes] = field(default_factory=list)
     tensor_count: int | None = None
+    packed: tuple[int, bytes] | None = None
     chain: Chain = field(default_factory=Chain)
     raw: bytes = struct.pack("<3f", 1, 2, 3)
     metadata: bytes | None = None
@@ -139,6 +141,9 @@ class File:
             sections.append((RAW, self.raw))
         count = len(self.tensors) if self.tensor_count is None else self.tensor_count
         header = varint(count) + b"".join(self.tensors)
+        if self.packed is not None:
+            size, stream = self.packed
+            header = varint(size) + varint(len(stream)) + stream
         header += varint(len(sections) if self.section_count is None else self.section_count)
         for i, (kind, body) in enumerate(sections):
             header += varint(kind << 1 | (kind in (METADATA, GRAPH)) ^ (i in self.other_importance))
@@ -146,6 +151,7 @@ class File:
             header += struct.pack("<I", self.section_crcs.get(i, zlib.crc32(body)))
         header += self.header_tail
         length = len(header) if self.header_length is None else self.header_length
+        length |= 0 if self.packed is None else IS_PACKED
         front = self.magic + struct.pack("<BI", self.version, length) + header
         front += struct.pack("<I", zlib.crc32(front) if self.header_crc is None else self.header_crc)
         content = bytearray(front)
@@ -162,7 +168,7 @@ def signed(data: bytes) -> bytes:
     """A file whose checksums are made anew, as far as its header can be read."""
     changed = bytearray(data)
     (length,) = struct.unpack_from("<I", changed, len(MAGIC) + 1)
-    body = len(MAGIC) + 5 + length
+    body = len(MAGIC) + 5 + (length & ~IS_PACKED)
     if body + 4 <= len(changed) - 16:
         try:
             archive = read_archive(
@@ -267,6 +273,31 @@ change(
     "section 1 (raw): damaged; its checksum does not match",
     _set(section_crcs={1: 7}),
 )
+DIRECTORY = bytes.fromhex(
+    "e00032002e5d0001fffc6496e00bcf80af33dea4bb7bb11e1b9e73a66cc9efc4c56556c1d6e025e329efbc451154f9a697a434000000"
+)
+"""That of `good`, packed by a known version of LZMA."""
+
+change("packed_too_large", "range", "a directory of 524,289 bytes is packed", _set(packed=((1 << 19) + 1, DIRECTORY)))
+change("packed_of_another_size", "payload", "a directory of other than 52 bytes", _set(packed=(52, DIRECTORY)))
+change("packed_and_cut", "payload", "a directory of other than 51 bytes", _set(packed=(51, DIRECTORY[:-1])))
+change("packed_and_more", "payload", "a directory of other than 51 bytes", _set(packed=(51, DIRECTORY + b"\0")))
+change("packed_garbage", "payload", "a directory that cannot be unpacked", _set(packed=(51, b"\x55" * 9)))
+change(
+    "packed_with_a_rest",
+    "too-long",
+    "1 bytes too many",
+    _set(
+        packed=(
+            52,
+            bytes.fromhex(
+                "e00033002e5d0001fffc6496e00bcf80af33dea4bb7bb11e1b9e73a66cc9efc4c56556c1d6e025e329efbc451154f9a7bfdc"
+                "34000000"
+            ),
+        )
+    ),
+)
+change("packed_nothing", "too-short", "needs 1 bytes, 0 are left", _set(packed=(0, b"\0")))
 change("trailing_bytes", "trailing-bytes", "there are bytes too many", _set(tail=b"\0"))
 change("header_trailing_bytes", "too-long", "1 bytes too many", _set(header_tail=b"\0"))
 change("section_longer_than_file", "truncated", "truncated; the header describes", _set(section_lengths={1: 4096}))

@@ -376,11 +376,20 @@ def read(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Dtype, shape and values of every tensor. Raises Fault."""
     require(data[:8] == bytes.fromhex("89494C57500D0A1A") and len(data) > 33 and data[8] == 1)
     length = int.from_bytes(data[9:13], "little")
+    packed, length = length >> 31, length & (2**31 - 1)
     require(length <= 2**28 and 13 + length + 4 + 16 <= len(data))
     require(zlib.crc32(data[: 13 + length]) == int.from_bytes(data[13 + length : 17 + length], "little"))
     require(hashlib.sha256(data[:-16]).digest()[:16] == data[-16:])
     header = Bytes(data[13 : 13 + length])
-    tensors = directory(header)
+    if packed:
+        size = header.varint()
+        require(size <= 2**19)
+        plain = Bytes(unpacked(header.take(header.varint()), size))
+        require(len(plain.data) == size)
+        tensors = directory(plain)
+        plain.end()
+    else:
+        tensors = directory(header)
     table = []
     for _ in range(header.varint()):
         code, size = header.varint(), header.varint()
@@ -715,12 +724,8 @@ def graph_section(piece: Bytes, tensors: list[Tensor], state: dict[str, Any]) ->
     require(any(c != 45 for c in kind))
     size = piece.varint()
     require(size <= 2**28)
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**20}])
-    try:
-        state["graph"] = unpacker.decompress(piece.take(len(piece.data) - piece.at))
-    except lzma.LZMAError:
-        raise Fault from None
-    require(unpacker.eof and not unpacker.unused_data and len(state["graph"]) == size)
+    state["graph"] = unpacked(piece.take(len(piece.data) - piece.at), size)
+    require(len(state["graph"]) == size)
 
 
 def codebooks(piece: Bytes, tensors: list[Tensor]) -> list[list[list[float]]]:

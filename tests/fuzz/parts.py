@@ -6,12 +6,15 @@ It is written apart from the reader, and believes whatever still has a form: mut
 from __future__ import annotations
 
 import hashlib
+import lzma
 import struct
 import zlib
 from dataclasses import dataclass
 
 MAGIC = b"\x89ILWP\r\n\x1a"
 _LARGE, _ALIGNMENT, _DIGEST = 1 << 18, 64, 16
+_PACKED = 1 << 31
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
 _FRAME = len(MAGIC) + 5
 
 
@@ -22,18 +25,24 @@ class Parts:
     Attributes:
         entries: of the directory, one for each tensor, in bytes.
         sections: the code (number and ancillary bit) and the bytes of each.
+        packed: whether the directory is.
     """
 
     entries: list[bytes]
     sections: list[tuple[int, bytes]]
+    packed: bool = False
 
     def build(self) -> bytes:
         """The file, well signed."""
-        header = [varint(len(self.entries)), *self.entries, varint(len(self.sections))]
+        directory = varint(len(self.entries)) + b"".join(self.entries)
+        if self.packed:
+            stream = lzma.compress(directory, lzma.FORMAT_RAW, filters=_FILTERS)
+            directory = varint(len(directory)) + varint(len(stream)) + stream
+        header = [directory, varint(len(self.sections))]
         for code, body in self.sections:
             header += [varint(code), varint(len(body)), struct.pack("<I", zlib.crc32(body))]
         listed = b"".join(header)
-        front = MAGIC + struct.pack("<BI", 1, len(listed)) + listed
+        front = MAGIC + struct.pack("<BI", 1, len(listed) | (_PACKED if self.packed else 0)) + listed
         content = bytearray(front + struct.pack("<I", zlib.crc32(front)))
         for _, body in self.sections:
             if len(body) >= _LARGE:
@@ -63,9 +72,12 @@ def _take_apart(data: bytes) -> Parts | None:
     if data[: len(MAGIC)] != MAGIC:
         return None
     (length,) = struct.unpack_from("<I", data, len(MAGIC) + 1)
+    packed, length = bool(length & _PACKED), length & ~_PACKED
     if _FRAME + length + 4 + _DIGEST > len(data):
         return None
     header = data[_FRAME : _FRAME + length]
+    if packed:
+        header = _unpacked(header)
     count, at = _varint(header, 0)
     entries = []
     for _ in range(count):
@@ -81,7 +93,19 @@ def _take_apart(data: bytes) -> Parts | None:
             position += -position % _ALIGNMENT
         sections.append((code, data[position : position + size]))
         position += size
-    return Parts(entries, sections) if at == length and position + _DIGEST == len(data) else None
+    return Parts(entries, sections, packed) if at == len(header) and position + _DIGEST == len(data) else None
+
+
+def _unpacked(header: bytes) -> bytes:
+    """With its directory plain. Raises IndexError where it is packed wrongly."""
+    size, at = _varint(header, 0)
+    length, at = _varint(header, at)
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
+    try:
+        directory = unpacker.decompress(header[at : at + length], min(size, _LARGE * 2))
+    except lzma.LZMAError:
+        raise IndexError from None
+    return directory + header[at + length :]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

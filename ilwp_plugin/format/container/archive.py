@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.container.directory import TensorInfo, read_directory, write_directory
-from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.format.container.directory import TensorInfo, directory_entries, read_directory, shared_sizes
+from ilwp_plugin.format.packing import packed, unpacked
+from ilwp_plugin.format.stream import ByteReader, ByteWriter, varint
 from ilwp_plugin.ledger import Ledger
 
 __all__ = ["ALIGNMENT", "Archive", "SectionBytes", "SectionEntry", "measure", "pack", "read_archive"]
@@ -22,6 +23,10 @@ VERSION = 1
 DIGEST_BYTES = 16
 _PREFIX = struct.Struct("<8sBI")  # magic, version, header length
 _MAX_HEADER = 1 << 28
+_PACKED = 1 << 31
+"""Of the header's length: the directory is packed."""
+_MAX_UNPACKED = 1 << 19
+"""Bytes of a directory that is packed: what reading it takes does not depend on how far it was packed."""
 ALIGNMENT = 64
 _LARGE = 1 << 18
 """A section of so many bytes begins at a multiple of ALIGNMENT."""
@@ -100,22 +105,35 @@ def _padding(position: int, length: int) -> int:
     return -position % ALIGNMENT if length >= _LARGE else 0
 
 
-def _header(tensors: Sequence[TensorInfo], sections: Sequence[tuple[SectionBytes, int, int]]) -> tuple[bytes, Ledger]:
+def _header(
+    tensors: Sequence[TensorInfo], sections: Sequence[tuple[SectionBytes, int, int]]
+) -> tuple[bytes, bool, Ledger]:
+    """The header, whether its directory is packed, and the charge for its bytes."""
     writer = ByteWriter()
     parts = {name: section.part for section, _, _ in sections for name in section.names}
-    write_directory(writer, tensors, parts)
+    entries = directory_entries(tensors)
+    accounts = [(parts.get(info.name, "other"), info.name) for info in tensors]
+    plain = b"".join([varint(len(tensors)), *entries])
+    stream = packed(plain) if len(plain) <= _MAX_UNPACKED else plain
+    front = varint(len(plain)) + varint(len(stream))
+    if is_packed := len(front) + len(stream) < len(plain):
+        shares = shared_sizes(list(map(len, entries)), len(stream))
+        writer.raw(front)
+        writer.shared(stream, [("header", None), *accounts], [len(stream) - sum(shares), *shares])
+    else:
+        writer.shared(plain, [("header", None), *accounts], [len(plain) - sum(map(len, entries)), *map(len, entries)])
     writer.varint(len(sections))
     for section, length, crc in sections:
         with writer.charge(section.part, None):
             writer.varint(section.number << 1 | section.ancillary)
             writer.varint(length)
             writer.u32(crc)
-    return writer.getvalue(), writer.ledger
+    return writer.getvalue(), is_packed, writer.ledger
 
 
 def measure(tensors: Sequence[TensorInfo], sections: Sequence[SectionBytes]) -> Ledger:
     """The ledger of the file that `pack` would write."""
-    header, ledger = _header(tensors, [(section, section.length, 0) for section in sections])
+    header, _, ledger = _header(tensors, [(section, section.length, 0) for section in sections])
     ledger.charge("header", None, _PREFIX.size + 4 + DIGEST_BYTES)
     position = _PREFIX.size + len(header) + 4
     for section in sections:
@@ -134,10 +152,10 @@ def pack(tensors: Sequence[TensorInfo], sections: Sequence[SectionBytes]) -> Ite
         for chunk in section.chunks:
             crc = zlib.crc32(chunk, crc)
         entries.append((section, section.length, crc))
-    header, _ = _header(tensors, entries)
+    header, is_packed, _ = _header(tensors, entries)
     if len(header) > _MAX_HEADER:
         raise TensorError(f"the names and shapes of {len(tensors)} tensors take over {_MAX_HEADER} bytes")
-    head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
+    head = _PREFIX.pack(MAGIC, VERSION, len(header) | (_PACKED if is_packed else 0)) + header
     head += struct.pack("<I", zlib.crc32(head))
     digest = hashlib.sha256(head)
     yield head
@@ -181,6 +199,7 @@ def read_archive(data: memoryview, where: str, budget: Budget, *, verify: bool =
             + ("a newer one is needed" if version > VERSION else "the file is damaged"),
             "version",
         )
+    is_packed, header_length = bool(header_length & _PACKED), header_length & ~_PACKED
     body = _PREFIX.size + header_length + 4
     if header_length > _MAX_HEADER or body + DIGEST_BYTES > len(data):
         raise FormatError(
@@ -192,7 +211,7 @@ def read_archive(data: memoryview, where: str, budget: Budget, *, verify: bool =
         raise FormatError(f"{where}: damaged; the checksum of the header does not match", "header-checksum")
 
     reader = ByteReader(data[_PREFIX.size : body - 4], f"{where}, header")
-    tensors, entry_bytes = read_directory(reader, budget)
+    tensors, entry_bytes = _read_packed(reader, budget) if is_packed else read_directory(reader, budget)
     count = reader.varint()
     if count > reader.remaining // 6:
         raise reader.fail("count", f"{count} sections cannot be listed in {reader.remaining} bytes")
@@ -224,3 +243,19 @@ def read_archive(data: memoryview, where: str, budget: Budget, *, verify: bool =
     spoken_for = sum(entry_bytes) + sum(entry.header_bytes + entry.length for entry in entries)
     ledger.charge("header", None, len(data) - spoken_for)
     return Archive(tensors, entry_bytes, tuple(entries), ledger, digest.hex())
+
+
+def _read_packed(reader: ByteReader, budget: Budget) -> tuple[tuple[TensorInfo, ...], list[int]]:
+    """A packed directory; see `read_directory`."""
+    size, length = reader.varint(), reader.varint()
+    if size > _MAX_UNPACKED:
+        raise reader.fail("range", f"a directory of {size:,} bytes is packed, the most are {_MAX_UNPACKED:,}")
+    stream = reader.raw(length)
+    try:
+        content = b"".join(unpacked(stream, size))
+    except ValueError as error:
+        raise reader.fail("payload", f"a directory {error}") from None
+    inner = ByteReader(memoryview(content), f"{reader.where}, directory")
+    tensors, sizes = read_directory(inner, budget)
+    inner.finish()
+    return tensors, shared_sizes(sizes, length)

@@ -1,23 +1,24 @@
 """The directory of a file: name, dtype, shape and storage of every tensor, in the order of the state dict.
 
 Names are stored as the components between their dots: how many are shared with the name before, then the rest, each
-spelled out once and numbered from then on. That takes about 7 bytes a tensor.
+spelled out once and numbered from then on. That takes about 7 bytes a tensor, and less where the directory is packed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ilwp_plugin.errors import TensorError
 from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.dtypes import DTYPES, dtype_of_number
-from ilwp_plugin.format.stream import ByteReader, ByteWriter, varint
+from ilwp_plugin.format.stream import ByteReader, varint
 
-__all__ = ["Storage", "TensorInfo", "check_name", "check_tensor", "read_directory", "write_directory"]
+__all__ = ["Storage", "TensorInfo", "check_name", "check_tensor", "directory_entries", "read_directory", "shared_sizes"]
 
 Storage = Literal["raw", "coded", "alias"]
 
@@ -88,12 +89,12 @@ def check_tensor(name: str, dtype: str, shape: Sequence[int]) -> None:
         )
 
 
-def write_directory(writer: ByteWriter, tensors: Sequence[TensorInfo], parts: Mapping[str, str]) -> None:
-    """Write the directory; each tensor is charged with its own entry, to the part that `parts` says, or "other"."""
+def directory_entries(tensors: Sequence[TensorInfo]) -> list[bytes]:
+    """What the directory holds of each tensor; the directory is their number, a varint, and these."""
     known: dict[str, int] = {}
     before: list[str] = []
     shape: tuple[int, ...] = ()
-    writer.varint(len(tensors))
+    entries = []
     for info in tensors:
         components = info.name.split(".")
         shared = 0
@@ -116,12 +117,26 @@ def write_directory(writer: ByteWriter, tensors: Sequence[TensorInfo], parts: Ma
         elif not same:
             entry += map(varint, (len(info.shape), *info.shape))
             shape = info.shape
-        with writer.charge(parts.get(info.name, "other"), info.name):
-            writer.raw(b"".join(entry))
+        entries.append(b"".join(entry))
+    return entries
+
+
+def shared_sizes(sizes: Sequence[int], length: int) -> list[int]:
+    """How entries share the bytes that they take together once they are packed: in proportion.
+
+    Args:
+        sizes: of each entry, unpacked, in bytes.
+        length: bytes in all.
+    """
+    ends = [0, *itertools.accumulate(sizes)]
+    return [length * end // ends[-1] - length * start // ends[-1] for start, end in itertools.pairwise(ends)]
 
 
 def read_directory(reader: ByteReader, budget: Budget) -> tuple[tuple[TensorInfo, ...], list[int]]:
-    """The inverse of `write_directory`: the tensors, and how many bytes the entry of each takes. Raises FormatError."""
+    """The inverse of `directory_entries`, after their number: the tensors, and how many bytes the entry of each takes.
+
+    Raises FormatError.
+    """
     known: list[str] = []
     before: list[str] = []
     shape: tuple[int, ...] = ()

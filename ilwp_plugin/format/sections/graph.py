@@ -5,23 +5,18 @@ The file is read without it; who has the other format's library makes the whole 
 
 from __future__ import annotations
 
-import lzma
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ilwp_plugin.errors import FormatError, TensorError
 from ilwp_plugin.format.container import TensorInfo
+from ilwp_plugin.format.packing import packed, unpacked
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Section, Summary
-from ilwp_plugin.format.sections.codes import MOST_TRIED
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
 
 __all__ = ["GraphSection"]
 
-_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
 _MAX_BYTES = 1 << 28
 _MAX_KIND = 32
-_PIECE = 1 << 20
-"""Bytes that are unpacked at one time."""
 
 
 @SECTIONS.register("graph")
@@ -48,7 +43,7 @@ class GraphSection(Section):
                 f"{len(content):,}"
             )
         self.kind, self.size = kind, len(content)
-        self._packed: bytes | memoryview = _packed(content)
+        self._packed: bytes | memoryview = packed(content)
         self._where = self.name
 
     @property
@@ -61,22 +56,10 @@ class GraphSection(Section):
             pass
 
     def _pieces(self) -> Iterator[bytes]:
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
-        packed, done = bytes(self._packed), 0
-        while not unpacker.eof:
-            try:
-                piece = unpacker.decompress(packed, _PIECE)
-            except lzma.LZMAError as error:
-                raise self._fail(f"a graph that cannot be unpacked: {error}") from None
-            packed, done = b"", done + len(piece)
-            if done > self.size or (not piece and unpacker.needs_input):
-                break
-            yield piece
-        if done != self.size or not unpacker.eof or unpacker.unused_data:
-            raise self._fail(f"a graph of other than {self.size:,} bytes")
-
-    def _fail(self, what: str) -> FormatError:
-        return FormatError(f"{self._where}: {what}", "payload")
+        try:
+            yield from unpacked(self._packed, self.size)
+        except ValueError as error:
+            raise FormatError(f"{self._where}: a graph {error}", "payload") from None
 
     def summaries(self) -> list[Summary]:
         return [Summary(self.kind, self.name, (), {"bytes": self.size})]
@@ -104,15 +87,6 @@ class GraphSection(Section):
             section._packed = reader.raw(reader.remaining)
             entry.account = (cls.part, section.kind)
         return section
-
-
-def _packed(content: bytes) -> bytes:
-    """As small as LZMA makes it, unless that would take long."""
-    efforts: list[Mapping[str, Any]] = [{}]
-    if len(content) <= MOST_TRIED:
-        efforts += [{"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": pb} for pb in (0, 2)]
-    streams = (lzma.compress(content, lzma.FORMAT_RAW, filters=[{**_FILTERS[0], **effort}]) for effort in efforts)
-    return min(streams, key=len)
 
 
 def _is_kind(kind: str) -> bool:

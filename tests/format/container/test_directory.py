@@ -17,23 +17,29 @@ from ilwp_plugin.format.container import (
     pack,
     read_archive,
 )
-from ilwp_plugin.format.container.directory import read_directory, write_directory
+from ilwp_plugin.format.container.directory import directory_entries, read_directory
 from ilwp_plugin.format.dtypes import DTYPES
-from ilwp_plugin.format.stream import ByteReader, ByteWriter
+from ilwp_plugin.format.stream import ByteReader, varint
 from ilwp_plugin.ledger import Ledger
 from tests.corpus import forge
 
 
 def round_trip(infos: list[TensorInfo]) -> int:
-    writer = ByteWriter()
-    write_directory(writer, infos, {"a": "grid"})
-    reader = ByteReader(memoryview(writer.getvalue()), "test")
+    """Plain, and in a file, where it may be packed; bytes of the plain one."""
+    entries = directory_entries(infos)
+    content = b"".join([varint(len(infos)), *entries])
+    reader = ByteReader(memoryview(content), "test")
     read, sizes = read_directory(reader, Budget(1 << 20, "test"))
     reader.finish()
-    assert list(read) == infos and all(
-        size == writer.ledger.layers[i.name].file_bytes for i, size in zip(infos, sizes, strict=True)
-    )
-    return len(writer.getvalue())
+    assert list(read) == infos and sizes == [len(entry) for entry in entries]
+    data = b"".join(pack(infos, []))
+    archive = read_archive(memoryview(data), "test", Budget(len(data), "test"))
+    assert list(archive.tensors) == infos and len(data) <= 34 + len(content)
+    ledger = measure(infos, [])
+    assert ledger.file_bytes == len(data)
+    layers = {name: sizes.file_bytes for name, sizes in ledger.layers.items()}
+    assert [layers.get(info.name, 0) for info in infos] == archive.entry_bytes
+    return len(content)
 
 
 COMPONENT = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="."), min_size=1, max_size=5)

@@ -2,7 +2,7 @@
 
 A table costs some 60 bytes at 8 bits, which small layers cannot afford one each. Merging the best pair again and again
 takes a fit for each layer and each merger; where there are many layers, bytes are estimated first, for all pairs at
-once.
+once. In the end, many layers may be one group by classes of blocks instead, which layers share without being alike.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding import AUTO, CODERS, Histogram, Run, estimated_bytes, fit_coder
+from ilwp_plugin.format.coding import (
+    AUTO,
+    CODERS,
+    Fit,
+    Histogram,
+    Run,
+    best_low_bits,
+    estimated_bytes,
+    fit_coder,
+)
+from ilwp_plugin.format.coding.classes import MOST_BLOCKS
 
-__all__ = ["group_runs"]
+__all__ = ["fitted_groups", "group_runs"]
 
 _HEAD = 3
 """Bytes of a group besides its table and payload: number of layers, coder, length."""
@@ -28,6 +38,35 @@ _MOST = 1 << 22
 
 _CELLS = 1 << 20
 """Counts that are looked at at one time."""
+
+
+_CLASSES = "ans-classes"
+_MANY = 1 << 12
+"""So many symbols may be worth several tables."""
+_WORTH = 998
+"""Thousandths of the bytes by other coders that classes may take: they are slower to decode."""
+
+
+def fitted_groups(runs: Sequence[Run], coder: str) -> list[tuple[int, Fit]]:
+    """How many consecutive runs go into each group, and what codes them.
+
+    Args:
+        runs: the codes of each layer.
+        coder: a name of `CODERS`, or AUTO.
+    """
+    found: list[tuple[int, Fit]] = []
+    for part in _parts(runs):
+        groups, start = [], 0
+        for count in group_runs(part, coder):
+            groups.append((count, fit_coder(Run.join(part[start : start + count]), coder)))
+            start += count
+        if coder == AUTO and sum(run.count for run in part) >= _MANY:
+            whole = Run.join(part)
+            fit = fit_coder(whole, _CLASSES, best_low_bits(whole.histogram))
+            if 1000 * (fit.nbytes + _HEAD) < _WORTH * sum(own.nbytes + _HEAD for _, own in groups):
+                groups = [(len(part), fit)]
+        found += groups
+    return found
 
 
 def group_runs(runs: Sequence[Run], coder: str) -> list[int]:
@@ -45,11 +84,14 @@ def group_runs(runs: Sequence[Run], coder: str) -> list[int]:
 
 
 def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
-    """Consecutive runs of at most _MOST symbols, or single ones: of a group all symbols are in memory at one time."""
+    """Consecutive runs of at most _MOST symbols, or single ones: of a group all symbols are in memory at one time.
+
+    They are no more than a group by classes may have blocks.
+    """
     start, count = 0, 0
     for number, run in enumerate(runs):
         own = sum(segment.count for segment in run.segments)
-        if number > start and count + own > _MOST:
+        if number > start and (count + own > _MOST or number - start == MOST_BLOCKS):
             yield runs[start:number]
             start, count = number, 0
         count += own

@@ -1395,6 +1395,103 @@ change("lzma_symbol_too_large", "payload", "beyond 131,071", _lzma(b"\0\0\x0f", 
 change("lzma_tail", "payload", "goes on behind", _lzma(b"\0\0\x0f", b"\1", tail=b"\0"))
 
 
+# --- ANS by classes of blocks
+def class_group(
+    blocks: Sequence[Sequence[Sequence[int]]],
+    classes: Sequence[int],
+    length: int | None = None,
+    low: bytes = b"",
+    k: int = 0,
+) -> Group:
+    """Of runs in blocks, and the class of each block, one run after the other."""
+    number, flat = max(classes) + 1, [block for run in blocks for block in run]
+    order, places = list(range(number)), []
+    for own in classes:
+        places.append(order.index(own))
+        order.insert(0, order.pop(places[-1]))
+    coded = [
+        ans_group([code for block, other in zip(flat, classes, strict=True) if other == own for code in block])
+        for own in range(number)
+    ]
+    payload = b"".join(varint(length or len(run[0])) for run in blocks) + indices(np.array(places), number)
+    payload += b"".join(varint(len(part.payload)) for part in coded[:-1]) + b"".join(part.payload for part in coded)
+    return Group(len(blocks), 4 | k << 5, bytes([number]) + b"".join(part.table for part in coded), payload, low=low)
+
+
+_FIRST, _SECOND = ans_group([0, 1, 1, 1, 0, 0]), ans_group([-1, 0])
+_BOTH = _FIRST.table + _SECOND.table
+_UNIFORM = varint(0) + varint((1 << 15) + 7) + b"\0\x7f" + b"\xff" * (1 << 12) + b"\xc0"
+"""The table of a class of 32,776 symbols, which are equally frequent."""
+
+
+def _classes(
+    *,
+    table: bytes = b"\2" + _BOTH,
+    lengths: bytes = b"\2\2",
+    places: bytes = b"\0\x60",
+    first: int | None = None,
+    parts: tuple[bytes, bytes] = (_FIRST.payload, _SECOND.payload),
+) -> Callable[[File], object]:
+    """The runs 0 1 | -1 0 and 1 1 | 0 0, of which the second block is of class 1."""
+    payload = lengths + places + varint(len(parts[0]) if first is None else first) + parts[0] + parts[1]
+
+    def apply(file: File) -> None:
+        file.chain.groups = [Group(2, 4, table, payload)]
+
+    return apply
+
+
+change("classes_none", "table", "0 classes of blocks", _classes(table=b"\0"))
+change("classes_too_many", "table", "65 classes of blocks", _classes(table=b"\x41" + _SECOND.table * 65))
+change("classes_too_many_symbols", "table", "more than 65,536 symbols", _classes(table=b"\2" + _UNIFORM * 2))
+change("classes_table_wrong", "form", "unknown form 0x50", _classes(table=b"\2" + _FIRST.table + b"\1\2\x50\xff"))
+change("classes_block_of_nothing", "payload", "blocks of 0 of 4 symbols", _classes(lengths=b"\2\0"))
+change("classes_block_too_long", "payload", "blocks of 5 of 4 symbols", _classes(lengths=b"\5\2"))
+change(
+    "classes_place_too_large",
+    "reference",
+    "from 0 to 3, expected 0 to 2",
+    _classes(table=b"\3" + _BOTH + _SECOND.table, places=b"\0\x34"),
+)
+change("classes_places_padding", "padding", "indices: the padding is not zero", _classes(places=b"\0\x61"))
+change("classes_places_unknown", "form", "unknown coding 2 of indices", _classes(places=b"\2\x60"))
+change("classes_one_unused", "payload", "no block is of class 1", _classes(places=b"\0\0"))
+change("classes_part_too_long", "too-short", "payload of classes, byte 6: needs 4096 bytes", _classes(first=4096))
+change("classes_part_empty", "payload", "6 symbols cannot fit in 0 bytes", _classes(first=0))
+change(
+    "classes_part_wrong", "payload", "its bits do not hold 6 symbols", _classes(parts=(b"\1\2\3\4", _SECOND.payload))
+)
+change(
+    "classes_part_goes_on",
+    "payload",
+    "its bits do not hold 2 symbols",
+    _classes(parts=(_FIRST.payload, _SECOND.payload + b"\1")),
+)
+change(
+    "classes_part_padded", "payload", "ends in a zero byte", _classes(parts=(_FIRST.payload, _SECOND.payload + b"\0"))
+)
+change(
+    "classes_payload_empty",
+    "payload",
+    "8 symbols cannot fit in 0 bytes",
+    lambda f: setattr(f.chain, "groups", [Group(2, 4, b"\1" + _FIRST.table)]),
+)
+change(
+    "classes_payload_cut",
+    "too-short",
+    "payload of classes, byte 1",
+    lambda f: setattr(f.chain, "groups", [Group(2, 4, b"\1" + _FIRST.table, b"\2")]),
+)
+
+
+@case("classes_too_many_blocks", "payload", "1,048,578 blocks, expected at most 1,048,576")
+def _(file: File) -> None:
+    file.tensors[3] = entry([token("c"), varint(2)], _CODED | F32, [(1 << 19) + 1, 1, 2, 1])
+    file.chain.heads[2] = head(3, mode=1)
+    made = Group(1, 4, b"\1" + ans_group([0]).table, b"\1\0" + b"\1" * 1100)
+    file.chain.groups, file.chain.references = [group([0] * 4), made], b""
+
+
 # --- dithered section
 def _dithered(
     head: bytes = b"\1" + bytes(8),

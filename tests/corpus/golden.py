@@ -195,6 +195,19 @@ def grid() -> Parts:
     return make.parts()
 
 
+def rows() -> Parts:
+    """Of layers whose rows differ, by classes of blocks."""
+    make = Maker(11)
+    infos, values = [], []
+    for shape in ((12, 100), (30, 4, 3, 3), (600,), (3, 1000)):
+        spread = make.random.choice([0.2, 2, 15], (shape[0], *[1] * (len(shape) - 1)))
+        codes = np.rint(make.random.standard_normal(shape) * spread).clip(-127, 127).astype(np.int16)
+        infos.append(make.info(f"{len(infos)}.weight", shape))
+        values.append(ilwp.IntegerTensor(codes, np.float32(0.01)))
+    make.sections.append(ilwp.GridSection(infos, values, "ans-classes"))
+    return make.parts()
+
+
 def norms(mantissa: int) -> Parts:
     """Every form of a batch norm."""
     make = Maker(mantissa)
@@ -392,6 +405,7 @@ WRITTEN: dict[str, Callable[[], Parts]] = {
     "pruned_long_ago": old_pruned_chain,
     "two_chains": two_chains,
     "grid": grid,
+    "rows": rows,
     **{f"norms_{mantissa}": (lambda m=mantissa: norms(m)) for mantissa in (1, 5, 8, 12)},
     "every_dtype": every_dtype,
     "two_raw_sections": two_raw_sections,
@@ -527,6 +541,24 @@ def packed_directory() -> bytes:
     return file.build()
 
 
+def classes() -> bytes:
+    """Classes of blocks: one and several, runs of other lengths together, low bits."""
+    together = forge.class_group([[[0, 1], [-1, 0]], [[1, 1, 2], [0, 0, 0], [7]]], [0, 1, 0, 2, 1])
+    low = forge.class_group([[[3, 4, 3], [9, 9, 9]]], [1, 0], low=b"\x1b\x50", k=2)
+    alone = forge.class_group([[[5, 5, 6, -200]]], [0])
+    return coded([together, low, alone], [4, 7, 6, 4])
+
+
+def many_classes() -> bytes:
+    """As many as there can be, places in a Huffman code; and parts of four streams."""
+    random = np.random.RandomState(10)
+    blocks = [random.randint(-(own % 7), own + 1, 5).tolist() for own in range(64)]
+    order = [*range(64), *(0,) * 300, *random.randint(0, 64, 36).tolist()]
+    many = forge.class_group([[blocks[own] for own in order]], order)
+    long = [(random.random_sample(1 << 15) < chance).astype(int).tolist() for chance in (0.02, 0.02, 0.3)]
+    return coded([many, forge.class_group([long], [1, 1, 0])], [2000, 3 << 15])
+
+
 FORGED: dict[str, Callable[[], bytes]] = {
     "good": lambda: forge.good().build(),
     "tables": tables,
@@ -536,6 +568,8 @@ FORGED: dict[str, Callable[[], bytes]] = {
     "graph": graph,
     "lzma": lzma_codes,
     "packed_directory": packed_directory,
+    "classes": classes,
+    "many_classes": many_classes,
 }
 
 

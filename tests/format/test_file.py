@@ -389,7 +389,7 @@ def test_kinds_keep_their_numbers() -> None:
         "arranged": (13, False, False),
     }
     assert all(SECTIONS[name].name == name for name in SECTIONS)
-    assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2, "lzma": 3}
+    assert {name: CODERS[name].id for name in CODERS} == {"huffman": 1, "ans": 2, "lzma": 3, "ans-classes": 4}
     with pytest.raises(RegistryError, match="section 'raw' is registered already"):
         SECTIONS.register("raw")(Reversed)
 

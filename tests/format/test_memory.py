@@ -11,6 +11,7 @@ import pytest
 from ilwp_plugin.errors import FormatError, LimitError
 from ilwp_plugin.format import SECTIONS, ChainSection, RawSection, read
 from ilwp_plugin.format.coding import AnsCoder, Run, Segment
+from ilwp_plugin.format.stream import ByteReader
 from tests.corpus import forge
 from tests.format.measuring import read_in_a_child
 
@@ -133,6 +134,27 @@ def packed_by_lzma(count: int = 1 << 25) -> forge.File:
     stream = lzma.compress(bytes(count // 8), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
     payload = forge.varint(len(stream)) + stream
     group = forge.Group(1, 3, b"\0\2", payload).build()
+    return one_tensor(forge.GRID, b"\0" + struct.pack("<f", 0.5), group, [count])
+
+
+def by_classes(count: int = 1 << 25) -> forge.File:
+    """As many blocks as there may be, of as few symbols as the tensor then has; all but one are of one class."""
+    rare, part = zeros(count >> 20), zeros(count - (count >> 20))
+    places = b"\0\xc0" + bytes((1 << 17) - 1)  # class 1 once, then class 0 for good
+    payload = forge.varint(count >> 20) + places + forge.varint(len(part.payload)) + part.payload + rare.payload
+    group = forge.Group(1, 4, b"\2" + part.table + rare.table, payload).build()
+    return one_tensor(forge.GRID, b"\0" + struct.pack("<f", 0.5), group, [count])
+
+
+def by_wide_classes(count: int = 1 << 20) -> forge.File:
+    """Tables of as many symbols as there may be, for a block each."""
+    table = forge.varint(0) + forge.varint(1023) + b"\0\x7f" + b"\xff" * 127 + b"\xc0"
+    coder = AnsCoder()
+    model = coder.read_table(ByteReader(memoryview(table), "test"))
+    part = coder.encode(model, np.zeros(count // 64, np.int16), [Segment.flat(count // 64)])
+    order = forge.indices(np.array([0, *range(1, 64)]), 64)
+    payload = forge.varint(count // 64) + order + forge.varint(len(part)) * 63 + part * 64
+    group = forge.Group(1, 4, b"\x40" + table * 64, payload).build()
     return one_tensor(forge.GRID, b"\0" + struct.pack("<f", 0.5), group, [count])
 
 
@@ -259,6 +281,8 @@ BOMBS: dict[str, Callable[[], forge.File]] = {
         norms,
         codebook,
         packed_by_lzma,
+        by_classes,
+        by_wide_classes,
         dithered,
         arranged,
         graph,

@@ -210,6 +210,43 @@ def ans_payload(low: int, p: list[int], payload: bytes, count: int) -> list[int]
     return found
 
 
+def class_tables(piece: Bytes) -> list[tuple[int, list[int]]]:
+    """Of each class; the span of one symbol has a second one among the probabilities."""
+    c = piece.u8()
+    require(1 <= c <= 64)
+    tables, spans = [], 0
+    for _ in range(c):
+        _, n = span(Bytes(piece.data[piece.at :]))
+        spans += n
+        tables.append(ans_table(piece))
+    require(spans <= 65536)
+    return tables
+
+
+def class_payload(tables: list[tuple[int, list[int]]], payload: bytes, counts: list[int]) -> list[int]:
+    require(sum(counts) <= 1024 * len(payload))
+    piece, c = Bytes(payload), len(tables)
+    sizes: list[int] = []
+    for count in counts:
+        length = piece.varint()
+        require(1 <= length <= count)
+        require(len(sizes) + -(-count // length) <= 2**20)
+        sizes += [min(length, count - at) for at in range(0, count, length)]
+    order, classes = list(range(c)), []
+    for place in indices(piece, len(sizes), c):
+        order.insert(0, order.pop(place))
+        classes.append(order[0])
+    require(set(classes) == set(range(c)))
+    lengths = [piece.varint() for _ in range(c - 1)]
+    parts = [piece.take(length) for length in lengths]
+    parts.append(piece.take(len(payload) - piece.at))
+    symbols = []
+    for number, ((low, p), part) in enumerate(zip(tables, parts, strict=True)):
+        own = sum(size for size, other in zip(sizes, classes, strict=True) if other == number)
+        symbols.append(iter(ans_payload(low, p, part, own)))
+    return [next(symbols[number]) for size, number in zip(sizes, classes, strict=True) for _ in range(size)]
+
+
 def unpacked(stream: bytes, most: int) -> bytes:
     """A raw LZMA2 stream, with its end marker, of at most so many bytes."""
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
@@ -259,11 +296,14 @@ def runs(piece: Bytes, counts: list[int]) -> list[list[int]]:
         require(1 <= number <= len(counts) - len(found))
         own = counts[len(found) : len(found) + number]
         coder, k = form % 32, form // 32
-        require(coder in (1, 2, 3))
+        require(coder in (1, 2, 3, 4))
         if coder == 3:
             centre, radix = piece.signed(), piece.varint()
             require(abs(centre) <= 131071 and 2 <= radix <= 256)
             codes = lzma_payload(centre, radix, piece.take(piece.varint()), sum(own))
+        elif coder == 4:
+            tables = class_tables(piece)
+            codes = class_payload(tables, piece.take(piece.varint()), own)
         elif coder == 1:
             low, code = huffman_table(piece)
             codes = huffman_payload(low, code, piece.take(piece.varint()), sum(own))

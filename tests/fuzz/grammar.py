@@ -15,7 +15,7 @@ from ilwp_plugin.format.coding import AUTO
 from ilwp_plugin.format.dtypes import DTYPES, cast
 
 REAL = ("float32", "float16", "bfloat16", "float64")
-CODINGS = (AUTO, "huffman", "ans", "lzma")
+CODINGS = (AUTO, "huffman", "ans", "lzma", "ans-classes")
 
 
 class Grammar:
@@ -35,6 +35,7 @@ class Grammar:
             self.chain,
             self.pruned_chain,
             self.grid,
+            self.rows,
             self.norms,
             self.sparse,
             self.fields,
@@ -165,6 +166,14 @@ class Grammar:
             infos.append(self.info(shape, dtype))
             values.append(ilwp.IntegerTensor(codes, self.scale(count), points, axis or 0))
         self.sections.append(ilwp.GridSection(infos, values, self.coding()))
+
+    def rows(self) -> None:
+        """Some rows of which some are empty, so that they are of two classes of blocks."""
+        shape = (self.random.randint(4, 6), self.random.randint(96, 110))
+        codes = self.codes(shape, 7)
+        codes[:: self.random.randint(2, 3)] = 0
+        value = ilwp.IntegerTensor(codes, self.scale())
+        self.sections.append(ilwp.GridSection([self.info(shape)], [value], "ans-classes"))
 
     def norms(self) -> None:
         infos, values, mantissa = [], [], self.random.randint(1, 12)

@@ -116,6 +116,11 @@ class Segment:
         """Without a shape."""
         return cls(count, (count,))
 
+    @classmethod
+    def rows(cls, count: int, shape: tuple[int, ...]) -> Segment:
+        """Of some symbols for each value of a tensor of this shape: a row for each slice along its first dimension."""
+        return cls(count, (shape[0], count // shape[0])) if len(shape) > 1 else cls.flat(count)
+
 
 class Run:
     """The symbols of consecutive layers, to be coded together.
@@ -183,8 +188,9 @@ class Coder(ABC):
     density: int
     """The most symbols that a byte of payload can hold; what claims more is refused before anything is decoded."""
     learns: bool = False
-    """Whether it learns what symbols are like as it codes them. Then all layers are one group, as far as is sensible,
-    and it has to be asked for by its name: finding out what it takes is as long as coding."""
+    """Whether it finds out what symbols are like as it goes from one to the next. Then all layers are one group, as far
+    as is sensible; it is not tried for each group there could be, since finding out what it takes is as long as coding;
+    and its `bits` are in proportion only."""
 
     def bound(self, payload: memoryview, count: int, reader: ByteReader) -> None:
         """Raises FormatError where a payload cannot hold so many symbols.

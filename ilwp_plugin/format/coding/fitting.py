@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ilwp_plugin.format.coding.base import AUTO, CODERS, PRIVATE, WIDEST, Coder, Histogram, Run
 
-__all__ = ["LOW_BITS", "Fit", "estimated_bytes", "fit_coder"]
+__all__ = ["LOW_BITS", "Fit", "best_low_bits", "estimated_bytes", "fit_coder"]
 
 LOW_BITS = range(8)
 """So many of the lowest bits of a symbol may be stored as they are, where they are all but random: tables get short."""
@@ -65,12 +65,11 @@ def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
         name: of a coder, or AUTO.
         low_bits: that are stored as they are, beside what is coded; None chooses.
     """
-    # A file of others' coders has to be asked for, and so has one that takes long.
+    # A file of others' coders has to be asked for, and so have coders that take long.
     own = [coder for coder in CODERS.values() if coder.id < PRIVATE and not coder.learns]
     coders = own if name == AUTO else [CODERS[name]]
     if low_bits is None:
-        needed = next(k for k in LOW_BITS if _fits(run.histogram, k))
-        low_bits = max(needed, _best_low_bits(run.histogram)) if name == AUTO else needed
+        low_bits = best_low_bits(run.histogram) if name == AUTO else _needed_low_bits(run.histogram)
     rest = run.without_low_bits(low_bits)
     extra = (low_bits * int(run.histogram.counts.sum()) + 7) // 8
     fits = []
@@ -81,18 +80,20 @@ def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:
     return min(fits, key=lambda fit: fit.nbytes)
 
 
-def _fits(histogram: Histogram, low_bits: int) -> bool:
-    """Whether a table can hold what is left of the symbols without so many low bits."""
-    low, high = histogram.low >> low_bits, (histogram.low + len(histogram.counts) - 1) >> low_bits
-    return abs(low) <= WIDEST and high - low < WIDEST
+def _needed_low_bits(histogram: Histogram) -> int:
+    """So few that a table can hold what is left of the symbols."""
+    low, high = histogram.low, histogram.low + len(histogram.counts) - 1
+    return next(k for k in LOW_BITS if abs(low >> k) <= WIDEST and (high >> k) - (low >> k) < WIDEST)
 
 
-def _best_low_bits(histogram: Histogram) -> int:
+def best_low_bits(histogram: Histogram) -> int:
+    """So many that a group of these symbols takes the fewest bytes, as far as that can be told without coding them."""
+    needed = _needed_low_bits(histogram)
     if len(histogram.counts) < 2 * _TRIED:
-        return 0
+        return needed
     first = histogram.low % (1 << LOW_BITS[-1])  # so that halves are those of the symbols themselves
     counts = np.concatenate([np.zeros(first, np.float32), histogram.counts.astype(np.float32)])[None]
-    return int(_estimates_by_low_bits(counts, np.array([counts.shape[1]]), first)[:, 0].argmin())
+    return max(needed, int(_estimates_by_low_bits(counts, np.array([counts.shape[1]]), first)[:, 0].argmin()))
 
 
 def estimated_bytes(histograms: Sequence[Histogram]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from ilwp_plugin.format.budget import Budget
 from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Fit, Histogram, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.coding.base import coder_of_id, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_low_bits, read_low_bits
-from ilwp_plugin.format.grouping import group_runs
+from ilwp_plugin.format.grouping import fitted_groups
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
@@ -81,11 +81,9 @@ def write_codes(
         table: the part of the ledger that code tables belong to; a shared one is charged to the first of its layers.
     """
     start = 0
-    groups = [(n, coding, None) for n in group_runs(runs, coding)] if isinstance(coding, str) else map(astuple, coding)
-    for count, coder, low_bits in groups:
+    for count, fit in fitted_groups(runs, coding) if isinstance(coding, str) else _fits(runs, coding):
         layers = runs[start : start + count]
         run = Run.join(layers)
-        fit = fit_coder(run, coder, low_bits)
         symbols = run.joined
         payload = fit.coder.encode(fit.model, symbols >> fit.low_bits if fit.low_bits else symbols, run.segments)
         with writer.charge(table, accounts[start][1]):
@@ -95,9 +93,27 @@ def write_codes(
             writer.varint(len(payload))
         if fit.low_bits:
             payload += pack_low_bits(symbols, fit.low_bits)
-        bits = [fit.bits(layer.histogram) for layer in layers]
-        writer.shared(payload, accounts[start : start + count], split_bits(bits, len(payload)))
+        shares = _shares(fit, [layer.histogram for layer in layers], len(payload))
+        writer.shared(payload, accounts[start : start + count], shares)
         start += count
+
+
+def _fits(runs: Sequence[Run], groups: Sequence[Group]) -> Iterator[tuple[int, Fit]]:
+    """Of groups as they stood in a file."""
+    start = 0
+    for group in groups:
+        run = Run.join(runs[start : start + group.layers])
+        yield group.layers, fit_coder(run, group.coder, group.low_bits)
+        start += group.layers
+
+
+def _shares(fit: Fit, histograms: Sequence[Histogram], nbytes: int) -> list[int]:
+    """The bytes of a payload that each layer takes."""
+    bits = [fit.bits(histogram) for histogram in histograms]
+    if fit.coder.learns:
+        total = sum(bits)
+        bits = [8 * nbytes * own // total for own in bits]
+    return split_bits(bits, nbytes)
 
 
 _CHUNK = 1 << 16
@@ -291,8 +307,8 @@ class StoredCodes:
         for group in self._groups:
             fit = group.fit()
             layers = range(number, number + len(group.segments))
-            bits = [fit.bits(Histogram.total([Histogram.of(piece) for piece in self.pieces(i)])) for i in layers]
-            for i, share in zip(layers, split_bits(bits, group.nbytes), strict=True):
+            own = [Histogram.total([Histogram.of(piece) for piece in self.pieces(i)]) for i in layers]
+            for i, share in zip(layers, _shares(fit, own, group.nbytes), strict=True):
                 part, layer = self._accounts[i]
                 yield part, layer, share
             number += len(group.segments)

@@ -98,12 +98,12 @@ class FieldSection(TensorSection):
                 writer.varint(position[info.name])
                 writer.u8(self.bits[info.name])
         runs = [
-            (info.name, run)
+            (info, run)
             for info in self.infos
             for run in _split(_words(self.values[info.name], info), self.bits[info.name])
         ]
-        accounts: list[Account] = [(self.part, name) for name, _ in runs]
-        codes = [Run.of(run) for _, run in runs]
+        accounts: list[Account] = [(self.part, info.name) for info, _ in runs]
+        codes = [Run.of(run, Segment.rows(len(run), info.shape)) for info, run in runs]
         ways: list[Coding] = [AUTO if self.coding == SMALLEST else self.coding]
         if self.coding == SMALLEST and sum(info.nbytes for info in self.infos) <= MOST_TRIED:
             ways.append((Group(len(runs), "lzma", 0),))

@@ -137,7 +137,8 @@ class FloatSection(TensorSection):
             for number, tensor in coded:
                 info = self.infos[tensor]
                 plane = _planes(self.values[info.name], info)[number].astype(np.int16)
-                runs.append(Run.of(plane if spool is None else spool.store(plane)))
+                segment = Segment.rows(len(plane), info.shape)
+                runs.append(Run.of(plane if spool is None else spool.store(plane), segment))
             accounts = [(self.part, self.infos[tensor].name) for _, tensor in coded]
             write_codes(writer, accounts, runs, coding, self.part)
 

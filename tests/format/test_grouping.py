@@ -109,7 +109,7 @@ def round_trip(codes: list[np.ndarray], coder: str, budget: Budget | None = None
 
 @given(
     st.lists(st.lists(st.integers(-70000, 70000), min_size=1, max_size=30), min_size=1, max_size=6),
-    st.sampled_from(["auto", "huffman", "ans"]),
+    st.sampled_from(["auto", "huffman", "ans", "lzma", "ans-classes"]),
     st.booleans(),
 )
 @settings(max_examples=80, deadline=None)
@@ -118,6 +118,26 @@ def test_codes_round_trip(values: list[list[int]], coder: str, roomy: bool) -> N
     budget = Budget(1 << 30 if roomy else 0, "test", None if roomy else -(1 << 24))
     for found, expected in zip(round_trip(codes, coder, budget), codes, strict=True):
         assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+def test_shares_of_layers_that_are_coded_by_classes(roomy: bool) -> None:
+    """Each layer is charged with what its own symbols take, in whatever pieces they are read."""
+    random = np.random.default_rng(0)
+    parts = [
+        [np.rint(random.laplace(0, scale, 40_000)).astype(np.int64) for scale in scales]
+        for scales in ((0.3, 20.0), (0.3,), (20.0, 20.0, 20.0), (1.0,))
+    ]
+    codes = [np.concatenate(own) for own in parts]
+    writer, accounts = ByteWriter(), [("grid", f"{i}") for i in range(4)]
+    write_codes(writer, accounts, [Run.of(own) for own in codes], (Group(4, "ans-classes", 1),), "grid")
+    budget: Budget = Budget(1 << 30, "test") if roomy else Counting(0, "test")
+    reader = ByteReader(writer.content(), "test")
+    StoredCodes(reader, accounts, [Segment.flat(len(own)) for own in codes], "grid", budget)
+    assert reader.ledger == writer.ledger
+    for i, layer in enumerate(parts):
+        ideal = sum((Histogram.of(own >> 1).entropy + 1) * len(own) / 8 for own in layer)
+        assert abs(writer.ledger.layers[f"{i}"].grid_bytes - ideal) < 0.02 * ideal
 
 
 class Counting(Budget):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,15 +126,16 @@ class Run:
     """The symbols of consecutive layers, to be coded together.
 
     Args:
-        symbols: gives those of each layer, 1-D, not empty; most coders look at the histogram alone.
+        symbols: gives those of each layer, or of parts of the layers, 1-D, not empty; most coders look at the histogram
+            alone.
         segments: of each layer.
-        histogram: of all symbols.
+        histogram: of all symbols; None finds it when it is asked for.
     """
 
     def __init__(
-        self, symbols: Callable[[], Sequence[Symbols]], segments: Sequence[Segment], histogram: Histogram
+        self, symbols: Callable[[], Iterable[Symbols]], segments: Sequence[Segment], histogram: Histogram | None = None
     ) -> None:
-        self._symbols, self.segments, self.histogram = symbols, tuple(segments), histogram
+        self._symbols, self.segments, self._histogram = symbols, tuple(segments), histogram
 
     @classmethod
     def of(cls, symbols: Symbols, segment: Segment | None = None) -> Run:
@@ -147,7 +148,7 @@ class Run:
         if len(runs) == 1:
             return runs[0]
         return cls(
-            lambda: [symbols for run in runs for symbols in run.symbols],
+            lambda: (symbols for run in runs for symbols in run.pieces()),
             [segment for run in runs for segment in run.segments],
             Histogram.total([run.histogram for run in runs]),
         )
@@ -156,24 +157,30 @@ class Run:
         """The same symbols without so many of their lowest bits."""
         if not count:
             return self
-        histogram = self.histogram.without_low_bits(count)
-        return Run(lambda: [symbols >> count for symbols in self.symbols], self.segments, histogram)
+        histogram = None if self._histogram is None else self._histogram.without_low_bits(count)
+        return Run(lambda: (symbols >> count for symbols in self.pieces()), self.segments, histogram)
+
+    @property
+    def histogram(self) -> Histogram:
+        """Of all symbols."""
+        if self._histogram is None:
+            self._histogram = Histogram.total([Histogram.of(symbols) for symbols in self.pieces()])
+        return self._histogram
 
     @property
     def count(self) -> int:
         """Number of symbols."""
         return sum(segment.count for segment in self.segments)
 
-    @property
-    def symbols(self) -> list[Symbols]:
-        """Of each layer."""
-        return list(self._symbols())
+    def pieces(self) -> Iterator[Symbols]:
+        """All symbols, some at a time."""
+        return iter(self._symbols())
 
     @property
     def joined(self) -> Symbols:
         """All symbols, in one array."""
-        symbols = self.symbols
-        return symbols[0] if len(symbols) == 1 else np.concatenate(symbols)
+        pieces = list(self.pieces())
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 class Coder(ABC):
@@ -190,7 +197,7 @@ class Coder(ABC):
     learns: bool = False
     """Whether it finds out what symbols are like as it goes from one to the next. Then all layers are one group, as far
     as is sensible; it is not tried for each group there could be, since finding out what it takes is as long as coding;
-    and its `bits` are in proportion only."""
+    and the bits that it tells of symbols are in proportion only."""
 
     def bound(self, payload: memoryview, count: int, reader: ByteReader) -> None:
         """Raises FormatError where a payload cannot hold so many symbols.
@@ -217,10 +224,11 @@ class Coder(ABC):
 
     @abstractmethod
     def bits(self, model: Any, histogram: Histogram) -> int:
-        """Payload bits of symbols of this histogram, before padding: exact for Huffman, else the ideal length.
+        """Payload bits of symbols of this histogram, before padding: exact for Huffman, else the ideal length."""
 
-        The bytes of a payload are shared among its layers in these proportions.
-        """
+    def layer_bits(self, model: Any, payload: memoryview, layers: Sequence[Run]) -> list[int]:
+        """Of each layer of a payload that is known to be good; its bytes are shared among them in these proportions."""
+        return [self.bits(model, layer.histogram) for layer in layers]
 
     def payload_bytes(self, model: Any, run: Run) -> int:
         """Bytes of a payload with these symbols; exact where `bits` is. An adaptive coder has to find out."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilwp_plugin.format.coding.ans import SYMBOLS_PER_BYTE, AnsCoder, AnsModel
+from ilwp_plugin.format.coding.ans import PRECISION, SYMBOLS_PER_BYTE, AnsCoder, AnsModel
 from ilwp_plugin.format.coding.base import CODERS, WIDEST, Coder, Histogram, Run, Segment, Symbols
 from ilwp_plugin.format.coding.indices import read_indices, write_indices
 from ilwp_plugin.format.stream import ByteReader, ByteWriter
@@ -120,6 +120,27 @@ class ClassCoder(Coder):
     def bits(self, model: ClassModel, histogram: Histogram) -> int:
         return int(histogram.entropy * int(histogram.counts.sum())) + 1
 
+    def layer_bits(self, model: ClassModel, payload: memoryview, layers: Sequence[Run]) -> list[int]:
+        segments = [segment for layer in layers for segment in layer.segments]
+        _, sizes, classes = self._open(model, payload, segments, ByteReader(payload, "payload"))
+        ends = np.cumsum(sizes)
+        # Whole numbers of 2^-16 of a bit, so that their sum is the same in whatever pieces the symbols come.
+        shares = np.concatenate([table.probabilities for table in model.tables])
+        prices = np.rint((PRECISION - np.log2(shares)) * (1 << 16)).astype(np.int64)
+        starts = np.cumsum([0, *(len(table.probabilities) for table in model.tables[:-1])])
+        places = starts - [table.low for table in model.tables]  # of the symbol 0 in each class, if it has one
+        bits, start = [], 0
+        for layer in layers:
+            found = 0
+            for piece in layer.pieces():
+                for first in range(0, len(piece), _PIECE):
+                    part = piece[first : first + _PIECE]
+                    labels = _labels(classes, ends, start, start + len(part))
+                    found += int(prices[places[labels] + part].sum())
+                    start += len(part)
+            bits.append(-(-found >> 16))
+        return bits
+
     def payload_bytes(self, model: ClassModel, run: Run) -> int:
         assert model.blocks is not None, "of a model that was fitted to these symbols"
         streams = [
@@ -134,7 +155,7 @@ class ClassCoder(Coder):
         assert model.blocks is not None, "of a model that was fitted to these symbols"
         parts: list[list[Symbols]] = [[] for _ in model.tables]
         start = 0
-        for labels in _labels(model.blocks.classes, _sizes(model.blocks.lengths, segments)):
+        for labels in _all_labels(model.blocks.classes, _sizes(model.blocks.lengths, segments)):
             order = np.argsort(labels, kind="stable")
             ends = np.cumsum(np.bincount(labels, minlength=len(parts)))[:-1]
             for own, piece in zip(parts, np.split(symbols[start + order], ends), strict=True):
@@ -270,14 +291,18 @@ def _sizes(lengths: Sequence[int], segments: Sequence[Segment]) -> NDArray[np.in
     return sizes
 
 
-def _labels(classes: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _labels(classes: NDArray[np.uint8], ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8]:
+    """The class of each symbol between two positions, of blocks that end where is said."""
+    first, last = np.searchsorted(ends, [start, stop - 1], "right")
+    own = np.minimum(ends[first : last + 1], stop)
+    return np.repeat(classes[first : last + 1], np.diff(own, prepend=start))
+
+
+def _all_labels(classes: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
     """The class of each symbol, some at a time."""
     ends = np.cumsum(sizes)
     for start in range(0, int(ends[-1]), _PIECE):
-        stop = min(start + _PIECE, int(ends[-1]))
-        first, last = np.searchsorted(ends, [start, stop - 1], "right")
-        own = np.minimum(ends[first : last + 1], stop)
-        yield np.repeat(classes[first : last + 1], np.diff(own, prepend=start))
+        yield _labels(classes, ends, start, min(start + _PIECE, int(ends[-1])))
 
 
 class _Source:
@@ -307,7 +332,7 @@ def _merged(
     sources: Sequence[_Source], classes: NDArray[np.uint8], sizes: NDArray[np.int64], dtype: np.dtype[Any]
 ) -> Iterator[Symbols]:
     """All symbols in their order, some at a time."""
-    for labels in _labels(classes, sizes):
+    for labels in _all_labels(classes, sizes):
         counts = np.bincount(labels, minlength=len(sources)).tolist()
         parts = [part for source, count in zip(sources, counts, strict=True) for part in source.take(count)]
         piece = np.empty(len(labels), dtype)

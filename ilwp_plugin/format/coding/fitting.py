@@ -49,10 +49,10 @@ class Fit:
         """Table and payload together."""
         return len(self.table) + self.payload_bytes
 
-    def bits(self, histogram: Histogram) -> int:
-        """Of the payload, for symbols of this histogram."""
-        own = self.coder.bits(self.model, histogram.without_low_bits(self.low_bits))
-        return own + self.low_bits * int(histogram.counts.sum())
+    def layer_bits(self, payload: memoryview, layers: Sequence[Run]) -> list[int]:
+        """Of each layer, low bits included; the payload is without them."""
+        bits = self.coder.layer_bits(self.model, payload, [layer.without_low_bits(self.low_bits) for layer in layers])
+        return [own + self.low_bits * layer.count for own, layer in zip(bits, layers, strict=True)]
 
 
 def fit_coder(run: Run, name: str, low_bits: int | None = None) -> Fit:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ilwp_plugin.format.budget import Budget
-from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Fit, Histogram, Run, Segment, Symbols, fit_coder
+from ilwp_plugin.format.coding import AUTO, CODERS, Coder, Fit, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.coding.base import coder_of_id, smallest_dtype
 from ilwp_plugin.format.coding.bits import pack_low_bits, read_low_bits
 from ilwp_plugin.format.grouping import fitted_groups
@@ -91,10 +92,9 @@ def write_codes(
             writer.u8(fit.coder.id | fit.low_bits << _CODER_BITS)
             writer.raw(fit.table)
             writer.varint(len(payload))
-        if fit.low_bits:
-            payload += pack_low_bits(symbols, fit.low_bits)
-        shares = _shares(fit, [layer.histogram for layer in layers], len(payload))
-        writer.shared(payload, accounts[start : start + count], shares)
+        low = pack_low_bits(symbols, fit.low_bits) if fit.low_bits else b""
+        shares = _shares(fit, memoryview(payload), layers, len(payload) + len(low))
+        writer.shared(payload + low, accounts[start : start + count], shares)
         start += count
 
 
@@ -107,9 +107,9 @@ def _fits(runs: Sequence[Run], groups: Sequence[Group]) -> Iterator[tuple[int, F
         start += group.layers
 
 
-def _shares(fit: Fit, histograms: Sequence[Histogram], nbytes: int) -> list[int]:
-    """The bytes of a payload that each layer takes."""
-    bits = [fit.bits(histogram) for histogram in histograms]
+def _shares(fit: Fit, payload: memoryview, layers: Sequence[Run], nbytes: int) -> list[int]:
+    """The bytes that each layer takes of a payload and its low bits."""
+    bits = fit.layer_bits(payload, layers)
     if fit.coder.learns:
         total = sum(bits)
         bits = [8 * nbytes * own // total for own in bits]
@@ -155,14 +155,10 @@ class _Group:
         self._symbols: Symbols | None = None
         self._cursor: tuple[int, Iterator[Symbols], Symbols] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Of what the layers share."""
-        return len(self._payload) + len(self._low)
-
-    def fit(self) -> Fit:
-        """The coder and its model, to find out what symbols cost."""
-        return Fit(self.coder, self._model(), b"", self.low_bits, 0)
+    def shares(self, layers: Sequence[Run]) -> list[int]:
+        """The bytes of each layer."""
+        fit = Fit(self.coder, self._model(), b"", self.low_bits, 0)
+        return _shares(fit, self._payload, layers, len(self._payload) + len(self._low))
 
     def _model(self) -> Any:
         return self.coder.read_table(ByteReader(self._table, self._where))
@@ -305,10 +301,9 @@ class StoredCodes:
         """The share of each layer in the payloads, which takes a histogram of its codes."""
         number = 0
         for group in self._groups:
-            fit = group.fit()
             layers = range(number, number + len(group.segments))
-            own = [Histogram.total([Histogram.of(piece) for piece in self.pieces(i)]) for i in layers]
-            for i, share in zip(layers, _shares(fit, own, group.nbytes), strict=True):
+            runs = [Run(partial(self.pieces, i), [self._segments[i]]) for i in layers]
+            for i, share in zip(layers, group.shares(runs), strict=True):
                 part, layer = self._accounts[i]
                 yield part, layer, share
             number += len(group.segments)

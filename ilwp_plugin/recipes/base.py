@@ -95,8 +95,8 @@ class Options(BaseModel):
     ignored_scopes: Names = Field(default=(), description="Layers to leave out, named likewise.")
     coder: str = Field(
         default=AUTO,
-        description="Entropy coder of all codes: huffman (the paper's), ans, or 'auto', the smaller for each group of "
-        "layers.",
+        description="Entropy coder of all codes: huffman (the paper's), ans, ans-classes (blocks of weights that are "
+        "alike share a table), lzma, or 'auto', the smallest of the first three for each group of layers.",
     )
 
     def outside_scopes(self, names: Iterable[str]) -> dict[str, str]:

@@ -227,7 +227,13 @@ class Coder(ABC):
         """Payload bits of symbols of this histogram, before padding: exact for Huffman, else the ideal length."""
 
     def layer_bits(self, model: Any, payload: memoryview, layers: Sequence[Run]) -> list[int]:
-        """Of each layer of a payload that is known to be good; its bytes are shared among them in these proportions."""
+        """The bits of each layer in a payload; its bytes are shared among the layers in these proportions.
+
+        Args:
+            model: as `fit` or `read_table` gave it.
+            payload: as `encode` gave it; from a file, but known to be good.
+            layers: of each the symbols; their histograms are found when they are asked for.
+        """
         return [self.bits(model, layer.histogram) for layer in layers]
 
     def payload_bytes(self, model: Any, run: Run) -> int:

@@ -10,6 +10,7 @@ Same symbols, same bytes: what decides are sums of whole numbers, the logarithms
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,17 +37,21 @@ _SHORT, _USUAL, _LONG = 96, 192, 400
 """Symbols of a block: shorter rows are put together, longer ones are cut."""
 _SAMPLE = 1 << 13
 """The most blocks that are looked at at one time; of more, some are taken to find the classes."""
-_CELLS = 1 << 22
+_CELLS = 1 << 21
 """The most counts of these."""
 _SPAN = 1 << 10
 """More different symbols than these are coded as one class: blocks would not tell how their symbols are spread."""
 _UNIT = 16
 """Parts of a bit in which costs are counted; so all sums below are whole numbers that binary32 holds."""
+_KNOWN = 1 << 15
+"""Counts whose logarithms are computed once."""
 _PIECE = 1 << 16
 """Symbols that are put in order at one time."""
 
 _ROUNDS = 2
 """Times that all blocks are assigned to classes."""
+_NEVER = 1 << 62
+"""What no merger costs."""
 _TABLE = 40
 """Bits of a table besides its levels."""
 _STEP_BITS = np.array([2 * (step + 1).bit_length() for step in range(128)], np.uint8)
@@ -368,8 +373,9 @@ def _histogram(counts: NDArray[np.int64], low: int) -> Histogram:
 
 def _found(symbols: Symbols, sizes: NDArray[np.int64], low: int, span: int) -> NDArray[np.int64]:
     """(classes, span) how often each symbol occurs in each class, by some of the blocks; with the fewest bytes."""
-    chosen = np.arange(len(sizes)) % -(-len(sizes) // _together(sizes, span)) == 0
-    if not chosen.all():
+    most = _together(sizes, span)
+    if len(sizes) > most:
+        chosen = np.diff(np.arange(len(sizes) + 1) * most // len(sizes)) > 0
         symbols, sizes = symbols[np.repeat(chosen, sizes)], sizes[chosen]
     blocks = _histograms(symbols, sizes, low, span)
     whole = blocks.sum(axis=0, dtype=np.int64)[None]
@@ -386,7 +392,7 @@ def _found(symbols: Symbols, sizes: NDArray[np.int64], low: int, span: int) -> N
     least = _total(_costs(whole), np.array([len(sizes)]))
     while len(counts) > 1:
         counts, members = _sums(blocks, _best(blocks, counts), len(counts))
-        for own, costs, own_members in _mergers(counts, members, len(counts) * 7 // 8):
+        for own, costs, own_members in _mergers(counts, members, len(counts) * 3 // 4):
             counts = own
             total = _total(costs, own_members)
             if total < least:
@@ -448,17 +454,37 @@ def _best(blocks: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.
     return best
 
 
+def _computed(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """c log2 c, in 16ths; and, about, the level of c in a table, in half octaves."""
+    logs = np.log2(np.maximum(counts, 1))
+    levels = np.where(counts > 0, 1 + np.rint(2 * logs), 0)
+    return np.rint(_UNIT * counts * logs).astype(np.int64), levels.astype(np.int64)
+
+
+@functools.cache
+def _known() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`_computed` of the counts below `_KNOWN`: most are, and logarithms take long."""
+    return _computed(np.arange(_KNOWN))
+
+
+def _looked_up(counts: NDArray[np.int64], which: int) -> NDArray[np.int64]:
+    """One of the two that `_computed` finds."""
+    found = _known()[which][np.minimum(counts, _KNOWN - 1)]
+    large = counts >= _KNOWN
+    if large.any():
+        found[large] = _computed(counts[large])[which]
+    return found
+
+
 def _times_log(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """c log2 c, in 16ths."""
-    found: NDArray[np.int64] = np.rint(_UNIT * counts * np.log2(np.maximum(counts, 1))).astype(np.int64)
-    return found
+    return _looked_up(counts, 0)
 
 
 def _costs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(...,) of histograms (..., span): 16ths of bits of their symbols and, about, of their table."""
-    symbols = _times_log(counts.sum(axis=-1)) - _times_log(counts).sum(axis=-1)
-    levels = np.where(counts > 0, 1 + np.rint(2 * np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
-    steps = np.abs(np.diff(levels, axis=-1, prepend=0))
+    symbols = _times_log(counts.sum(axis=-1, keepdims=True))[..., 0] - _times_log(counts).sum(axis=-1)
+    steps = np.abs(np.diff(_looked_up(counts, 1), axis=-1, prepend=0))
     table: NDArray[np.int64] = _STEP_BITS[steps].sum(axis=-1, dtype=np.int64) + _TABLE
     costs: NDArray[np.int64] = symbols + _UNIT * table
     return costs
@@ -466,7 +492,7 @@ def _costs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _total(costs: NDArray[np.int64], members: NDArray[np.int64]) -> int:
     """16ths of bits of all classes, and of the indices of their blocks."""
-    return int(costs.sum() + _times_log(members.sum()) - _times_log(members).sum())
+    return int(costs.sum() + _times_log(members.sum(keepdims=True))[0] - _times_log(members).sum())
 
 
 def _mergers(
@@ -475,7 +501,9 @@ def _mergers(
     """The classes, what they cost and their blocks, and again after each time that the cheapest pair was merged."""
     counts, members = counts[members > 0], members[members > 0]
     costs = _costs(counts)
-    pairs = np.stack([_pair_costs(counts, costs, members, i) for i in range(len(counts))])
+    pairs = np.full((len(counts), len(counts)), _NEVER)
+    for i in range(len(counts) - 1):
+        pairs[i, i + 1 :] = pairs[i + 1 :, i] = _pair_costs(counts[i:], costs[i:], members[i:], 0)[1:]
     yield counts, costs, members
     while len(counts) > max(1, target):
         first, second = sorted(divmod(int(pairs.argmin()), len(counts)))
@@ -492,10 +520,10 @@ def _mergers(
 def _pair_costs(
     counts: NDArray[np.int64], costs: NDArray[np.int64], members: NDArray[np.int64], one: int
 ) -> NDArray[np.int64]:
-    """(classes,) what it costs more to merge each class with one; endlessly much for itself."""
+    """(classes,) what it costs more to merge each class with one; too much for itself."""
     index = _times_log(members + members[one]) - _times_log(members) - _times_log(members[one])
     more: NDArray[np.int64] = _costs(counts + counts[one]) - costs - costs[one] - index
-    more[one] = np.iinfo(np.int64).max
+    more[one] = _NEVER
     return more
 
 

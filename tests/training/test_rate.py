@@ -151,6 +151,6 @@ def test_targets_that_make_no_sense() -> None:
     with pytest.raises(TrainingError, match=r"takes \d+ bytes alone"):
         tune(target_bytes=300)
     with pytest.raises(TrainingError, match=r"this training comes to \d+ bytes and not below"):
-        tune(target_bytes=560)
+        tune(target_bytes=500)
     with pytest.raises(TrainingError, match=r"max_drop=0.1: none of 4 trainings keeps the score .*1 times the rate"):
         tune(max_drop=0.1, evaluate=worse)

@@ -70,18 +70,24 @@ class Plan:
     costs: Mapping[str, float] = field(default_factory=dict)
     given_steps: Mapping[str, float] = field(default_factory=dict)
 
-    def steps(self, recipes: Sequence[Recipe] | None = None) -> dict[str, float]:
+    def steps(self, recipes: Sequence[Recipe] | None = None, coarser: float = 1.0) -> dict[str, float]:
         """By key, the steps of all weights whose recipe has steps.
 
         Args:
             recipes: the plan's own at other settings; None for the plan's own.
+            coarser: steps that are chosen by calibration inputs are so many times what the outputs bear without
+                training.
         """
-        steps = choose_steps(self.network, recipes or self.recipes, self.claims, self.costs)
+        steps = choose_steps(self.network, recipes or self.recipes, self.claims, self.costs, coarser)
         return {**steps, **self.given_steps}
 
 
 def choose_steps(
-    network: Network, recipes: Sequence[Recipe], claims: Sequence[Claims], costs: Mapping[str, float] | None = None
+    network: Network,
+    recipes: Sequence[Recipe],
+    claims: Sequence[Claims],
+    costs: Mapping[str, float] | None = None,
+    coarser: float = 1.0,
 ) -> dict[str, float]:
     """By key, the steps of all weights whose recipe has steps; see `Plan.steps`."""
     groups = [  # on the CPU, whose sums are the same bits everywhere
@@ -90,7 +96,7 @@ def choose_steps(
         for group in recipe.step_groups(network, taken)
     ]
     measured = [_Measured(group.share, weights, costs or {}) for group, weights in groups if _is_open(group)]
-    mean = _bearable_step(measured) if measured else 1.0
+    mean = coarser * _bearable_step(measured) if measured else 1.0
     chosen: dict[str, float] = {}
     for group, weights in groups:
         if group.measured:

@@ -71,8 +71,8 @@ class GridOptions(StepOptions):
     weight_step: Step | Literal["auto"] | None = Field(
         default=AUTO,
         description="One absolute step for the weights outside chains, in units of weight. 'auto' loses no more than "
-        "8-bit integers with a scale for each output; with calibration inputs, a step that the outputs bear. null "
-        "keeps the weights.",
+        "8-bit integers with a scale for each output; with calibration inputs, a step that the outputs bear, which "
+        "is larger in a training with a `rate`. null keeps the weights.",
     )
     dead_zone: Annotated[float, Field(strict=True, ge=0.5, le=1)] | Literal["auto"] = Field(
         default=AUTO,

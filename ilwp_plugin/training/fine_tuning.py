@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import random
@@ -20,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ilwp_plugin import toolkits
 from ilwp_plugin.config import IlwpConfig
-from ilwp_plugin.errors import ConfigError, FileError, TrainingError
+from ilwp_plugin.errors import CalibrationError, ConfigError, FileError, TrainingError, warn
 from ilwp_plugin.method.provenance import Provenance
 from ilwp_plugin.models.chains import evaluating, unwrap
 from ilwp_plugin.pipeline.alignment import AlignmentReport, Coupler, align_model
-from ilwp_plugin.pipeline.calibration_inputs import Pick, read_inputs
+from ilwp_plugin.pipeline.calibration_inputs import CalibrationInputs, Pick, map_tensors, read_inputs
 from ilwp_plugin.pipeline.file import CompressedModel
 from ilwp_plugin.recipes.base import AUTO
 from ilwp_plugin.recipes.ilwp import IlwpTraining
@@ -157,6 +158,16 @@ class FineTuned:
     drop: float | None = None
 
 
+DEFAULT_RATE = 0.7
+"""Of a fine-tuning for which no configuration is given."""
+
+DRAWN = 2000
+"""Samples that calibration inputs are drawn from, where none are given, at most."""
+
+_DRAWN_BYTES = 1 << 28
+_DRAWN_BATCH = 50
+
+
 def fine_tune(
     model: nn.Module,
     data: Dataset[Any],
@@ -177,11 +188,14 @@ def fine_tune(
     out: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> FineTuned:
-    """Make a trained model fit for inter-layer prediction, and compress it.
+    """Train a model on while it computes with what the file will restore, and compress it.
 
-    The channels are aligned; the model trains on with the inter-layer loss, and from `plan.quantize_from` on with the
-    weights that the file will restore; the batch-norm statistics are estimated anew for these; the rest is `compress`.
-    In the end the model holds what the file restores.
+    The channels are aligned, where the configuration says so; from `plan.quantize_from` on the model computes with the
+    weights that the file will restore; its loss gets the bits of their codes (under a `rate`), or the inter-layer loss
+    (without); the batch-norm statistics are estimated anew for these; the rest is `compress`. In the end the model
+    holds what the file restores.
+
+    `fine_tune(model, data, loss)` alone chooses all steps by what the data say, and trains with a rate of DEFAULT_RATE.
 
     Interrupted at any moment and called again with the same arguments (the weights of the model then do not matter), it
     goes on from the checkpoint, and ends with the same bits as without the interruption.
@@ -197,11 +211,13 @@ def fine_tune(
         model: a trained model; is changed in place, and trained in training mode.
         data: a map-style data set, the same in every process; an incomplete last batch of an epoch is left out.
         loss: the task's loss on a batch.
-        config: IlwpConfig() if None; "auto" weighs the inter-layer loss by the length of the run.
+        config: IlwpConfig(rate=DEFAULT_RATE) if None. Under a rate a `weight_step` of "auto" is TRAINED_STEP times what
+            it is without training.
         plan: FineTuning() if None.
         example_inputs: for alignment, and see `compress`.
         calibration: inputs without labels, see `compress`: steps are then chosen by what errors do to the outputs, and
-            norms and biases of the file follow what is rounded.
+            norms and biases of the file follow what is rounded. Where none are given, and the configuration has a
+            rate, they are what `loss` gives the model for up to DRAWN samples of `data`, drawn at random.
         inputs: takes a batch of `calibration` and returns what the model gets.
         coupler: aligns with this; None aligns with torch-pruning's if `config.align`, else leaves the channels as they
             are.
@@ -222,7 +238,8 @@ def fine_tune(
         FileError: the checkpoint or the file cannot be read or written.
         MissingDependencyError: `config.align` without torch-pruning.
     """
-    config, plan, model = IlwpConfig.of(config), plan or FineTuning(), unwrap(model)
+    config = IlwpConfig(rate=DEFAULT_RATE) if config is None else IlwpConfig.of(config)
+    plan, model = plan or FineTuning(), unwrap(model)
     _check_targets(config, target_bytes, max_drop, evaluate)
     train = partial(
         _train,
@@ -375,7 +392,10 @@ def _train(
                 raise TrainingError("references and a coupler: alignment makes the collocated kernels the references")
             if not resumes:
                 alignment.report = _align(model, example_inputs, coupler, config)
-        examples = None if calibration is None else read_inputs(model, calibration, inputs)
+        if calibration is None and config.rate > 0:
+            examples = drawn_inputs(model, data, loss, plan.seed)
+        else:
+            examples = None if calibration is None else read_inputs(model, calibration, inputs)
         model.train()
         plain = None if resumes else copy.deepcopy(model)
         quantizer = FakeQuantizer(
@@ -467,6 +487,52 @@ def _train(
         world.wait()
         rate = max((part.rate for part in parts.parts), default=0.0) * parts.rate_factor
         return FineTuned(compressed, alignment.report, 0.0 if own is None else own.loss_weight, steps, rate)
+
+
+def drawn_inputs(model: nn.Module, data: Dataset[Any], loss: TaskLoss, seed: int) -> CalibrationInputs | None:
+    """What a loss calls a model with, for samples of its data at random; labels stay with the loss.
+
+    Generators of random numbers are left as they were.
+
+    Returns:
+        None, with a warning, where no calibration inputs can be made of that.
+    """
+    calls: list[Any] = []
+    names = inspect.signature(model.forward)
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        batch = dict(names.bind(*arguments, **named).arguments) if named else arguments
+        calls.append(map_tensors(lambda tensor: tensor.detach().cpu(), batch))
+
+    before, handle = _random_state(), model.register_forward_pre_hook(remember, with_kwargs=True)
+    torch.manual_seed(seed)
+    try:
+        with evaluating(model), torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            numbers = torch.randperm(len(data), generator=generator)[:DRAWN]  # type: ignore[arg-type]
+            held, batches = 0, torch.split(numbers, _DRAWN_BATCH)
+            options: dict[str, Any] = {"generator": generator}
+            if isinstance(data, TensorDataset):
+                loader = DataLoader(data, sampler=batches, batch_size=None, **options)
+            else:
+                loader = DataLoader(data, batch_sampler=[batch.tolist() for batch in batches], **options)
+            for batch in loader:
+                first = len(calls)
+                loss(model, batch)
+                del calls[first + 1 :]  # a loss may call the model more than once
+                held += sum(leaf.nbytes for leaf in tree_leaves(calls[first:]) if isinstance(leaf, Tensor))
+                if held > _DRAWN_BYTES:
+                    break
+    finally:
+        handle.remove()
+        _set_random_state(before)
+    try:
+        return read_inputs(model, calls)
+    except CalibrationError as error:
+        warn(
+            f"the data choose no steps, all layers get steps of 8 bits; give `calibration`, or a `weight_step`: {error}"
+        )
+        return None
 
 
 _BELOW = 0.995

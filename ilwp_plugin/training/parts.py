@@ -24,7 +24,10 @@ from ilwp_plugin.recipes.base import Recipe, Request, TrainingPart, WeightSource
 from ilwp_plugin.recipes.batch_norm import BatchNorm
 from ilwp_plugin.recipes.ilwp import Ilwp, IlwpTraining
 
-__all__ = ["Parts"]
+__all__ = ["TRAINED_STEP", "Parts"]
+
+TRAINED_STEP = 2.2
+"""Times the step that outputs bear without training is what a training with a rate makes up for."""
 
 
 class Parts:
@@ -81,7 +84,7 @@ class Parts:
         self._request = Request(example_inputs, references or {}, required or alone, calibrated)
         plan = make_plan(network, self._recipes, self._request, calibration)
         self._claims, self.left = plan.claims, plan.left
-        steps = plan.steps()
+        steps = plan.steps(coarser=TRAINED_STEP if config.rate > 0 else 1.0)
         self.parts: list[TrainingPart] = []
         self._by_recipe: list[TrainingPart | None] = []
         self._owner: dict[str, TrainingPart] = {}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ilwp_plugin import IlwpConfig, compress, load
-from ilwp_plugin.errors import ConfigError, FileError, TrainingError
+from ilwp_plugin.errors import ConfigError, FileError, IlwpWarning, TrainingError
 from ilwp_plugin.training import FakeQuantizer, FineTuning, Progress, fine_tune, reestimate_batch_norms
+from ilwp_plugin.training.fine_tuning import DEFAULT_RATE, drawn_inputs
 
 from . import fine_tuning_process as process
 
@@ -232,7 +233,7 @@ def test_any_data_set(workers: int) -> None:
         return F.cross_entropy(model(batch[0] / 10), batch[1])
 
     plan = FineTuning(epochs=2, batch=5, lr=1e-3, norm_batches=0, workers=workers)
-    fine_tune(small(), Square(), loss, plan=plan)
+    fine_tune(small(), Square(), loss, {}, plan)
     epochs = [torch.cat(seen[i : i + 2]) for i in (0, 2)]
     assert all(torch.equal(epoch.sort().values, torch.arange(10)) for epoch in epochs)
     assert not torch.equal(*epochs), "another order in every epoch"
@@ -253,7 +254,7 @@ def test_quantization_begins_when_it_should(monkeypatch: pytest.MonkeyPatch) -> 
         states.append(made[0].enabled)
         return F.cross_entropy(model(batch[0] / 10), batch[1])
 
-    fine_tune(small(), Square(), loss, plan=FineTuning(epochs=2, batch=2, norm_batches=0, quantize_from=0.3))
+    fine_tune(small(), Square(), loss, {}, FineTuning(epochs=2, batch=2, norm_batches=0, quantize_from=0.3))
     assert states == [False] * 3 + [True] * 7
 
 
@@ -265,7 +266,7 @@ def test_other_optimizers() -> None:
     loss = process.loss
     result = fine_tune(small(), Square(), loss, {"loss_weight": 2.0}, plan, optimizer=adam)
     assert result.loss_weight == 2.0
-    assert fine_tune(small(), Square(), loss, plan=plan, optimizer=adam).loss_weight > 0
+    assert fine_tune(small(), Square(), loss, {}, plan, optimizer=adam).loss_weight > 0
 
 
 def test_batch_norms_are_those_of_the_data() -> None:
@@ -314,3 +315,36 @@ def test_errors(tmp_path: Path) -> None:
     for wrong in ({"epochs": 0}, {"checkpoint_steps": 0}, {"quantize_from": 1.5}, {"seed": -1}, {"lr": 0.0}):
         with pytest.raises(TrainingError, match="expected"):
             FineTuning(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_shortest_call_is_that_of_the_best_settings() -> None:
+    """Steps by what the data say, and a rate."""
+    plan = FineTuning(epochs=1, batch=5, norm_batches=0)
+    result = fine_tune(small(), Square(), process.loss, plan=plan)
+    drawn = drawn_inputs(small(), Square(), process.loss, plan.seed)
+    config = IlwpConfig(rate=DEFAULT_RATE)
+    same = fine_tune(small(), Square(), process.loss, config, plan, calibration=drawn)
+    assert result.compressed.to_bytes() == same.compressed.to_bytes()
+    assert result.rate == DEFAULT_RATE and result.loss_weight == 0
+    larger = fine_tune(small(), Square(), process.loss, {}, plan).compressed.ledger
+    assert result.compressed.ledger.grid_bytes + result.compressed.ledger.texture_bytes < larger.file_bytes
+
+
+def test_inputs_are_drawn_from_what_the_loss_does() -> None:
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        noise = torch.rand(())
+        return model(input=batch[0]).sum() + model(-batch[0]).sum() * noise
+
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).train()
+    before = torch.get_rng_state()
+    drawn = drawn_inputs(model, Square(), loss, 3)
+    assert drawn is not None and isinstance(drawn.batch, dict)
+    assert sorted(drawn.batch["input"][:, 0, 0, 0].tolist()) == list(range(10))
+    assert torch.equal(torch.get_rng_state(), before) and model.training and not model._forward_pre_hooks
+    assert torch.equal(model.get_buffer("1.num_batches_tracked"), torch.tensor(0))
+
+    def never(_: nn.Module, batch: list[Tensor]) -> Tensor:
+        return batch[0].sum()
+
+    with pytest.warns(IlwpWarning, match="the data choose no steps"):
+        assert drawn_inputs(model, Square(), never, 0) is None

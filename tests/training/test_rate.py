@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ilwp_plugin import IlwpConfig, load
 from ilwp_plugin.errors import ConfigError, TrainingError
@@ -136,9 +136,10 @@ def test_targets_that_make_no_sense() -> None:
     def nothing(_: nn.Module) -> float:
         return 0.0
 
-    def worse(network: nn.Module) -> float:
-        weight: Tensor = next(iter(network.state_dict().values()))
-        return float((weight == torch.round(weight * 20) / 20).double().mean()) * -1.0
+    scores = iter([1.0])  # that of the model as it was
+
+    def worse(_: nn.Module) -> float:
+        return next(scores, 0.0)
 
     with pytest.raises(ConfigError, match="one target at a time"):
         tune(target_bytes=1000, max_drop=0.1, evaluate=nothing)
@@ -151,6 +152,6 @@ def test_targets_that_make_no_sense() -> None:
     with pytest.raises(TrainingError, match=r"takes \d+ bytes alone"):
         tune(target_bytes=300)
     with pytest.raises(TrainingError, match=r"this training comes to \d+ bytes and not below"):
-        tune(target_bytes=500)
+        tune(target_bytes=480)
     with pytest.raises(TrainingError, match=r"max_drop=0.1: none of 4 trainings keeps the score .*1 times the rate"):
         tune(max_drop=0.1, evaluate=worse)

@@ -48,6 +48,7 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "epochs-3-coarse": {"epochs": 3, "weight_step": 0.11, "rate": 0.7},
     "epochs-3-coarser": {"epochs": 3, "weight_step": 0.13, "rate": 0.8},
     "epochs-3-coarsest": {"epochs": 3, "weight_step": 0.13, "rate": 1.0},
+    "epochs-3-tiny": {"epochs": 3, "weight_step": 0.15, "rate": 1.0},
     "epochs-3-bytes": {"epochs": 3, "weight_step": 0.1, "rate": 0.5, "target_bytes": 60_000},
 }
 ALONE = {"epochs": 3, "preset": "paper", "anchor": "quantized"}

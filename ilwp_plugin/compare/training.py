@@ -130,7 +130,7 @@ class Plan:
             config: of ilwp.
             case: whose images are trained on.
         """
-        if config.loss_weight == AUTO and config.rate > 0:
+        if config.loss_weight == AUTO and config.rate > 0 and config.weight_step is not None:
             return 0.0
         steps = self.steps(case)
         pull = pull_of_fine_tuning(steps)

@@ -124,7 +124,8 @@ class IlwpOptions(StepOptions):
     loss_weight: Weight | Literal["auto"] = Field(
         default=AUTO,
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
-        "the length of the training run, and is 0 under a `rate`: this makes residuals small by itself, at less error.",
+        "the length of the training run, and is 0 where other weights train under a `rate`, too: it then makes residuals "
+        "small by itself, at less error.",
     )
     scope: Literal["depthwise", "conv"] = Field(
         default="depthwise",
@@ -534,6 +535,7 @@ class IlwpTraining(TrainingPart):
         chains: the layers that take part.
         predicted_weights: Z, the number of weights that the loss is the mean of.
         loss_weight: may be changed at any time; 0 until `choose_loss_weight`, if it is automatic.
+        beside_rates: whether other recipes train with a rate, too.
     """
 
     def __init__(
@@ -562,6 +564,7 @@ class IlwpTraining(TrainingPart):
         self._predictions: dict[str, Prediction | None] = {}
         self.predicted_weights = self._count_predicted()
         self.loss_weight = 0.0 if options.loss_weight == AUTO else float(options.loss_weight)
+        self.beside_rates = False
 
     def _make_loops(self) -> None:
         self._loops = {
@@ -645,6 +648,15 @@ class IlwpTraining(TrainingPart):
         weight = self.loss_weight * self.loss_factor
         return weight * self.inter_layer_loss() if weight else None
 
+    @property
+    def needs_no_loss(self) -> bool:
+        """Whether an automatic loss weight is 0.
+
+        Where all weights train with a rate, the loss costs more accuracy than it gives; where chains alone do, they
+        become smaller with it at the same accuracy (docs/how_small.md).
+        """
+        return self.rate > 0 and self.beside_rates
+
     def choose_loss_weight(self, run: TrainingRun | None, model: nn.Module | None, mend: str) -> None:
         """Choose the automatic weight, where the options ask for it; see `recipes.loss_weight`.
 
@@ -658,7 +670,7 @@ class IlwpTraining(TrainingPart):
         """
         if self._options.loss_weight != AUTO:
             return
-        if self.rate > 0:
+        if self.needs_no_loss:
             _log.info("inter-layer loss weight 0 (automatic: rate=%g makes residuals small)", self.rate)
             return
         if run is None:

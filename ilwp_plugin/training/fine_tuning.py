@@ -408,7 +408,7 @@ def _train(
         moving = _optimizer(model, parts, plan, with_rate) if optimizer is None else optimizer(model)
         schedule = LambdaLR(moving, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
         own = next((part for part in parts.parts if isinstance(part, IlwpTraining)), None)
-        if own is not None and not resumes and config.loss_weight == AUTO and own.rate == 0:
+        if own is not None and not resumes and config.loss_weight == AUTO and not own.needs_no_loss:
             first = next(iter(batches.training(0)))
             size = None
             if not isinstance(moving, SGD):  # an adaptive optimizer weighs against it

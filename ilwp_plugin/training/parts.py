@@ -95,6 +95,8 @@ class Parts:
             if part is not None:
                 self.parts.append(part)
                 self._owner.update(dict.fromkeys(part.hooked, part))
+        if self.ilwp is not None:
+            self.ilwp.beside_rates = any(part.rate > 0 for part in self.parts if part is not self.ilwp)
 
     def _resolve(self, calibrated: bool) -> None:
         """Settle what is left open in the options."""

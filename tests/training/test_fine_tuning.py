@@ -348,3 +348,9 @@ def test_inputs_are_drawn_from_what_the_loss_does() -> None:
 
     with pytest.warns(IlwpWarning, match="the data choose no steps"):
         assert drawn_inputs(model, Square(), never, 0) is None
+
+
+@pytest.mark.parametrize(("config", "needs"), [({"rate": 0.5}, False), ({"preset": "paper", "rate": 0.5}, True)])
+def test_the_loss_is_for_chains_alone_and_for_trainings_without_a_rate(config: dict[str, Any], needs: bool) -> None:
+    plan = FineTuning(epochs=1, batch=5, norm_batches=0)
+    assert (fine_tune(small(), Square(), process.loss, config, plan).loss_weight > 0) == needs

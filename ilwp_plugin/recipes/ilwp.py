@@ -124,7 +124,7 @@ class IlwpOptions(StepOptions):
     loss_weight: Weight | Literal["auto"] = Field(
         default=AUTO,
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
-        "the length of the training run, and is 0 where other weights train under a `rate`, too: it then makes residuals "
+        "the length of the training run, and is 0 where other weights train under a `rate`, too: that makes residuals "
         "small by itself, at less error.",
     )
     scope: Literal["depthwise", "conv"] = Field(

@@ -317,16 +317,21 @@ def test_errors(tmp_path: Path) -> None:
             FineTuning(**wrong)  # type: ignore[arg-type]
 
 
+def mixed() -> nn.Module:
+    """A chain, and a layer outside."""
+    return nn.Sequential(*small(), nn.Linear(4, 4))
+
+
 def test_the_shortest_call_is_that_of_the_best_settings() -> None:
     """Steps by what the data say, and a rate."""
     plan = FineTuning(epochs=1, batch=5, norm_batches=0)
-    result = fine_tune(small(), Square(), process.loss, plan=plan)
-    drawn = drawn_inputs(small(), Square(), process.loss, plan.seed)
+    result = fine_tune(mixed(), Square(), process.loss, plan=plan)
+    drawn = drawn_inputs(mixed(), Square(), process.loss, plan.seed)
     config = IlwpConfig(rate=DEFAULT_RATE)
-    same = fine_tune(small(), Square(), process.loss, config, plan, calibration=drawn)
+    same = fine_tune(mixed(), Square(), process.loss, config, plan, calibration=drawn)
     assert result.compressed.to_bytes() == same.compressed.to_bytes()
     assert result.rate == DEFAULT_RATE and result.loss_weight == 0
-    larger = fine_tune(small(), Square(), process.loss, {}, plan).compressed.ledger
+    larger = fine_tune(mixed(), Square(), process.loss, {}, plan).compressed.ledger
     assert result.compressed.ledger.grid_bytes + result.compressed.ledger.texture_bytes < larger.file_bytes
 
 
@@ -353,4 +358,4 @@ def test_inputs_are_drawn_from_what_the_loss_does() -> None:
 @pytest.mark.parametrize(("config", "needs"), [({"rate": 0.5}, False), ({"preset": "paper", "rate": 0.5}, True)])
 def test_the_loss_is_for_chains_alone_and_for_trainings_without_a_rate(config: dict[str, Any], needs: bool) -> None:
     plan = FineTuning(epochs=1, batch=5, norm_batches=0)
-    assert (fine_tune(small(), Square(), process.loss, config, plan).loss_weight > 0) == needs
+    assert (fine_tune(mixed(), Square(), process.loss, config, plan).loss_weight > 0) == needs

@@ -53,9 +53,11 @@ EPOCHS: dict[str, dict[str, Any]] = {
 }
 ALONE = {"epochs": 3, "preset": "paper", "anchor": "quantized"}
 DEPTHWISE = {
-    "depthwise-3": {**ALONE, "residual_step": 0.16, "rate": 0.1},
-    "depthwise-3-rate": {**ALONE, "residual_step": 0.16, "rate": 0.5},
-    "depthwise-3-loss": {**ALONE, "residual_step": 0.16, "rate": 0.1, "loss_weight": 25.0},
+    "depthwise-3": {**ALONE, "residual_step": 0.1, "rate": 0.05},
+    "depthwise-3-rate": {**ALONE, "residual_step": 0.1, "rate": 0.1},
+    "depthwise-3-coarse": {**ALONE, "residual_step": 0.16, "rate": 0.1},
+    "depthwise-3-free": {**ALONE, "residual_step": 0.16, "rate": 0.1, "loss_weight": 0.0},
+    "depthwise-3-free-rate": {**ALONE, "residual_step": 0.16, "rate": 0.5, "loss_weight": 0.0},
 }
 """The chains alone: all other tensors stay as they are."""
 

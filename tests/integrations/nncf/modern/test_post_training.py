@@ -85,7 +85,7 @@ def _quantizers(model: nn.Module) -> list[nn.Module]:
 def test_by_default_norms_and_biases_are_small_too(made: tuple[nn.Module, Tensor]) -> None:
     model, _ = made
     exact, small = compress(model, "lossless"), compress(model)
-    assert small.ledger.file_bytes < 0.93 * exact.ledger.file_bytes
+    assert small.ledger.file_bytes < 0.95 * exact.ledger.file_bytes
     for name, value in exact.quantized.items():
         torch.testing.assert_close(small.tensor(name), torch.from_numpy(value.restore()), rtol=0, atol=0)
 

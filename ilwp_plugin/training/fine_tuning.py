@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -511,12 +511,7 @@ def drawn_inputs(model: nn.Module, data: Dataset[Any], loss: TaskLoss, seed: int
             generator = torch.Generator().manual_seed(seed)
             numbers = torch.randperm(len(data), generator=generator)[:DRAWN]  # type: ignore[arg-type]
             held, batches = 0, torch.split(numbers, _DRAWN_BATCH)
-            options: dict[str, Any] = {"generator": generator}
-            if isinstance(data, TensorDataset):
-                loader = DataLoader(data, sampler=batches, batch_size=None, **options)
-            else:
-                loader = DataLoader(data, batch_sampler=[batch.tolist() for batch in batches], **options)
-            for batch in loader:
+            for batch in _loader(data, batches, generator=generator):
                 first = len(calls)
                 loss(model, batch)
                 del calls[first + 1 :]  # a loss may call the model more than once
@@ -671,10 +666,14 @@ class Batches:
     def _load(self, batches: list[Tensor], epoch: int) -> Iterator[Any]:
         # Of its own generator, so that making the loader leaves the global one, which a checkpoint holds, as it is.
         generator = torch.Generator().manual_seed(self._seed(epoch))
-        options: dict[str, Any] = {"num_workers": self._plan.workers, "generator": generator}
-        if isinstance(self._data, TensorDataset):  # takes a whole batch at once
-            return iter(DataLoader(self._data, sampler=batches, batch_size=None, **options))
-        return iter(DataLoader(self._data, batch_sampler=[b.tolist() for b in batches], **options))
+        return iter(_loader(self._data, batches, num_workers=self._plan.workers, generator=generator))
+
+
+def _loader(data: Dataset[Any], batches: Sequence[Tensor], **options: Any) -> DataLoader[Any]:
+    """Of batches whose numbers are given."""
+    if isinstance(data, TensorDataset):  # takes a whole batch at once
+        return DataLoader(data, sampler=batches, batch_size=None, **options)
+    return DataLoader(data, batch_sampler=[batch.tolist() for batch in batches], **options)
 
 
 class _Alignment:

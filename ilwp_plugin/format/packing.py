@@ -6,11 +6,11 @@ import lzma
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["MOST_TRIED", "packed", "unpacked"]
 
 _FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
-_MOST_TRIED = 1 << 22
-"""Bytes of content that is packed in more ways than one."""
+MOST_TRIED = 1 << 22
+"""Bytes for which a slow way of packing is tried beside a quick one."""
 _PIECE = 1 << 20
 """Bytes that are unpacked at one time."""
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 20
 def packed(content: bytes) -> bytes:
     """A raw LZMA2 stream with a dictionary of 1 MiB: as small as LZMA makes it, unless that would take long."""
     efforts: list[Mapping[str, Any]] = [{}]
-    if len(content) <= _MOST_TRIED:
+    if len(content) <= MOST_TRIED:
         efforts += [{"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": pb} for pb in (0, 2)]
     streams = (lzma.compress(content, lzma.FORMAT_RAW, filters=[{**_FILTER, **effort}]) for effort in efforts)
     return min(streams, key=len)

@@ -18,7 +18,7 @@ from ilwp_plugin.format.grouping import fitted_groups
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 from ilwp_plugin.ledger import split_bits
 
-__all__ = ["MOST_TRIED", "SMALLEST", "Coding", "Group", "StoredCodes", "chosen_coder", "smallest", "write_codes"]
+__all__ = ["SMALLEST", "Coding", "Group", "StoredCodes", "chosen_coder", "smallest", "write_codes"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,6 @@ Way = TypeVar("Way")
 SMALLEST = "smallest"
 """For a section that holds bytes: groups by AUTO, or an LZMA stream for like bytes of all tensors, whichever has fewer
 bytes. Strings of bytes that come again are found by the latter alone, and small tensors need no tables of their own."""
-
-MOST_TRIED = 1 << 22
-"""Bytes of a section for which LZMA is tried."""
 
 
 def smallest(ways: Sequence[Way], write: Callable[[ByteWriter, Way], None]) -> Way:

@@ -16,8 +16,9 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Run, Segment, Symbols, fit_coder
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES
+from ilwp_plugin.format.packing import MOST_TRIED
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
-from ilwp_plugin.format.sections.codes import MOST_TRIED, SMALLEST, Coding, Group, StoredCodes, smallest, write_codes
+from ilwp_plugin.format.sections.codes import SMALLEST, Coding, Group, StoredCodes, smallest, write_codes
 from ilwp_plugin.format.stream import Account, ByteReader, ByteWriter
 
 __all__ = ["FIELD_BITS", "FieldSection"]

@@ -17,9 +17,9 @@ from ilwp_plugin.errors import FormatError
 from ilwp_plugin.format.coding import AUTO, Histogram, Run, Segment
 from ilwp_plugin.format.container import TensorInfo
 from ilwp_plugin.format.dtypes import DTYPES, is_real
+from ilwp_plugin.format.packing import MOST_TRIED
 from ilwp_plugin.format.sections.base import SECTIONS, Context, Summary, TensorSection, read_info, value_bytes
 from ilwp_plugin.format.sections.codes import (
-    MOST_TRIED,
     SMALLEST,
     Coding,
     Group,

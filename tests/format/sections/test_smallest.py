@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilwp_plugin.format import FieldSection, FloatSection, GraphSection, RawSection, TensorInfo, pack, read
-from ilwp_plugin.format.sections import codes, fields, floats
+from ilwp_plugin.format import FieldSection, FloatSection, GraphSection, RawSection, TensorInfo, pack, packing, read
+from ilwp_plugin.format.sections import fields, floats
 from ilwp_plugin.format.sections.codes import SMALLEST, Coding
 
 
@@ -53,7 +53,7 @@ def test_groups_stay_where_they_take_fewer_bytes(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "module"), [("floats", floats), ("fields", fields)])
 def test_lzma_is_not_tried_where_it_would_take_long(kind: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert codes.MOST_TRIED > 1 << 20
+    assert packing.MOST_TRIED > 1 << 20
     monkeypatch.setattr(module, "MOST_TRIED", 1000)
     assert size(section_of(kind, again(20), SMALLEST)) == size(section_of(kind, again(20), "auto"))
 

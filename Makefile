@@ -8,6 +8,7 @@ OLDEST ?= .venv-oldest
 MUTATION ?= .venv-mutation
 MUTANTS ?= 300
 FUZZ_SECONDS ?= 300
+MANY ?= 1000000
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # One thread a process: tests run in two processes, and small networks gain nothing from more.
@@ -16,7 +17,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions $(BIN)/python -m pytest
 PYTEST_LEGACY := $(TEST_ENV) TORCH_EXTENSIONS_DIR=$(CURDIR)/$(LEGACY)/torch_extensions $(LEGACY)/bin/python -m pytest
 
-.PHONY: demo test test-slow fuzz breaking mutation oldest bench table1 peers docs schema wheel lint setup browser clean
+.PHONY: demo test test-slow fuzz fuzz-many breaking mutation oldest bench table1 peers docs schema wheel lint setup browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ilwp demo
@@ -33,6 +34,11 @@ test-slow: setup
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz out/fuzz -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
 	$(BIN)/python -m tests.fuzz --take out/fuzz
+
+# Mutants of what fuzzing has found, without coverage, which makes each slower: `make fuzz-many MANY=10000000`. What was
+# read already is not read again.
+fuzz-many: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m tests.fuzz.many $(MANY) out/fuzz
 
 # Faults that tests once did not notice, put in one after the other.
 breaking: $(VENV)/.installed

@@ -1,5 +1,6 @@
 """What fuzzing has found stays found; and that it runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 
 from ilwp_plugin.format import SECTIONS, read
-from tests.fuzz import grammar, mutation, target
+from tests.fuzz import grammar, many, mutation, target
 from tests.fuzz.parts import take_apart
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,17 +40,33 @@ def test_the_grammar_makes_valid_files() -> None:
 def test_mutants_reach_what_is_behind_the_checksums() -> None:
     """Those of this seed, without coverage; what the fuzzer does is the same with more luck."""
     random, codes = Random(0), set()
-
-    def mutate(data: bytes, most: int) -> bytes:
-        at = random.randrange(len(data) + 1)
-        return (data[:at] + random.randbytes(random.randrange(3)) + data[at + random.randrange(3) :])[:most]
-
     for _ in range(1500):
-        codes.add(target.check(mutation.mutant(random.choice(VALID), 600, random, mutate)))
+        data = mutation.mutant(random.choice(VALID), 600, random, lambda body, most: many.change(body, most, random))
+        codes.add(target.check(data))
     assert {"read", "name", "count", "form", "range", "payload", "table", "ownership", "unfit", "position"} <= codes
 
 
 VALID = [grammar.make(seed) for seed in range(20)]
+
+
+def test_many_mutants_go_on_where_they_stopped_and_name_what_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(many, "BATCH", 20)
+    alone = many.Mutants().read(1)
+    assert sum(alone["codes"].values()) == 20
+    assert many.main(["40", str(tmp_path), "--processes", "1"]) == 0
+    first = [json.loads(line) for line in (tmp_path / "many.jsonl").read_text().splitlines()]
+    assert [batch["batch"] for batch in first] == [0, 1] and first[1]["codes"] == alone["codes"]
+    assert many.main(["60", str(tmp_path), "--processes", "1"]) == 0
+    lines = (tmp_path / "many.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and "60 mutants" in capsys.readouterr().out
+
+    monkeypatch.setattr(target, "check", lambda data: 1 / 0)
+    assert many.main(["80", str(tmp_path), "--processes", "1"]) == 1
+    (failed,) = tmp_path.glob("failure-*.ilwp")
+    shown = capsys.readouterr().err
+    assert "ZeroDivisionError" in shown and failed.name in shown
 
 
 @pytest.mark.slow

@@ -209,7 +209,8 @@ class _Job:
 
     def say(self, compressed: CompressedModel) -> None:
         """What the user has to know of the result."""
-        left, sizes = overlooked(self.plan), compressed.ledger.layers
+        left = overlooked(self.plan)
+        sizes = compressed.ledger.layers if left else {}
         taken = {name: sizes[name].file_bytes for name in left if name in sizes}
         rounding = [recipe for recipe in self.plan.recipes if not isinstance(recipe, Given)]
         whole = any(isinstance(recipe, WeightRecipe) and recipe.quantizes() for recipe in rounding)

@@ -124,8 +124,8 @@ class IlwpOptions(StepOptions):
     loss_weight: Weight | Literal["auto"] = Field(
         default=AUTO,
         description="Weight of the inter-layer loss (the paper's lambda), a number >= 0, or 'auto', which scales it to "
-        "the length of the training run, and is 0 where other weights train under a `rate`, too: that makes residuals "
-        "small by itself, at less error.",
+        "the length of the training run, and is 0 where chains have a `rate` and other weights are quantized, too: "
+        "that makes residuals small by itself, at less error.",
     )
     scope: Literal["depthwise", "conv"] = Field(
         default="depthwise",
@@ -564,7 +564,7 @@ class IlwpTraining(TrainingPart):
         self._predictions: dict[str, Prediction | None] = {}
         self.predicted_weights = self._count_predicted()
         self.loss_weight = 0.0 if options.loss_weight == AUTO else float(options.loss_weight)
-        self.beside_rates = False
+        self.beside_others = False
 
     def _make_loops(self) -> None:
         self._loops = {
@@ -652,10 +652,10 @@ class IlwpTraining(TrainingPart):
     def needs_no_loss(self) -> bool:
         """Whether an automatic loss weight is 0.
 
-        Where all weights train with a rate, the loss costs more accuracy than it gives; where chains alone do, they
-        become smaller with it at the same accuracy (docs/how_small.md).
+        Where chains have a rate and other weights are quantized, too, the loss costs more accuracy than it gives;
+        chains alone become smaller with it at the same accuracy (docs/how_small.md, docs/recipes.md).
         """
-        return self.rate > 0 and self.beside_rates
+        return self.rate > 0 and self.beside_others
 
     def choose_loss_weight(self, run: TrainingRun | None, model: nn.Module | None, mend: str) -> None:
         """Choose the automatic weight, where the options ask for it; see `recipes.loss_weight`.

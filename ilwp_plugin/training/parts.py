@@ -96,7 +96,15 @@ class Parts:
                 self.parts.append(part)
                 self._owner.update(dict.fromkeys(part.hooked, part))
         if self.ilwp is not None:
-            self.ilwp.beside_rates = any(part.rate > 0 for part in self.parts if part is not self.ilwp)
+            self.ilwp.beside_others = self._quantizes_others()
+
+    def _quantizes_others(self) -> bool:
+        """Whether weights outside chains are quantized in training."""
+        return any(
+            part is not None and part.hooked and recipe.quantizes()
+            for recipe, part in zip(self._recipes, self._by_recipe, strict=True)
+            if not isinstance(recipe, Ilwp | BatchNorm)
+        )
 
     def _resolve(self, calibrated: bool) -> None:
         """Settle what is left open in the options."""

@@ -335,6 +335,16 @@ def test_the_shortest_call_is_that_of_the_best_settings() -> None:
     assert result.compressed.ledger.grid_bytes + result.compressed.ledger.texture_bytes < larger.file_bytes
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("others", [None, "slq", "grid"])
+def test_the_automatic_loss_is_for_chains_that_are_trained_alone(others: str | None, rate: float) -> None:
+    """Beside a quantizer of other weights the rate makes residuals small."""
+    recipes = [{"name": "ilwp", "residual_step": 0.1, "rate": rate}, *([{"name": others}] if others else [])]
+    plan = FineTuning(epochs=1, batch=5, norm_batches=0)
+    result = fine_tune(mixed(), Square(), process.loss, {"recipes": recipes}, plan)
+    assert (result.loss_weight == 0) == (others is not None and rate > 0)
+
+
 def test_inputs_are_drawn_from_what_the_loss_does() -> None:
     def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
         noise = torch.rand(())

@@ -30,6 +30,8 @@ from ilwp_plugin.training import FineTuning, distill_scales, distillation_loss, 
 from ilwp_plugin.zoo import Dataset, Recipe, load_data, scope_of, train
 
 RESULTS = Path("docs/results/how_small/results.jsonl")
+NNCODEC = RESULTS.with_name("nncodec.jsonl")
+"""What examples/peers/table.py has printed, for the figure."""
 CALIBRATION = 2000
 """Training images, without labels."""
 
@@ -193,8 +195,8 @@ def grouped(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], lis
 
 
 def table(results: list[dict[str, Any]]) -> None:
-    print("| data, network | method | seeds | file B | of fp32 | accuracy, change | divergence |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    """Networks one after the other, each from its largest file to its smallest; chains alone at its end."""
+    rows: list[tuple[Any, str]] = []
     for (data, network, method), own in grouped(results).items():
         size = mean(result["chain_bytes" if method in DEPTHWISE else "file_bytes"] for result in own)
         change = mean(result["accuracy"] - result["fp32_accuracy"] for result in own)
@@ -203,7 +205,11 @@ def table(results: list[dict[str, Any]]) -> None:
         share = f"1/{mean(result['fp32_bytes'] / result['file_bytes'] for result in own):.1f}"
         if method in DEPTHWISE:
             share = f"{mean(r['chain_bytes'] / r['baseline_chain_bytes'] for r in own):.3f} of 8 bits, chains alone"
-        print(f"| {data}, {network} | {method} | {seeds} | {size:,.0f} | {share} | {change:+.2f} | {apart:.4f} |")
+        row = f"| {data}, {network} | {method} | {seeds} | {size:,.0f} | {share} | {change:+.2f} | {apart:.4f} |"
+        rows.append(((data == "digits", network, method in DEPTHWISE, -size), row))
+    print("| data, network | method | seeds | file B | of fp32 | accuracy, change | divergence |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(*(row for _, row in sorted(rows)), sep="\n")
 
 
 def figure(results: list[dict[str, Any]], path: Path) -> None:
@@ -218,13 +224,22 @@ def figure(results: list[dict[str, Any]], path: Path) -> None:
             point = mean(r["file_bytes"] for r in own) / 1000, mean(r["accuracy"] - r["fp32_accuracy"] for r in own)
             kind = method.split("-")[0] if method[0] != "e" else "-".join(method.split("-")[:2])
             lines.setdefault(kind, []).append(point)
+    for line in NNCODEC.read_text().splitlines():
+        point = json.loads(line)
+        if (point["data"], point["network"]) == (options.data, options.network):
+            tuned = "" if point["nonweight_qp"] == -75 else " tuned"
+            lines.setdefault(f"NNCodec{tuned}", []).append((point["file_bytes"] / 1000, point["change"]))
     drawing, axes = pyplot.subplots(figsize=(7, 4))
     for kind, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=kind)
+    axes.set_xscale("log")
+    ticks = [40, 60, 80, 100, 150, 200, 300]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("file, KB")
     axes.set_ylabel("accuracy, change in points")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=120, bbox_inches="tight")
 

@@ -239,7 +239,7 @@ def figure(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("file, KB")
     axes.set_ylabel("accuracy, change in points")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=120, bbox_inches="tight")
 

@@ -98,7 +98,7 @@ def _tensor(parts: Parts, random: Random, mutate: Mutate) -> None:
         del entries[at]
     elif random.random() < 0.5:
         entries.insert(random.randrange(len(entries)), entries.pop(at))
-    else:
+    elif entries[at]:
         places = range(len(entries[at]))[-6:]
         place = random.choice(places)
         entries[at] = entries[at][:place] + bytes([random.getrandbits(8)]) + entries[at][place + 1 :]

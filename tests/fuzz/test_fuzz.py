@@ -46,6 +46,13 @@ def test_mutants_reach_what_is_behind_the_checksums() -> None:
     assert {"read", "name", "count", "form", "range", "payload", "table", "ownership", "unfit", "position"} <= codes
 
 
+def test_what_is_empty_has_mutants() -> None:
+    for seed in range(200):
+        parts = mutation.Parts([b""], [(0, b"")])
+        for change in mutation._CHANGES:
+            change(parts, Random(seed), lambda body, most: body)
+
+
 VALID = [grammar.make(seed) for seed in range(20)]
 
 

@@ -27,6 +27,7 @@ def test_train(tmp_path: Path) -> None:
     } == {4}
 
 
+@pytest.mark.slow
 def test_compress_pretrained() -> None:
     text = run("compress_pretrained.py")
     assert text.startswith("efficientnet-lite0") and len(text.splitlines()) == 13
@@ -115,6 +116,7 @@ def test_neural_compressor_table() -> None:
     assert files[smallest] - files["ilwp alone, a grid for each layer"] < 1000, "activation scales and a digest"
 
 
+@pytest.mark.slow
 def test_whole_model() -> None:
     text = run("whole_model.py", "--steps", 0.05)
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]

@@ -109,6 +109,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_results(whole: Path, tmp_pat
     assert outcome(folder) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     processes = [start(folder, "--workers", "1") for _ in range(2)]

@@ -153,6 +153,7 @@ def test_layers_may_be_left_out(model: nn.Module, inputs: Tensor) -> None:
         compress(model, WHOLE.replace(ignored_scopes=("klassifier",)))
 
 
+@pytest.mark.slow
 def test_targets(model: nn.Module, tmp_path: Path) -> None:
     state, config = model.state_dict(), WHOLE.replace(batch_norm_eps=1e-5)
     numel = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())

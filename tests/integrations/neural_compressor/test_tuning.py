@@ -23,6 +23,7 @@ def fidelity(mobilenet: nn.Module):  # type: ignore[no-untyped-def]
     return lambda model: 1 - float((weights(model) - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 def test_finds_the_smallest_that_passes(mobilenet: nn.Module, fidelity, tmp_path) -> None:  # type: ignore[no-untyped-def]
     before = copy.deepcopy(mobilenet.state_dict())
     space = IlwpConfig(bits=[8, 6, 5, 4, 3], mode=["collocated", "none", "full"])
@@ -128,6 +129,7 @@ def test_incs_own_autotune_takes_ilwp(mobilenet: nn.Module, fidelity) -> None:  
         inc_autotune(mobilenet, TuningConfig(config_set=[IlwpConfig(bits=[4, 4])]), eval_fn=fidelity)
 
 
+@pytest.mark.slow
 def test_half_a_point_of_a_trained_network_buys_a_smaller_file_than_eight_bits(tmp_path) -> None:  # type: ignore[no-untyped-def]
     data = load_data("digits")
     settings = preset("digits", epochs=6)

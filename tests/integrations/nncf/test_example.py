@@ -21,6 +21,7 @@ def run(out: Path, config: str, *arguments: object) -> dict[str, float]:
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_train(tmp_path: Path) -> None:
     result = run(tmp_path, "all", "--epochs", 2, "--pretrain", 4)
     assert result["file_bytes"] == (tmp_path / "model.ilwp").stat().st_size

@@ -91,6 +91,7 @@ def test_in_a_new_process(tmp_path: Path) -> None:
     check_in_a_new_process(tmp_path / "model.ilwp", controller.strip().eval()(images()).detach(), 1e-6)
 
 
+@pytest.mark.slow
 def test_layers_run_in_int8_with_the_same_codes() -> None:
     controller, model = compressed([INT8, STEP])
     train(controller, model, optimizer_of(model), [0], steps=1)

@@ -71,13 +71,13 @@ class Mutants:
         for _ in range(BATCH):
             base = data if data and random.random() < _AGAIN else random.choice(self.bases)
             data = mutation.mutant(base, _MOST, random, lambda body, most: change(body, most, random))
-            signal.alarm(_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, _SECONDS)
             try:
                 codes[target.check(data)] += 1
             except BaseException:
                 raise RuntimeError(traceback.format_exc(), data) from None
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         return {"batch": batch, "codes": dict(codes), "seconds": round(time.process_time() - start, 2)}
 
 
@@ -85,7 +85,7 @@ def _read(batch: int) -> Batch:
     global _MUTANTS
     if _MUTANTS is None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        signal.signal(signal.SIGALRM, _too_long)
+        signal.signal(signal.SIGPROF, _too_long)
         _MUTANTS = Mutants()
     return _MUTANTS.read(batch)
 

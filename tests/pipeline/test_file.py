@@ -4,18 +4,21 @@ import copy
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import MinMaxObserver
 
-from ilwp_plugin import CompressedModel, compress, load, loads
+from ilwp_plugin import CompressedModel, IlwpConfig, compress, load, loads, toolkits
 from ilwp_plugin.config import PRESETS
 from ilwp_plugin.errors import FileError, TensorError
 from ilwp_plugin.format import DTYPES, MetadataSection, TensorInfo
 from ilwp_plugin.format.stream import ByteWriter
+from ilwp_plugin.method.provenance import Origin
 from ilwp_plugin.models.tensors import dtype_of, same_bits
 from ilwp_plugin.zoo import build_model
 from tests.pipeline.states import check_round_trip, pair
@@ -201,3 +204,41 @@ def test_what_is_compressed_has_to_be_as_it_was() -> None:
         compressed.with_others_of({**state, "1.weight": state["1.weight"] + 1})
     with pytest.raises(TensorError, match=r"tensor '1\.weight' is not there any more; compress the model again"):
         compressed.with_others_of({"0.weight": state["0.weight"]})
+
+
+def test_codes_and_origins_that_a_file_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {f"{n}.weight": torch.randn(6, 1, 3, 3, generator=generator) for n in range(3)}
+    state["linear.weight"] = torch.randn(5, 7, generator=generator)
+    origin = Origin(torch.tensor([0, 2, 3, 4, 6, 7]), 8)
+    config = IlwpConfig(weight_step=0.1, mode="collocated")
+    stored = loads(compress(state, config, references={"1": origin}).to_bytes())
+    assert list(stored.provenance) == ["1.weight"] and stored.provenance["1.weight"].channels == 8
+    assert torch.equal(stored.provenance["1.weight"].survivors, origin.survivors)
+    (name,) = stored.quantized
+    codes, step = stored.quantized[name].codes, float(stored.quantized[name].scale)
+    assert name == "linear.weight" and codes.shape == (5, 7)
+    assert np.allclose(codes * step, stored.state_dict()[name].numpy()) and step == pytest.approx(0.1)
+
+
+def test_into_a_model_that_a_toolkit_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the toolkit needs besides is loaded, too, and a file of quantizers is restored by the toolkit."""
+    model = nn.Sequential(nn.Linear(3, 3))
+    stored = compress(model, metadata={"toolkit": "theirs", "quantizers": {}})
+    other = nn.Sequential(nn.Linear(3, 3))
+    other.register_buffer("scale", torch.zeros(2))
+    with pytest.raises(TensorError, match="scale"):
+        stored.apply_to(other)
+
+    def added(asked: nn.Module, file: CompressedModel) -> dict[str, Tensor]:
+        assert asked is other and file is stored
+        return {"scale": torch.tensor([1.0, 2.0])}
+
+    monkeypatch.setattr(toolkits, "function_for", lambda model, name: added if name == "added_state" else None)
+    stored.apply_to(other)
+    assert other.scale.tolist() == [1, 2] and same_bits(other[0].weight, stored.state_dict()["0.weight"])
+
+    asked: list[Any] = []
+    toolkit = SimpleNamespace(restore=lambda file, model: asked.append((file, model)) or model)
+    monkeypatch.setattr(toolkits, "load", {"theirs": toolkit}.__getitem__)
+    assert stored.restore(other) is other and asked == [(stored, other)]

@@ -328,6 +328,23 @@ def test_forms_of_indices_are_chosen_by_size() -> None:
         assert [s.details["form"] for s in read_back.summaries()] == forms
 
 
+def test_of_forms_of_one_size_the_first_is_taken() -> None:
+    """Of small tensors many are."""
+    book = np.arange(3, dtype=np.float32)[:, None]
+    infos = [TensorInfo(name, "float32", (2, 1, 2), "coded") for name in "ab"]
+    for seed in range(40):
+        indices = np.random.RandomState(seed).randint(0, 3, (2, 4))
+        tensors = [ilwp.CodebookTensor(info, 0, own) for info, own in zip(infos, indices, strict=True)]
+        section = ilwp.arranged([book], tensors)
+        forms = [tensor.form for tensor in section.tensors]
+        assert section.encode(infos).length <= ilwp.ArrangedSection([book], [*map(plain, tensors)]).encode(infos).length
+        assert forms[0] in ("plain", "sparse")
+
+
+def plain(tensor: ilwp.CodebookTensor) -> ilwp.ArrangedTensor:
+    return ilwp.ArrangedTensor(tensor.info, tensor.book, tensor.indices)
+
+
 def test_arranged_tensors_that_a_file_cannot_hold() -> None:
     info = TensorInfo("a", "float16", (4,), "coded")
 

@@ -40,6 +40,11 @@ def test_parts_sum_to_the_file() -> None:
     assert ledger.to_dict()["layers"]["a"]["total_bytes"] == 9
 
 
+def test_equal_bytes_are_one_key() -> None:
+    ones = [LayerBytes(texture_bytes=1, table_bytes=3), LayerBytes(table_bytes=3, texture_bytes=1)]
+    assert len({*ones, LayerBytes(texture_bytes=1)}) == 2
+
+
 def test_equality_ignores_empty_charges() -> None:
     one, other = Ledger(), Ledger()
     one.charge("texture", "a", 3)

@@ -389,3 +389,13 @@ def test_dithered_tensors_that_a_file_cannot_hold() -> None:
         0,
         *((np.array([3, -2], np.float32) - drawn[1:]) * np.float32(0.5)).astype(np.float16).tolist(),
     ]
+
+
+@pytest.mark.parametrize("coder", ["huffman", "ans", "ans-classes", "lzma", "auto"])
+def test_dithered_rows_that_are_spread_differently(coder: str) -> None:
+    random = np.random.RandomState(0)
+    codes = np.rint(random.randn(40, 300) * np.repeat([0.3, 8.0], 20)[:, None]).astype(np.int64)
+    info = TensorInfo("a", "float32", codes.shape, "coded")
+    section = ilwp.DitheredSection(ilwp.Lattice(7), [ilwp.DitheredTensor(info, 0.5, 0, codes)], coder)
+    stored = read(b"".join(pack([info], [section])))
+    assert np.array_equal(stored.tensor("a"), section.restore("a"))

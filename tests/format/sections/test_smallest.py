@@ -1,5 +1,6 @@
 """Sections of bytes in whichever of two ways takes fewer bytes: in groups, or under LZMA."""
 
+import lzma
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,23 @@ def test_a_graph_is_packed_as_well_as_lzma_can() -> None:
     plain = lzma.compress(content, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
     section = GraphSection("xml", content)
     assert section.content == content and section.encode([]).length < len(plain)
+
+
+def test_of_all_efforts_the_smallest_stream_is_taken() -> None:
+    """No effort is the best for all contents."""
+    random = np.random.RandomState(0)
+    words = [bytes(random.randint(97, 123, 6, np.uint8)) for _ in range(40)]
+    contents = [
+        b" ".join(words[i] for i in random.randint(0, 40, 400)),
+        random.randint(0, 4, 3000, np.int32).tobytes(),
+        bytes(random.randint(0, 256, 500, np.uint8)),
+        np.arange(900, dtype="<u4").tobytes(),
+    ]
+    efforts = [{}, *({"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": pb} for pb in (0, 2))]
+    best = set()
+    for content in contents:
+        filters = [[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, **effort}] for effort in efforts]
+        sizes = [len(lzma.compress(content, lzma.FORMAT_RAW, filters=own)) for own in filters]
+        assert len(packing.packed(content)) == min(sizes)
+        best.add(sizes.index(min(sizes)))
+    assert len(best) > 1

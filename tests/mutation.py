@@ -48,7 +48,7 @@ FIRST = {
     "ilwp_plugin/format/stream.py": ["tests/format/test_stream.py"],
     "ilwp_plugin/format/spool.py": ["tests/format/test_spool.py"],
     "ilwp_plugin/format/safetensors.py": ["tests/format/test_safetensors.py"],
-    "ilwp_plugin/pipeline/": ["tests/pipeline/test_file.py"],
+    "ilwp_plugin/pipeline/": [f"tests/pipeline/test_{name}.py" for name in ("file", "sparse", "fields", "odd_tensors")],
     "ilwp_plugin/ledger.py": ["tests/test_ledger.py"],
 }
 """By the beginning of a module's path, the tests that are about it."""

@@ -391,11 +391,18 @@ def test_dithered_tensors_that_a_file_cannot_hold() -> None:
     ]
 
 
-@pytest.mark.parametrize("coder", ["huffman", "ans", "ans-classes", "lzma", "auto"])
-def test_dithered_rows_that_are_spread_differently(coder: str) -> None:
+def test_the_longest_distance_of_relative_indices_is_chosen_by_size() -> None:
     random = np.random.RandomState(0)
-    codes = np.rint(random.randn(40, 300) * np.repeat([0.3, 8.0], 20)[:, None]).astype(np.int64)
-    info = TensorInfo("a", "float32", codes.shape, "coded")
-    section = ilwp.DitheredSection(ilwp.Lattice(7), [ilwp.DitheredTensor(info, 0.5, 0, codes)], coder)
-    stored = read(b"".join(pack([info], [section])))
-    assert np.array_equal(stored.tensor("a"), section.restore("a"))
+    book, chosen = np.arange(5, dtype=np.float32)[:, None], set()
+    for zeros in (0.5, 0.7, 0.9, 0.97, 0.99):
+        indices = np.where(random.random_sample(4000) < zeros, 2, random.randint(0, 5, 4000))
+        info = TensorInfo("a", "float32", (40, 100), "coded")
+        section = ilwp.arranged([book], [ilwp.CodebookTensor(info, 0, indices)], "huffman")
+        (own,) = section.tensors
+        if own.form == "sparse":
+            chosen.add(own.longest)
+        for longest in (255, 31, 7):
+            other = ilwp.ArrangedTensor(info, 0, indices, "sparse", common=2, longest=longest)
+            size = ilwp.ArrangedSection([book], [other], "huffman").encode([info]).length
+            assert section.encode([info]).length <= size + 8
+    assert len(chosen) > 1

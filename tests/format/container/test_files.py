@@ -270,6 +270,19 @@ def test_file_and_folder_are_forced_to_disk_around_the_replacement(
     assert happened == ["file", "replaced", "folder"]
 
 
+def test_a_system_that_opens_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def no_folders(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", no_folders)
+    write_file(tmp_path / "x", [b"abc"], lambda data: None)
+    assert (tmp_path / "x").read_bytes() == b"abc" and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_orphans_of_others_stay(tmp_path: Path) -> None:
     hexadecimal = "0123456789abcdef" * 2
     others = [f".y.{hexadecimal}.tmp", f".x.y.{hexadecimal}.tmp", ".x.tmp", ".x.0123.tmp", f"x.{hexadecimal}.tmp"]

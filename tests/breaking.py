@@ -99,8 +99,8 @@ FAULTS = [
     Fault(
         "queue without a lock",
         QUEUE,
-        'FileLock(f"{file}.lock", thread_local=True) if file else nullcontext()',
-        "nullcontext()",
+        'return FileLock(f"{file}.lock", thread_local=True)',
+        "return nullcontext()",
         (TEST_QUEUE, "twice"),
     ),
     Fault("tasks taken unlocked", QUEUE, "            taking.enter_context(self._lock)\n", "", (TEST_QUEUE, "twice")),

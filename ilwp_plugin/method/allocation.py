@@ -65,14 +65,15 @@ def safe_step(weight: Tensor) -> float:
     used = largest != 0
     if not bool(used.any()) or not bool(largest.isfinite().all()):
         return 0.0
+    rows, largest = (rows, largest) if bool(used.all()) else (rows[used], largest[used])
     scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    powers = _by_rows(rows, lambda part: part.double().square().mean(dim=1))[used]
+    powers = _by_rows(rows, lambda part: part.double().square().mean(dim=1))
     powers = powers.clamp(min=_DEAD * float(powers.mean()))
-    errors = _errors(rows, scales)[used]
+    errors = _errors(rows, scales)
     allowed, relative = float(errors.mean()), float((errors / powers).mean())
     step = _MARGIN * min(math.sqrt(12 * allowed), math.sqrt(12 * RELATIVE * relative / float((1 / powers).mean())))
     for _ in range(_REFINEMENTS):
-        found = float(_errors(rows, torch.full_like(scales, step))[used].mean()) if step else 0.0
+        found = float(_errors(rows, torch.full_like(scales, step)).mean()) if step else 0.0
         if found <= allowed:
             break
         step *= _MARGIN * math.sqrt(allowed / found)

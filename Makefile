@@ -44,7 +44,7 @@ fuzz-many: $(VENV)/.installed
 breaking: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m tests.breaking
 
-# Small faults in the format and its writers, a sample of all; what was tried already is not tried again. Hours.
+# Small faults in the format and its writers, a sample of all; what was tried already is not tried again. Half an hour.
 mutation: $(VENV)/.installed $(MUTATION)/.installed
 	test -e out/mutation/mutants.json || $(MUTATION)/bin/python -m tests.mutation make --count $(MUTANTS)
 	$(TEST_ENV) $(BIN)/python -m tests.mutation run

@@ -15,11 +15,7 @@ import atheris
 with atheris.instrument_imports(
     include=["ilwp_plugin.format", "ilwp_plugin.strict_json"], enable_loader_override=False
 ):
-    from tests.fuzz import grammar, mutation, target
-
-_SEEDS = 200
-_MOST = 600
-"""Bytes of a mutant, unless an option says otherwise."""
+    from tests.fuzz import mutation, target
 
 MALFORMED = mutation.VALID.parent / "malformed"
 
@@ -32,10 +28,8 @@ def _sown() -> Path:
     """What fuzzing begins with: files of the grammar, valid files that are small, malformed ones."""
     folder = Path("out/fuzz-seeds")
     folder.mkdir(parents=True, exist_ok=True)
-    found = [path.read_bytes() for other in (mutation.VALID, MALFORMED) for path in sorted(other.glob("*.ilwp"))]
-    for number, data in enumerate([*found, *map(grammar.make, range(_SEEDS))]):
-        if len(data) <= _MOST:
-            (folder / f"{number:04}").write_bytes(data)
+    for number, data in enumerate(mutation.begun_with(mutation.VALID.glob("*.ilwp"), MALFORMED.glob("*.ilwp"))):
+        (folder / f"{number:04}").write_bytes(data)
     return folder
 
 
@@ -50,7 +44,7 @@ def main(arguments: list[str]) -> None:
         folder = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else Path("out/fuzz")
         folder.mkdir(parents=True, exist_ok=True)
         mutation.CORPUS.mkdir(exist_ok=True)
-        options = [f"-max_len={_MOST}", "-timeout=20", "-rss_limit_mb=3000", f"-artifact_prefix={folder}/"]
+        options = [f"-max_len={mutation.MOST}", "-timeout=20", "-rss_limit_mb=3000", f"-artifact_prefix={folder}/"]
         folders = [mutation.CORPUS, folder] if taken else [folder, mutation.CORPUS, _sown()]
         arguments = [*options, *(["-merge=1"] if taken else []), *arguments, *map(str, folders)]
     itself = f"{sys.executable} -m tests.fuzz"  # a line of the shell, by which libFuzzer calls itself

@@ -21,13 +21,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import grammar, mutation, target
+from tests.fuzz import mutation, target
 
 ROOT = Path(__file__).parent.parent.parent
 BATCH = 10_000
-_GRAMMAR = 200
-_MOST = 600
-"""Bytes of a mutant."""
 _SECONDS, _MEMORY = 20, 3 << 30
 _AGAIN = 0.3
 """How many mutants are mutants of the one before."""
@@ -59,10 +56,7 @@ class Mutants:
     """The mutants of some batches, whose bases are read once."""
 
     def __init__(self) -> None:
-        found = [path.read_bytes() for path in sorted(mutation.CORPUS.iterdir())]
-        found += [path.read_bytes() for path in sorted(mutation.VALID.glob("*.ilwp"))]
-        found += map(grammar.make, range(_GRAMMAR))
-        self.bases = [data for data in found if len(data) <= _MOST]
+        self.bases = mutation.begun_with(mutation.CORPUS.iterdir(), mutation.VALID.glob("*.ilwp"))
 
     def read(self, batch: int) -> Batch:
         """The codes of a batch, and how long it took. Raises RuntimeError with what failed, and its bytes."""
@@ -70,7 +64,7 @@ class Mutants:
         data = b""
         for _ in range(BATCH):
             base = data if data and random.random() < _AGAIN else random.choice(self.bases)
-            data = mutation.mutant(base, _MOST, random, lambda body, most: change(body, most, random))
+            data = mutation.mutant(base, mutation.MOST, random, lambda body, most: change(body, most, random))
             signal.setitimer(signal.ITIMER_PROF, _SECONDS)
             try:
                 codes[target.check(data)] += 1
@@ -106,7 +100,7 @@ def _of() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="Read mutants by the million.")
     parser.add_argument("count", nargs="?", type=int, default=1_000_000, help="mutants in all")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("out/fuzz"))
     parser.add_argument("--processes", type=int, default=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -13,12 +13,23 @@ from tests.fuzz.parts import Parts, take_apart, varint
 
 CORPUS = Path(__file__).parent / "corpus"
 VALID = Path(__file__).parent.parent / "corpus" / "valid"
+MOST = 600
+"""Bytes of a mutant, and of what mutants are made of."""
+_GRAMMAR = 200
+"""Files of the grammar that fuzzing begins with."""
 _SMALL = 1500
 """Bytes of files of the other corpus that mutants borrow from."""
 
 _NUMBERS = [varint(n) for n in (0, 1, 2, 127, 128, 255, 256, 16383, 65535, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1)]
 _NUMBERS += [b"\xff" * 9, b"\xff" * 9 + b"\1", b"\x80\0"]
 _FLOATS = [struct.pack("<f", x) for x in (0, -0.0, 1, -1, 1e-45, 3e38, float("inf"), float("nan"), 2.0**-126)]
+
+
+def begun_with(*files: Iterable[Path]) -> list[bytes]:
+    """What mutants are made of: those files, in the order of their names, and some of the grammar; all small."""
+    found = [path.read_bytes() for some in files for path in sorted(some)]
+    return [data for data in [*found, *map(grammar.make, range(_GRAMMAR))] if len(data) <= MOST]
+
 
 Mutate = Callable[[bytes, int], bytes]
 """Changes some bytes, which then are at most so many: the fuzzer's own, which is led by coverage."""

@@ -4,7 +4,7 @@ pip install 'ilwp-plugin[compare]'
 python examples/recipes.py                   docs/results/recipes -> docs/recipes.md and docs/figures/recipes.png
 python examples/recipes.py --results out/recipes
 
-The results come from `ilwp compare examples/compare/recipes.json -o out/recipes`.
+The results come from `ilwp compare examples/compare/recipes.json -o out/recipes`, and from the same with nncodec.json.
 """
 
 import argparse
@@ -28,12 +28,17 @@ NAMES = {
     "weight_fixing": "weight fixing",
 }
 
+EPOCHS = 4
+"""Of fine-tuning, where the name does not say."""
+
 TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
 """kB."""
 
 
 def name(method: Summary) -> str:
     """As the page calls it."""
+    if method.method == "nncodec":
+        return f"NNCodec, qp {method.options['qp']}"
     recipes = method.options.get("recipes")
     if recipes is None:
         found = {"fp32": "fp32", "baseline": "int8 + zstd -19"}
@@ -41,8 +46,9 @@ def name(method: Summary) -> str:
         return found.get(method.kind, tuned)
     own = next(recipe for recipe in recipes if recipe["name"] in NAMES)
     once = " (k-means, all fixed at once)" if own["name"] == "slq" and len(own.get("fixed", [])) == 1 else ""
+    longer = f", {method.options['epochs']} epochs" if method.options["epochs"] != EPOCHS else ""
     stacked = "ilwp + " if any(recipe["name"] == "ilwp" for recipe in recipes) else ""
-    return f"{stacked}{NAMES[own['name']]}{once}"
+    return f"{stacked}{NAMES[own['name']]}{once}{longer}"
 
 
 def table(section: Section) -> str:

@@ -1,49 +1,22 @@
 """The peers' side of table.py, in an environment of its own: encodes and decodes the tensors of an .npz file.
 
-python examples/peers/coders.py IN.npz OUT.npz METHOD [QP [QP_OF_VECTORS]]
+python examples/peers/coders.py IN.npz OUT.npz METHOD
 
-It prints bytes and seconds as JSON; OUT holds what is restored. METHOD is fp32+zstd, fp16+zstd, int8+zstd, int8+pcodec
-or nncodec (with its quantization parameter, and `nonweight_qp`, that of all other tensors).
+It prints bytes and seconds as JSON; OUT holds what is restored. METHOD is fp32+zstd, fp16+zstd, int8+zstd
+or int8+pcodec.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import json
 import sys
 import time
-import types
 from collections.abc import Callable
-from unittest.mock import MagicMock
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[np.generic]]
-
-NONWEIGHT_QP = -75
-"""NNCodec's default."""
-
-UNUSED = {"cv2", "flwr", "h5py", "sentencepiece", "sklearn", "tensorflow", "torchvision", "wandb"}
-"""What NNCodec imports for its data sets and training, gigabytes in all; its coder needs none of it."""
-
-
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets modules that are never used be imported without being there."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] not in UNUSED:
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        module = MagicMock(name=spec.name)
-        module.__path__, module.__spec__ = [], spec
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
 
 
 def int8(values: NDArray[np.generic]) -> tuple[NDArray[np.int8], np.float32]:
@@ -93,9 +66,7 @@ def general(pack: Callable[[bytes], bytes], unpack: Callable[[bytes], bytes], dt
     return encode, decode
 
 
-def coder(
-    method: str, qp: int, vectors: int
-) -> tuple[Callable[[Tensors], object], Callable[[object], Tensors], Callable[[object], int]]:
+def coder(method: str) -> tuple[Callable[[Tensors], object], Callable[[object], Tensors], Callable[[object], int]]:
     if method.endswith("+zstd"):
         import zstandard
 
@@ -123,29 +94,14 @@ def coder(
             return restored
 
         return encode, decode, lambda parts: sum(len(p[0]) + (0 if p[2] is None else 4) for p in parts.values())
-    if method != "nncodec":
-        raise SystemExit(f"unknown method {method!r}")
-    sys.meta_path.insert(0, Absent())
-    from nncodec import nnc
-
-    def encode_nnc(tensors: Tensors) -> object:
-        return nnc.compress(
-            dict(tensors),
-            qp=qp,
-            nonweight_qp=vectors,
-            return_bitstream=True,
-            bitstream_path=sys.argv[2] + ".nnc",
-        )
-
-    return encode_nnc, nnc.decompress, len
+    raise SystemExit(f"unknown method {method!r}")
 
 
 def main() -> None:
-    source, out, method, *qps = sys.argv[1:]
-    qp, vectors = [*map(int, qps), *(0, NONWEIGHT_QP)[len(qps) :]]
+    source, out, method = sys.argv[1:]
     with np.load(source) as file:
         tensors = {name: file[name] for name in file.files}
-    encode, decode, size = coder(method, qp, vectors)
+    encode, decode, size = coder(method)
     start = time.perf_counter()
     data = encode(tensors)
     middle = time.perf_counter()

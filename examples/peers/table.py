@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ilwp_plugin import IlwpConfig, compress, loads
+from ilwp_plugin.compare import nncodec
 from ilwp_plugin.demo import preset, trained_model
 from ilwp_plugin.models.weights import read_state_dict
 from ilwp_plugin.training import reestimate_batch_norms
@@ -50,11 +51,15 @@ options.steps = options.steps or ([0.0259, 0.0488] if options.pretrained else [0
 
 def peer(state: Mapping[str, Tensor], method: str, *arguments: object) -> tuple[dict[str, Tensor], dict[str, float]]:
     """What a peer restores, and its bytes and seconds. Counters of batches are left out: NNCodec takes no scalars."""
+    if method == "nncodec":
+        content, encoding = nncodec.encode(options.peers, state, *map(int, arguments))
+        restored, decoding = nncodec.decode(options.peers, content)
+        return {**state, **restored}, {"bytes": len(content), "encode": encoding, "decode": decoding}
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
         np.savez(source, **{name: tensor.numpy() for name, tensor in state.items() if tensor.dim()})
         coders = Path(__file__).with_name("coders.py")
-        command = [options.peers, str(coders), str(source), str(out), method, *map(str, arguments)]
+        command = [options.peers, str(coders), str(source), str(out), method]
         lines = subprocess.run(command, check=True, text=True, capture_output=True).stdout.splitlines()
         with np.load(out) as file:
             restored = {name: torch.from_numpy(np.array(file[name])) for name in file.files}

@@ -1,6 +1,7 @@
 """Networks x seeds x methods, measured alike: bytes on disk, accuracy of what the file restores, time and memory."""
 
 from ilwp_plugin.compare import baselines as _baselines  # noqa: F401  (registers)
+from ilwp_plugin.compare import nncodec as _nncodec  # noqa: F401  (registers)
 from ilwp_plugin.compare import own as _own  # noqa: F401  (registers)
 from ilwp_plugin.compare.config import CompareConfig
 from ilwp_plugin.compare.methods import METHODS, Case, Compressed, Method, Options

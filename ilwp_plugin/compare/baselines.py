@@ -18,12 +18,13 @@ from ilwp_plugin.format.integers import IntegerTensor
 from ilwp_plugin.models.tensors import integers_of, restored
 from ilwp_plugin.zoo import scope_layers
 
-__all__ = ["Float32", "Zstd", "int8_weights"]
+__all__ = ["Float32", "Zstd", "depthwise_bytes", "int8_weights"]
 
 _SCALE = ".scale"
 
 
-def _depthwise_bytes(model: nn.Module, bits: int, per_channel: int = 0) -> int:
+def depthwise_bytes(model: nn.Module, bits: int, per_channel: int = 0) -> int:
+    """Of the weights of depthwise layers, with so many bits a weight, and bytes a channel besides."""
     weights = [layer.weight for layer in scope_layers(model).values()]
     return sum(weight.numel() * bits // 8 + per_channel * len(weight) for weight in weights)
 
@@ -53,7 +54,7 @@ class Float32(Method):
         def save(path: Path) -> None:
             path.write_bytes(content)
 
-        return Compressed(tensor_bytes(model.state_dict()), _depthwise_bytes(model, 32), save, restore)
+        return Compressed(tensor_bytes(model.state_dict()), depthwise_bytes(model, 32), save, restore)
 
 
 class ZstdOptions(Options):
@@ -77,12 +78,12 @@ class Zstd(Method):
         zstandard = optional("zstandard", "compare")
         model = case.model()
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        depthwise = _depthwise_bytes(model, {"fp32": 32, "fp16": 16, "int8": 8}[options.dtype])
+        depthwise = depthwise_bytes(model, {"fp32": 32, "fp16": 16, "int8": 8}[options.dtype])
         if options.dtype == "int8":
             for name, value in int8_weights(model).items():
                 state[name] = torch.from_numpy(value.codes).to(torch.int8)
                 state[name + _SCALE] = torch.from_numpy(value.scale)
-            depthwise = _depthwise_bytes(model, 8, per_channel=4)
+            depthwise = depthwise_bytes(model, 8, per_channel=4)
         elif options.dtype == "fp16":
             state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
         raw = tensor_bytes(state)

@@ -146,6 +146,9 @@ class Method(ABC):
     def title(self, options: Any) -> str:
         """A short name for tables, with the options that matter."""
 
+    def check(self, options: Any) -> None:  # noqa: B027  (most methods need nothing)
+        """Look for what the method needs besides, before anything is trained; raises IlwpError where it is not."""
+
     @abstractmethod
     def compress(self, case: Case, options: Any) -> Compressed:
         """Compress `case.model()`; training is part of it, where a method needs some."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ilwp_plugin._imports import optional
 from ilwp_plugin.compare.config import CompareConfig, Task
+from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.compare.queue import Queue, TaskError
 from ilwp_plugin.compare.results import (
     MethodResult,
@@ -66,7 +67,7 @@ def compare(
     Raises:
         TaskError: some tasks failed; the message names them. The others are done.
         ConfigError: less than one worker or thread, or no such device.
-        MissingDependencyError: the extra `compare` is not installed.
+        MissingDependencyError: the extra `compare` is not installed, or what a method needs besides.
         FileError: the folder or the storage cannot be used.
     """
     folder = Path(folder)
@@ -79,6 +80,10 @@ def compare(
     except OSError as error:
         raise FileError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     tasks = config.tasks()
+    for task in tasks:
+        if task.method is not None:
+            method = find_method(task.method)
+            method.check(method.options.from_dict(task.options))
     queue = Queue(storage or folder / "tasks.sqlite3")
     queue.add(tasks, stored_results(folder))
     # A server that has imported torch once forks a process for each task: memory is measured from a clean start, and

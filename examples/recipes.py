@@ -1,22 +1,29 @@
-"""The table and the figure of docs/recipes.md, from results alone: every recipe's bytes and accuracy.
+"""The tables and the figure of docs/recipes.md, from results alone: every recipe's bytes and accuracy.
 
 pip install 'ilwp-plugin[compare]'
 python examples/recipes.py                   docs/results/recipes -> docs/recipes.md and docs/figures/recipes.png
 python examples/recipes.py --results out/recipes
+python examples/recipes.py --look out/recipes    counts the values in its files of LeNet-5 (values.jsonl) before
 
 The results come from `ilwp compare examples/compare/recipes.json -o out/recipes`, and from the same with nncodec.json.
 """
 
 import argparse
+import json
+import math
 from pathlib import Path
 
+import numpy as np
+import torch
 from paper import fill
 
+from ilwp_plugin import load
 from ilwp_plugin.analysis.figures import PALETTE, drawing
-from ilwp_plugin.compare import read_results
+from ilwp_plugin.compare import MethodResult, read_results
 from ilwp_plugin.compare.report.summary import Section, Summary, sections
 
 ROOT = Path(__file__).parent.parent
+VALUES = ROOT / "docs" / "results" / "recipes" / "values.jsonl"
 NAMES = {
     "deep_compression": "Deep Compression",
     "slq": "SLQ",
@@ -35,15 +42,19 @@ TICKS = (5, 10, 20, 50, 100, 200, 500, 1000)
 """kB."""
 
 
-def name(method: Summary) -> str:
+def name(method: Summary | MethodResult) -> str:
     """As the page calls it."""
     if method.method == "nncodec":
         return f"NNCodec, qp {method.options['qp']}"
     recipes = method.options.get("recipes")
     if recipes is None:
-        found = {"fp32": "fp32", "baseline": "int8 + zstd -19"}
-        tuned = "ilwp, fine-tuned" if method.method == "fine_tune" else "ilwp, no training"
-        return found.get(method.kind, tuned)
+        found = {
+            "fp32": "fp32",
+            "zstd": "int8 + zstd -19",
+            "fine_tune": "ilwp, fine-tuned",
+            "ilwp": "ilwp, no training",
+        }
+        return found[method.method]
     own = next(recipe for recipe in recipes if recipe["name"] in NAMES)
     once = " (k-means, all fixed at once)" if own["name"] == "slq" and len(own.get("fixed", [])) == 1 else ""
     longer = f", {method.options['epochs']} epochs" if method.options["epochs"] != EPOCHS else ""
@@ -64,6 +75,79 @@ def table(section: Section) -> str:
         lines.append(
             f"| {name(method)} | {len(method.seeds)} | {method.file.mean:,.0f} | 1/{ratio:.3g} | "
             f"{method.accuracy.mean:.2f}{'' if method.kind == 'fp32' else change} |"
+        )
+    return "\n".join(lines)
+
+
+def stacks(section: Section) -> str:
+    """In Markdown: each recipe alone and with ilwp, which has what it predicts."""
+    by_name = {name(method): method for method in section.methods}
+    lines = [
+        f"| {section.network.model} | alone, bytes | change | with ilwp, bytes | change | bytes | points | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for label in NAMES.values():
+        alone, stacked = by_name.get(label), by_name.get(f"ilwp + {label}")
+        if alone is None or stacked is None:
+            continue
+        size = 100 * (stacked.file.mean / alone.file.mean - 1)
+        gain = stacked.change.points - alone.change.points
+        lines.append(
+            f"| {label} | {alone.file.mean:,.0f} | {alone.change.points:+.2f} | {stacked.file.mean:,.0f} | "
+            f"{stacked.change.points:+.2f} | {size:+.1f} % | {gain:+.2f} | {len(stacked.seeds)} |"
+        )
+    return "\n".join(lines)
+
+
+def is_short(value: float, terms: int = 3) -> bool:
+    """Whether a number is the sum of so many signed powers of two: counted in the non-adjacent form of its mantissa."""
+    mantissa, count = int(abs(math.frexp(value)[0]) * 2**24), 0
+    while mantissa:
+        if mantissa & 1:
+            mantissa -= 2 - (mantissa & 3)
+            count += 1
+        mantissa >>= 1
+    return count <= terms
+
+
+def look(folder: Path) -> None:
+    """What a comparison's files of LeNet-5 hold: distinct weights, their entropy, zeros, sums of powers of two."""
+    lines = []
+    for result in read_results(folder):
+        path = folder / "files" / result.key / "model"
+        if not isinstance(result, MethodResult) or result.network.model != "lenet5" or not path.exists():
+            continue
+        if "recipes" not in result.options:
+            continue
+        weights = [t.flatten() for t in load(path).state_dict().values() if t.dim() > 1]
+        values, counts = np.unique(torch.cat(weights).numpy(), return_counts=True)
+        shares = counts / counts.sum()
+        short = [value != 0 and is_short(float(value)) for value in values]
+        row = {
+            "recipe": name(result),
+            "seed": result.network.seed,
+            "values": len(values),
+            "entropy": round(float(-(shares * np.log2(shares)).sum()), 3),
+            "zeros": round(100 * float(shares[values == 0].sum()), 1),
+            "short": sum(short),
+            "bytes": result.sizes.file_bytes,
+            "change": round(100 * (result.accuracy.right - result.accuracy.fp32) / result.accuracy.images, 2),
+        }
+        lines.append(json.dumps(row) + "\n")
+    VALUES.write_text("".join(sorted(lines)), encoding="utf-8")
+
+
+def values() -> str:
+    """The same as a table in Markdown."""
+    lines = [
+        "| lenet5, one seed | distinct values | of three powers of two | entropy, bits a weight | zeros | change |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for line in VALUES.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        lines.append(
+            f"| {row['recipe']} | {row['values']:,} | {row['short']:,} | {row['entropy']:.2f} | {row['zeros']:.1f} % | "
+            f"{row['change']:+.2f} |"
         )
     return "\n".join(lines)
 
@@ -94,11 +178,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "recipes")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--look", type=Path, help="a folder of `ilwp compare`, with its files")
     options = parser.parse_args()
+    if options.look is not None:
+        look(options.look)
     found = sections(read_results(options.results))
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
-    (options.out / "recipes.md").write_text(fill(text, {"table": "\n\n".join(map(table, found))}), encoding="utf-8")
+    parts = {"table": "\n\n".join(map(table, found)), "stacks": "\n\n".join(map(stacks, found)), "values": values()}
+    (options.out / "recipes.md").write_text(fill(text, parts), encoding="utf-8")
     draw(found, options.out / "figures" / "recipes.png")
 
 

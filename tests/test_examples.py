@@ -1,5 +1,6 @@
 """The examples run as they are, in a process of their own."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def test_pages_are_what_their_results_say(page: str, tmp_path: Path) -> None:
     assert (tmp_path / f"{page}.md").read_text() == (EXAMPLES.parent / "docs" / f"{page}.md").read_text()
     pictures = set(re.findall(r"\(figures/(\S+)\)", (tmp_path / f"{page}.md").read_text()))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == pictures != set()
+
+
+@pytest.mark.parametrize(
+    ("value", "short"),
+    [(0.5, True), (-0.75, True), (7 / 8, True), (2**-9 * 127, True), (0.3, False), (85 / 256, False), (73 / 128, True)],
+)
+def test_sums_of_three_powers_of_two(value: float, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert importlib.import_module("recipes").is_short(value) is short
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path: Path) -> None:

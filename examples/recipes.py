@@ -11,6 +11,7 @@ The results come from `ilwp compare examples/compare/recipes.json -o out/recipes
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from paper import fill
 
 from ilwp_plugin import load
 from ilwp_plugin.analysis.figures import PALETTE, drawing
-from ilwp_plugin.compare import MethodResult, read_results
+from ilwp_plugin.compare import MethodResult, TrainingResult, read_results
 from ilwp_plugin.compare.report.summary import Section, Summary, sections
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,9 @@ NAMES = {
     "soft_to_hard": "soft-to-hard",
     "weight_fixing": "weight fixing",
 }
+
+SETTINGS = ("sparsity", "clusters", "codebook", "quantizer", "step", "bits", "distance", "tau")
+"""What tells rows of a recipe apart."""
 
 EPOCHS = 4
 """Of fine-tuning, where the name does not say."""
@@ -79,22 +83,26 @@ def table(section: Section) -> str:
     return "\n".join(lines)
 
 
-def stacks(section: Section) -> str:
-    """In Markdown: each recipe alone and with ilwp, which has what it predicts."""
-    by_name = {name(method): method for method in section.methods}
+def stacks(model: str, results: Sequence[TrainingResult | MethodResult]) -> str:
+    """In Markdown: each recipe alone and with ilwp, which has what it predicts; means over the seeds of both."""
+    rows: dict[str, dict[int, tuple[float, float]]] = {}
+    for result in results:
+        if isinstance(result, MethodResult) and result.network.model == model:
+            change = 100 * (result.accuracy.right - result.accuracy.fp32) / result.accuracy.images
+            rows.setdefault(name(result), {})[result.network.seed] = (result.sizes.file_bytes, change)
     lines = [
-        f"| {section.network.model} | alone, bytes | change | with ilwp, bytes | change | bytes | points | seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {model} | seeds | alone, bytes | change | with ilwp, bytes | change | bytes | points |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label in NAMES.values():
-        alone, stacked = by_name.get(label), by_name.get(f"ilwp + {label}")
-        if alone is None or stacked is None:
+        alone, stacked = rows.get(label, {}), rows.get(f"ilwp + {label}", {})
+        seeds = sorted(alone.keys() & stacked.keys())
+        if not seeds:
             continue
-        size = 100 * (stacked.file.mean / alone.file.mean - 1)
-        gain = stacked.change.points - alone.change.points
+        (before, lost), (after, still) = (np.mean([own[seed] for seed in seeds], axis=0) for own in (alone, stacked))
         lines.append(
-            f"| {label} | {alone.file.mean:,.0f} | {alone.change.points:+.2f} | {stacked.file.mean:,.0f} | "
-            f"{stacked.change.points:+.2f} | {size:+.1f} % | {gain:+.2f} | {len(stacked.seeds)} |"
+            f"| {label} | {', '.join(map(str, seeds))} | {before:,.0f} | {lost:+.2f} | {after:,.0f} | {still:+.2f} | "
+            f"{100 * (after / before - 1):+.1f} % | {still - lost:+.2f} |"
         )
     return "\n".join(lines)
 
@@ -117,19 +125,21 @@ def look(folder: Path) -> None:
         path = folder / "files" / result.key / "model"
         if not isinstance(result, MethodResult) or result.network.model != "lenet5" or not path.exists():
             continue
-        if "recipes" not in result.options:
+        if len(result.options.get("recipes", ())) != 3:  # a recipe alone, with `grid` and `batch_norm`
             continue
         weights = [t.flatten() for t in load(path).state_dict().values() if t.dim() > 1]
         values, counts = np.unique(torch.cat(weights).numpy(), return_counts=True)
         shares = counts / counts.sum()
         short = [value != 0 and is_short(float(value)) for value in values]
+        own = next(recipe for recipe in result.options["recipes"] if recipe["name"] in NAMES)
         row = {
             "recipe": name(result),
+            "setting": ", ".join(f"{key} {own[key]}" for key in SETTINGS if key in own),
             "seed": result.network.seed,
             "values": len(values),
             "entropy": round(float(-(shares * np.log2(shares)).sum()), 3),
             "zeros": round(100 * float(shares[values == 0].sum()), 1),
-            "short": sum(short),
+            "short": int(sum(short)),
             "bytes": result.sizes.file_bytes,
             "change": round(100 * (result.accuracy.right - result.accuracy.fp32) / result.accuracy.images, 2),
         }
@@ -140,14 +150,14 @@ def look(folder: Path) -> None:
 def values() -> str:
     """The same as a table in Markdown."""
     lines = [
-        "| lenet5, one seed | distinct values | of three powers of two | entropy, bits a weight | zeros | change |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| lenet5, seed 0 | setting | bytes | values | of 3 powers of two | bits a weight | zeros | change |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line in VALUES.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         lines.append(
-            f"| {row['recipe']} | {row['values']:,} | {row['short']:,} | {row['entropy']:.2f} | {row['zeros']:.1f} % | "
-            f"{row['change']:+.2f} |"
+            f"| {row['recipe']} | {row['setting']} | {row['bytes']:,} | {row['values']:,} | {row['short']:,} | "
+            f"{row['entropy']:.2f} | {row['zeros']:.1f} % | {row['change']:+.2f} |"
         )
     return "\n".join(lines)
 
@@ -182,10 +192,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.look is not None:
         look(options.look)
-    found = sections(read_results(options.results))
+    results = read_results(options.results)
+    found = sections(results)
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
-    parts = {"table": "\n\n".join(map(table, found)), "stacks": "\n\n".join(map(stacks, found)), "values": values()}
+    parts = {
+        "table": "\n\n".join(map(table, found)),
+        "values": values(),
+        "stacks": "\n\n".join(stacks(section.network.model, results) for section in found),
+    }
     (options.out / "recipes.md").write_text(fill(text, parts), encoding="utf-8")
     draw(found, options.out / "figures" / "recipes.png")
 

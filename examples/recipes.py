@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from paper import fill
 
 from ilwp_plugin import load
@@ -163,25 +164,43 @@ def values() -> str:
 
 
 def draw(found: list[Section], path: Path) -> None:
-    """Bytes against the change in accuracy, a panel for each network; what loses more than 6 points is left out."""
-    with drawing(path, 5.6, 4.6, len(found)) as (_, axes):
+    """Bytes against the change in accuracy, a panel for each network; what loses more than 6 points is left out.
+
+    A recipe has a colour and a shape, filled alone and hollow with ilwp; a line joins the two.
+    """
+    colours = {label: (PALETTE[1 + i % 6], "os^D"[i // 6]) for i, label in enumerate(NAMES.values())}
+    with drawing(path, 5.6, 4.6, len(found)) as (figure, axes):
+        handles: dict[str, Artist] = {}
         for axis, section in zip(axes, found, strict=True):
-            shown = [m for m in section.methods if m.kind != "fp32" and m.change.points > -6]
-            for i, method in enumerate(sorted(shown, key=name)):
-                colour = PALETTE[(i % (len(PALETTE) - 1)) + 1]
-                marker = "osD^vP*"[i // (len(PALETTE) - 1)]
+            shown = {name(m): m for m in section.methods if m.kind != "fp32" and m.change.points > -6}
+            for label, method in shown.items():
+                stacked, rest = label.startswith("ilwp + "), label.removeprefix("ilwp + ")
+                plain = rest.partition(" (")[0].partition(", ")[0]
+                colour, marker = colours.get(plain, ("black", "*") if "ilwp" in label else (PALETTE[0], "x"))
+                marker = {"SLQ (": "P", "NNCod": "+"}.get(label[:5], marker)
                 x, y = method.file.mean / 1000, method.change.points
-                own = {"color": colour, "marker": marker, "linestyle": "none", "label": name(method)}
-                axis.errorbar(x, y, method.change.standard_error, **own)
+                own = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 7}
+                hollow = {"markerfacecolor": "white"} if stacked or label == "ilwp, no training" else {}
+                drawn = axis.errorbar(x, y, method.change.standard_error, elinewidth=0.8, **own, **hollow)
+                if alone := shown.get(rest) if stacked else None:
+                    points = [alone.file.mean / 1000, x], [alone.change.points, y]
+                    axis.plot(*points, color=colour, linewidth=0.8, zorder=1)
+                if not stacked:
+                    handles.setdefault(
+                        "NNCodec" if label.startswith("NNCodec") else label.removesuffix(", 30 epochs"), drawn
+                    )
             axis.set_xscale("log")
             low, high = axis.get_xlim()
             ticks = [tick for tick in TICKS if low <= tick <= high]
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.set_xticks([], minor=True)
-            axis.legend(fontsize=8)
+            axis.grid(alpha=0.3)
             axis.set_xlabel("kB of the file")
             axis.set_ylabel("accuracy, change in points")
             axis.set_title(f"{section.network.model}, {section.network.data}")
+        ordered = sorted(handles, key=lambda label: ("ilwp" not in label, label))
+        title = "hollow: stacked with ilwp"
+        figure.legend([handles[n] for n in ordered], ordered, loc="outside right center", fontsize=8, title=title)
 
 
 def main() -> None:

@@ -11,20 +11,9 @@ import zstandard
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ilwp_plugin.compare import Case, CompareConfig
+from ilwp_plugin.compare import Case
 from ilwp_plugin.compare.baselines import int8_weights
 from ilwp_plugin.compare.methods import find_method
-from ilwp_plugin.demo import initial_model
-from ilwp_plugin.zoo import load_data
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    config = CompareConfig.from_dict({"networks": [{"epochs": 1}], "methods": [{"method": "fp32"}]})
-    settings, data = config.tasks()[0].network.settings, load_data("digits")
-    model = initial_model(settings, data).train()
-    model(data.train_images[:64])  # so that the batch norms have statistics
-    return Case(settings, data, model.state_dict(), tmp_path)
 
 
 def outputs(model: nn.Module, case: Case) -> Tensor:

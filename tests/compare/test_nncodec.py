@@ -12,9 +12,7 @@ import torch
 from ilwp_plugin.compare import Case, CompareConfig, compare
 from ilwp_plugin.compare.methods import find_method
 from ilwp_plugin.compare.nncodec import decode, encode
-from ilwp_plugin.demo import initial_model
 from ilwp_plugin.errors import FileError, IlwpError, MissingDependencyError
-from ilwp_plugin.zoo import load_data
 
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
@@ -51,15 +49,6 @@ def rounding(tmp_path: Path) -> str:
     script.write_text(f'#!/bin/sh\ntest "$1" = -I || exit 3\nshift\n{path} exec "{sys.executable}" "$@"\n')
     script.chmod(0o755)
     return str(script)
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    config = CompareConfig.from_dict({"networks": [{"epochs": 1}], "methods": [{"method": "fp32"}]})
-    settings, data = config.tasks()[0].network.settings, load_data("digits")
-    model = initial_model(settings, data).train()
-    model(data.train_images[:64])  # so that the batch norms have statistics
-    return Case(settings, data, model.state_dict(), tmp_path)
 
 
 def test_the_model_is_what_the_codec_restores(case: Case, rounding: str, tmp_path: Path) -> None:
